@@ -1,0 +1,55 @@
+"""What a room needs to know of a document: the Protocol that every adaptor meets, yours included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from reconnect_fsm.loro_protocol.messages import CrdtType, UpdateStatusCode
+
+__all__ = ["Adaptor"]
+
+
+@runtime_checkable
+class Adaptor(Protocol):
+    """Binds one document to one room. Every method is called in the event loop's thread and must not block for long.
+
+    Versions and updates are opaque bytes: only the adaptor and its peers at the other end know what they mean. Applying
+    an update twice, or one's own update, must do no harm; that is what a CRDT is for.
+    """
+
+    @property
+    def crdt_type(self) -> CrdtType:
+        """The kind of document, as the protocol tags it."""
+        ...
+
+    def version(self) -> bytes:
+        """The version that a JoinRequest carries: the server sends what came after it."""
+        ...
+
+    def alternative_version(self, server_version: bytes) -> bytes | None:
+        """Another version to ask with when the server does not know the first (D-VERSION); None if there is none.
+
+        ``server_version`` is what the server said it has, ``b""`` if it did not say.
+        """
+        ...
+
+    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
+        """The updates that a server at this version lacks: edits made offline, or before it was joined (D-ACK)."""
+        ...
+
+    def covers(self, server_version: bytes) -> bool:
+        """Whether the document holds everything up to this version; `Room.synced` waits for it."""
+        ...
+
+    def apply(self, updates: Sequence[bytes]) -> None:
+        """Apply updates from the server. If it raises, the server is told that they were refused (Ack 0x04)."""
+        ...
+
+    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+        """Pass every local update to ``send`` from now on, from any thread; return a function that ends it."""
+        ...
+
+    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
+        """The server refused these updates of ours (D-ACK); they are still in the document."""
+        ...

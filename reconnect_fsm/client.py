@@ -1,0 +1,140 @@
+"""A `Connection` plus rooms: the client of the Loro syncing protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from .adaptors.base import Adaptor
+from .client_fsm import ClientFSM
+from .connection import Connection
+from .effects import TellRooms
+from .errors import NotConnected, ProtocolError
+from .keepalive import PING, PONG, Keepalive
+from .loro_protocol import decode
+from .network import NetworkSource
+from .retry import RetryPolicy
+from .room_fsm import RoomFSM
+from .rooms import Auth, Room, Rooms
+from .status import RoomStatus, StatusChange
+from .transport import Data, Session, UrlSource
+
+__all__ = ["Client"]
+
+logger = logging.getLogger("reconnect_fsm")
+
+
+class Client(Connection):
+    """A client that stays connected, and whose rooms stay joined.
+
+    ::
+
+        async with Client("wss://example.org") as client:
+            room = await client.join("notes", LoroAdaptor(doc))
+            ...                                   # edit doc: it is synced, across every outage
+            await room.synced()
+
+    Takes what `Connection` takes, and ``room_fsm``: the class of the rooms' machines, a subclass of `RoomFSM`.
+    """
+
+    def __init__(
+        self,
+        url: UrlSource,
+        *,
+        retry: RetryPolicy | None = None,
+        keepalive: Keepalive | None = None,
+        network: NetworkSource | None = None,
+        session: Session | None = None,
+        connect_timeout: float = 10.0,
+        close_timeout: float = 2.0,
+        fsm: type[ClientFSM] = ClientFSM,
+        room_fsm: type[RoomFSM] = RoomFSM,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            url,
+            retry=retry,
+            keepalive=keepalive,
+            network=network,
+            session=session,
+            connect_timeout=connect_timeout,
+            close_timeout=close_timeout,
+            fsm=fsm,
+            **options,
+        )
+        if not (isinstance(room_fsm, type) and issubclass(room_fsm, RoomFSM)):
+            raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
+        self._rooms = Rooms(
+            self._pump, self._send_frame, self._frames_written, self._own_task, lambda: room_fsm(self._retry)
+        )
+        self._malformed = 0
+
+    @property
+    def rooms(self) -> tuple[Room, ...]:
+        """The tracked rooms (REJOIN-1), in the order in which they were joined."""
+        return tuple(self._rooms)
+
+    def join(
+        self,
+        room_id: str,
+        adaptor: Adaptor,
+        *,
+        auth: Auth = b"",
+        on_status: Callable[[StatusChange[RoomStatus]], object] | None = None,
+    ) -> Room:
+        """Join a room, now or as soon as there is a connection (JOIN-1), and again after each reconnect (REJOIN-2).
+
+        Returns the room at once; await it to wait until it is joined. A room that is tracked already is returned as it
+        is, with ``on_status`` added (D-DEDUPE). The number of rooms has no bound (JOIN-2).
+
+        Parameters:
+            room_id: at most 128 bytes as UTF-8.
+            adaptor: what binds the document, such as ``LoroAdaptor(doc)``.
+            auth: what the server asks for: bytes, or a function, plain or async, that is asked at each (re)join
+                (D-INTENT). If it raises `Unauthorized` the room goes to ``error``; after anything else it is tried
+                again.
+            on_status: called with every change of the room's status (JOIN-3, OBS-2).
+
+        Raises TypeError or ValueError at once for arguments that cannot work. Awaiting it raises JoinRefused, RoomLeft,
+        or ClientStopped (D-STOP).
+        """
+        return self._rooms.join(room_id, adaptor, auth, on_status)
+
+    # What a connection does, done for rooms too
+
+    def _bind(self) -> None:
+        super()._bind()
+        self._rooms.bind(asyncio.get_running_loop())
+
+    def _tell_rooms(self, effect: TellRooms) -> None:
+        self._malformed = 0
+        self._rooms.tell(effect.event, effect.why)
+
+    def _received(self, data: Data) -> None:
+        """Binary messages are the protocol's; text other than its ping and pong is passed on."""
+        if isinstance(data, bytes):
+            try:
+                message = decode(data)
+            except ProtocolError as error:
+                # Nothing is lost by it: the connection and its rooms go on. A flood of them must not flood the log.
+                self._malformed += 1
+                level = logging.WARNING if self._malformed <= 3 else logging.DEBUG
+                logger.log(level, "dropped a malformed message of %d bytes: %s", len(data), error)
+            else:
+                self._rooms.received(message)
+        elif data == PING:
+            if self._socket is not None:
+                self._socket.send(PONG)
+        elif data != PONG:
+            super()._received(data)
+
+    def _send_frame(self, frame: bytes) -> None:
+        if self._socket is not None:
+            self._socket.send(frame)
+
+    async def _frames_written(self) -> None:
+        if self._socket is None:
+            raise NotConnected("there is no connection")
+        await self._socket.written()

@@ -1,0 +1,571 @@
+"""The driver of a `ClientFSM`: one socket, its timers, its tasks. Usable alone, with any WebSocket server.
+
+It decides nothing. It turns what happens (a dial ended, a frame came, a timer ran out, somebody called a method) into
+facts for the machine, and runs the effects that the machine asks for. Its laws:
+
+1. Facts queue and run one at a time, each to its end (`Pump`).
+2. A fact from a dial or socket that is no longer the current one is dropped, in one place (`_is_current`).
+3. Entering a state starts what lives in it, leaving stops it: the machine says so, the effects below do so.
+4. The state has changed, rooms have been told, resources are torn down; then listeners hear of it.
+5. Every wait is bounded and cancellable; cancelling a caller never harms the connection.
+6. Every task has an owner; after ``close()`` no task, timer, socket or descriptor is left.
+7. Time is the loop's time, chance is the policy's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from .client_fsm import ClientFSM
+from .effects import (
+    Acquire,
+    AnnounceConnected,
+    CancelDial,
+    CloseSocket,
+    Dial,
+    Effect,
+    FailWaiters,
+    NotifyStatus,
+    Release,
+    StartKeepalive,
+    StartTimer,
+    StopKeepalive,
+    StopTimer,
+    TellRooms,
+)
+from .errors import ClientStopped, NotConnected
+from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
+from .network import NetworkSource
+from .pump import Lazily, Listeners, Outcome, Promise, Pump
+from .retry import RetryPolicy
+from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
+from .transport import (
+    AttemptFailed,
+    Data,
+    Session,
+    Socket,
+    UrlSource,
+    check_options,
+    check_url,
+    make_session,
+    open_socket,
+)
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger("reconnect_fsm")
+
+STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+MAX_MSG_SIZE = 4 * 1024 * 1024  # bytes; what aiohttp allows by default
+
+
+class Connection:
+    """A WebSocket that stays connected.
+
+    ::
+
+        async with Connection("wss://example.org/feed") as connection:
+            connection.on_message(print)
+            await connection.wait_connected()
+            await connection.send("hello")
+
+    Parameters:
+        url: where to connect: a str, a `yarl.URL`, or a function, plain or async, that returns one and is asked before
+            each attempt (for tokens that expire).
+        retry: when to try again, and when not to (RETRY-1 to RETRY-4).
+        keepalive: how often to ping and how long to wait for the pong, in seconds (LIVE-1, LIVE-2).
+        network: where to learn whether this machine is online (OFF-1, OFF-2); None: only from `set_online`.
+        session: an aiohttp session whose connector, cookies and default headers are used; it is never closed.
+        connect_timeout: seconds that one attempt may take, from DNS to the handshake's end (D-TIMEOUT).
+        close_timeout: seconds that a close may take before the transport is aborted (D-TIMEOUT).
+        fsm: the class of the machine; a subclass of `ClientFSM` changes the behaviour.
+        options: passed on to aiohttp's ``ws_connect``: ``headers``, ``ssl``, ``proxy``, ``protocols``, …
+
+    Raises InvalidURL, TypeError or ValueError at once for arguments that cannot work. All methods but `set_online` are
+    for the thread of the event loop.
+    """
+
+    def __init__(
+        self,
+        url: UrlSource,
+        *,
+        retry: RetryPolicy | None = None,
+        keepalive: Keepalive | None = None,
+        network: NetworkSource | None = None,
+        session: Session | None = None,
+        connect_timeout: float = 10.0,
+        close_timeout: float = 2.0,
+        fsm: type[ClientFSM] = ClientFSM,
+        **options: Any,
+    ) -> None:
+        self._url: UrlSource = url if callable(url) else check_url(url)
+        check_options(options)
+        for name, seconds in (("connect_timeout", connect_timeout), ("close_timeout", close_timeout)):
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{name} must be a positive number of seconds, not {seconds!r}")
+        _check_type("retry", retry, RetryPolicy)
+        _check_type("keepalive", keepalive, Keepalive)
+        _check_type("network", network, NetworkSource)
+        _check_type("session", session, Session)
+        if not (isinstance(fsm, type) and issubclass(fsm, ClientFSM)):
+            raise TypeError(f"fsm must be a subclass of ClientFSM (the class, not an instance), not {fsm!r}")
+        self._retry = retry or RetryPolicy()
+        self._keepalive = keepalive or Keepalive()
+        self._network = network
+        self._given_session = session
+        self._connect_timeout = connect_timeout
+        self._close_timeout = close_timeout
+        self._max_msg_size: int = options.pop("max_msg_size", MAX_MSG_SIZE)
+        self._options = options
+
+        self._fsm = fsm(self._retry)
+        self._pump = Pump()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.get_ident()
+        # What is alive: at most one of each, started and stopped by effects alone
+        self._dial: asyncio.Task[Socket] | None = None
+        self._socket: Socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timers_started = 0
+        self._heartbeat: Heartbeat | None = None
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._session: Session | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        self._ending: set[asyncio.Task[Any]] = set()  # what was stopped and is not quite gone yet
+
+        self._latency: float | None = None
+        self._connected: Promise[None] = Promise()  # CONN-5
+        self._outcome = Outcome()
+        self._pong: Promise[float] = Promise()
+        self._on_status: Listeners[StatusChange[ClientStatus]] = Listeners("on_status")
+        self._on_transition: Listeners[StateChange] = Listeners("on_transition")
+        self._on_latency: Listeners[float] = Listeners("on_latency")
+        self._on_message: Listeners[Data] = Listeners("on_message")
+        self._run: dict[type[Effect], Callable[[Any], None]] = {
+            Acquire: self._acquire,
+            Release: self._release,
+            Dial: self._start_dial,
+            CancelDial: self._cancel_dial,
+            CloseSocket: self._close_socket,
+            StartTimer: self._start_timer,
+            StopTimer: self._stop_timer,
+            StartKeepalive: self._start_keepalive,
+            StopKeepalive: self._stop_keepalive,
+            AnnounceConnected: self._announce_connected,
+            TellRooms: self._tell_rooms,
+            FailWaiters: self._fail_waiters,
+            NotifyStatus: self._notify_status,
+        }
+
+    # What it is like
+
+    @property
+    def status(self) -> ClientStatus:
+        """One of the five statuses (CONN-1)."""
+        return self._fsm.status
+
+    @property
+    def state(self) -> str:
+        """The machine's state, finer than the status: `ClientFSM` tells them all."""
+        return self._fsm.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in its present state, in words that hold no secrets."""
+        return self._fsm.reason
+
+    @property
+    def latency(self) -> float | None:
+        """The last round trip of a ping, in seconds; None before the first (OBS-3)."""
+        return self._latency
+
+    # What you can ask for
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def start(self) -> None:
+        """Begin to connect, at once, without waiting for it (CONN-2). Starting what is started does nothing.
+
+        Raises RuntimeError outside a running event loop.
+        """
+        if self.status in STOPPED:
+            self.connect()
+
+    def connect(self, reset_backoff: bool = False) -> Awaitable[None]:
+        """Make sure that it is connected or on its way: if it waits, is paused or is stopped, it dials now (CTRL-1).
+
+        ``reset_backoff`` makes the waits begin anew at their shortest. Acts at once. The result may be awaited: it
+        returns once connected and raises ClientStopped if the client stops instead.
+        """
+        return self._ask(self._fsm.connect_requested, reset_backoff)
+
+    def retry_now(self) -> Awaitable[None]:
+        """Force a fresh attempt now: a dial under way or a connection is dropped for it (CTRL-1, D-FORCE).
+
+        Acts at once; the result may be awaited as that of `connect`.
+        """
+        return self._ask(self._fsm.retry_requested)
+
+    def close(self) -> Awaitable[None]:
+        """Stop (CTRL-2). Acts at once; await the result to know that no task, timer, socket or descriptor is left.
+
+        `connect` or `retry_now` starts it again.
+        """
+        outcome = Outcome()
+        self._pump.post(self._close_requested, outcome)
+        return Lazily(lambda: self._closed(outcome))
+
+    async def wait_connected(self) -> None:
+        """Wait for the next time it is connected; return at once if it is now (CONN-5).
+
+        Never fails: while the client is stopped it goes on waiting. Put ``asyncio.timeout`` around it to wait for less.
+        """
+        if self.status is not ClientStatus.CONNECTED:
+            await self._connected.wait()
+
+    async def ping(self, timeout: float = 5.0) -> float:
+        """Send a ping and return the round trip in seconds. A ping that is in flight already is shared.
+
+        Raises NotConnected if there is no connection or it is lost meanwhile, ClientStopped if the client stops,
+        TimeoutError after ``timeout`` seconds; that alone does not end the connection.
+        """
+        if self._heartbeat is None or self._socket is None:
+            raise NotConnected(f"cannot ping while {self.status.value}: {self.reason}")
+        if not self._heartbeat.in_flight:
+            self._send_ping(self._heartbeat, self._socket)
+        async with asyncio.timeout(timeout):
+            return await self._pong.wait()
+
+    async def send(self, data: Data) -> None:
+        """Send a text (str) or binary (bytes) message; returns once it has been handed to the network.
+
+        Raises NotConnected if there is no connection or it is lost meanwhile, TypeError for anything but str and bytes.
+        Cancelling it never harms the connection; the message may be sent all the same.
+        """
+        if not isinstance(data, str | bytes):
+            raise TypeError(f"send() takes str or bytes, not {type(data).__name__}")
+        if self._socket is None:
+            raise NotConnected(f"cannot send while {self.status.value}: {self.reason}")
+        self._socket.send(data)
+        await self._socket.written()
+
+    def set_online(self, online: bool) -> None:
+        """Say whether this machine has a network (OFF-1, OFF-2). May be called from any thread."""
+        if self._loop is None or threading.get_ident() == self._thread:
+            self._pump.post(self._fire, self._fsm.went_online if online else self._fsm.went_offline)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.set_online, online)
+
+    # Whom you can have told (OBS-1, OBS-3)
+
+    def on_status(self, callback: Callable[[StatusChange[ClientStatus]], object]) -> Callable[[], None]:
+        """Call the function on every change of status (OBS-1). Returns one that ends it."""
+        return self._on_status.add(callback)
+
+    def on_transition(self, callback: Callable[[StateChange], object]) -> Callable[[], None]:
+        """Call the function on every change of state, failed attempts included. Returns one that ends it."""
+        return self._on_transition.add(callback)
+
+    def on_latency(self, callback: Callable[[float], object]) -> Callable[[], None]:
+        """Call the function with every round trip, in seconds (OBS-3). Returns one that ends it."""
+        return self._on_latency.add(callback)
+
+    def on_message(self, callback: Callable[[Data], object]) -> Callable[[], None]:
+        """Call the function with every message: str for text, bytes for binary. Returns one that ends it."""
+        return self._on_message.add(callback)
+
+    # Facts
+
+    def _ask(self, fact: Callable[..., list[Effect]], *args: Any) -> Outcome:
+        self._bind()
+        if self._outcome.done:
+            self._outcome = Outcome()
+        outcome = self._outcome
+        self._pump.post(self._asked, outcome, fact, *args)
+        return outcome
+
+    def _asked(self, outcome: Outcome, fact: Callable[..., list[Effect]], *args: Any) -> None:
+        self._fire(fact, *args)
+        if self.status is ClientStatus.CONNECTED and not outcome.done:
+            outcome.succeed()
+
+    def _bind(self) -> None:
+        """Belong to the running loop; to another one than before only if nothing of the old one is left."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "a client needs a running event loop: start it inside a coroutine, such as one given to asyncio.run()"
+            ) from None
+        if loop is not self._loop:
+            if self._loop is not None and not self._loop.is_closed() and self.status not in STOPPED:
+                raise RuntimeError("this client runs in another event loop")
+            self._loop, self._thread = loop, threading.get_ident()
+            self._pump.bind(loop)
+
+    def _fire(self, fact: Callable[..., list[Effect]], *args: Any) -> None:
+        """Tell the machine a fact and run the effects. The only place where either happens."""
+        fsm = self._fsm
+        old = fsm.state
+        try:
+            effects = fact(*args)
+        except Exception as error:
+            logger.exception(
+                "%s raised on %s in state %s: the client goes to error (D-ERROR)", type(fsm).__name__, _name(fact), old
+            )
+            effects = self._broke(error)
+        for effect in effects:
+            self.run_effect(effect)
+        if self._heartbeat is None:
+            self._pong.fail(NotConnected("the connection was lost before the pong came"))
+        if fsm.state != old:
+            logger.debug("%s: %s → %s: %s", _name(fact), old, fsm.state, fsm.reason)
+            self._pump.post(
+                self._on_transition.tell,
+                StateChange(_name(fact), old, fsm.state, fsm.status, fsm.reason, fsm.attempt, fsm.retry_in),
+            )
+
+    def _broke(self, error: Exception) -> list[Effect]:
+        """Something of the user's own raised inside the machine (D-ERROR)."""
+        fsm = self._fsm
+        what = f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
+        try:
+            return fsm.broke(what)
+        except Exception:
+            logger.exception("%s raised again on its way to error", type(fsm).__name__)
+            old = fsm.status
+            fsm.state, fsm.reason = ClientFSM.error.name, what
+            news: list[Effect] = [NotifyStatus(StatusChange(old, fsm.status, what))] if old != fsm.status else []
+            return [Release(), TellRooms("client_stopped", what), FailWaiters(ClientStopped(what)), *news]
+
+    def _is_current(self, source: asyncio.Task[Socket] | Socket) -> bool:
+        """Whether a fact comes from the dial or socket that counts now; all others are dropped (law 2)."""
+        return source is self._dial or source is self._socket
+
+    def _dial_ended(self, dial: asyncio.Task[Socket]) -> None:
+        socket = None if dial.cancelled() or dial.exception() is not None else dial.result()
+        if not self._is_current(dial):
+            if socket is not None:
+                self._own(socket.discard())
+            return
+        self._dial = None
+        if socket is not None:
+            self._socket = socket
+            socket.start(
+                lambda data: self._pump.post(self._heard, socket, data),
+                lambda: self._pump.post(self._heard, socket, None),
+                lambda info: self._pump.post(self._socket_closed, socket, info),
+            )
+            self._fire(self._fsm.socket_opened)
+            return
+        error = None if dial.cancelled() else dial.exception()
+        if isinstance(error, AttemptFailed):
+            failure = error.failure
+        else:  # not foreseen; a failed attempt all the same, never a wedged client
+            failure = AttemptFailure(FailureKind.NETWORK, f"could not connect: {type(error).__name__}")
+        self._fire(self._fsm.dial_failed, failure)
+
+    def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
+        if self._is_current(socket):
+            self._fire(self._fsm.socket_closed, info)
+
+    def _heard(self, socket: Socket, data: Data | None) -> None:
+        if not self._is_current(socket) or self._heartbeat is None:
+            return
+        heartbeat, now = self._heartbeat, self._now()
+        heartbeat.heard(now)
+        if data == PONG and heartbeat.in_flight:
+            round_trip = heartbeat.ponged(now)
+            assert round_trip is not None
+            self._set_heartbeat_timer()
+            self._latency = round_trip
+            self._pong.keep(round_trip)
+            self._pump.post(self._on_latency.tell, round_trip)
+        elif data is not None:
+            self._received(data)
+
+    def _received(self, data: Data) -> None:
+        """A message came. A client with rooms takes the binary ones for itself."""
+        self._on_message.tell(data)
+
+    def _timer_fell_due(self, number: int) -> None:
+        if self._timer is not None and number == self._timers_started:  # else it was stopped while this waited
+            self._timer = None
+            self._fire(self._fsm.timer_fell_due)
+
+    def _heartbeat_due(self) -> None:
+        heartbeat, socket = self._heartbeat, self._socket
+        if heartbeat is None or socket is None:
+            return
+        beat = heartbeat.tick(self._now())
+        if beat is Beat.DEAD:
+            why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"
+            self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted))
+            return
+        if beat is Beat.PING:
+            self._send_ping(heartbeat, socket)
+        self._set_heartbeat_timer()
+
+    # Effects
+
+    def run_effect(self, effect: Effect) -> None:
+        """Run one effect of the machine. Override it to run effects of your own; call this one for the rest."""
+        run = self._run.get(type(effect))
+        if run is None:
+            logger.error(
+                "%r is not an effect that %s knows how to run: override run_effect", effect, type(self).__name__
+            )
+        else:
+            run(effect)
+
+    def _acquire(self, _: Acquire) -> None:
+        if self._network is not None:
+            self._unsubscribe = self._network.subscribe(self.set_online)
+
+    def _release(self, _: Release) -> None:
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        # Most of it was stopped when the last state was left; after a fault nothing is certain, so all of it, always.
+        self._cancel_dial()
+        self._stop_timer()
+        self._stop_keepalive()
+        self._close_socket(CloseSocket(1001, ""))
+        session, self._session = self._session, None
+        if session is not None:
+            self._own(self._close_session(session, set(self._ending)))
+
+    def _start_dial(self, _: Dial) -> None:
+        assert self._loop is not None
+        self._dial = self._loop.create_task(self._open(), name="reconnect_fsm dial")
+        self._dial.add_done_callback(lambda dial: self._pump.post(self._dial_ended, dial))
+
+    async def _open(self) -> Socket:
+        if self._session is None:
+            self._session = make_session(self._given_session)
+        return await open_socket(
+            self._session,
+            self._url,
+            timeout=self._connect_timeout,
+            close_timeout=self._close_timeout,
+            max_msg_size=self._max_msg_size,
+            options=self._options,
+        )
+
+    def _cancel_dial(self, _: CancelDial | None = None) -> None:
+        dial, self._dial = self._dial, None
+        if dial is not None:
+            dial.cancel()
+            self._own_task(dial)
+
+    def _close_socket(self, effect: CloseSocket) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            self._own(socket.close(effect.code, effect.reason))
+
+    def _start_timer(self, effect: StartTimer) -> None:
+        assert self._loop is not None
+        self._stop_timer()
+        self._timers_started += 1
+        self._timer = self._loop.call_later(effect.seconds, self._pump.post, self._timer_fell_due, self._timers_started)
+
+    def _stop_timer(self, _: StopTimer | None = None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start_keepalive(self, _: StartKeepalive) -> None:
+        self._heartbeat = Heartbeat(self._keepalive, self._now())
+        self._set_heartbeat_timer()
+
+    def _stop_keepalive(self, _: StopKeepalive | None = None) -> None:
+        self._heartbeat = None
+        self._set_heartbeat_timer()
+
+    def _announce_connected(self, _: AnnounceConnected) -> None:
+        self._connected.keep(None)
+        if not self._outcome.done:
+            self._outcome.succeed()
+
+    def _tell_rooms(self, effect: TellRooms) -> None:
+        """A connection has no rooms; a client does."""
+
+    def _fail_waiters(self, effect: FailWaiters) -> None:
+        if not self._outcome.done:
+            self._outcome.fail(effect.error)
+        self._pong.fail(effect.error)
+
+    def _notify_status(self, effect: NotifyStatus) -> None:
+        change = effect.change
+        logger.info("%s → %s: %s%s", change.old.value, change.new.value, change.reason, _retry_words(change))
+        self._pump.post(self._on_status.tell, change)
+
+    # Helpers
+
+    def _now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def _send_ping(self, heartbeat: Heartbeat, socket: Socket) -> None:
+        heartbeat.sent(self._now())
+        self._set_heartbeat_timer()
+        socket.send(PING)
+
+    def _set_heartbeat_timer(self) -> None:
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()
+            self._heartbeat_timer = None
+        if self._heartbeat is not None and self._heartbeat.deadline is not None:
+            assert self._loop is not None
+            self._heartbeat_timer = self._loop.call_at(self._heartbeat.deadline, self._pump.post, self._heartbeat_due)
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that ends by itself within a bound; `close` waits for it."""
+        assert self._loop is not None
+        self._own_task(self._loop.create_task(work, name="reconnect_fsm teardown"))
+
+    def _own_task(self, task: asyncio.Task[Any]) -> None:
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _close_session(self, session: Session, ending: set[asyncio.Task[Any]]) -> None:
+        """Close the session once nothing of it is in use; the pending ends are all bounded."""
+        if ending:
+            await asyncio.wait(ending)
+        await session.close()
+
+    def _close_requested(self, outcome: Outcome) -> None:
+        self._fire(self._fsm.close_requested)
+        outcome.succeed()
+
+    async def _closed(self, outcome: Outcome) -> None:
+        await outcome
+        while self._ending:
+            await asyncio.wait(self._ending)
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {value!r}")
+
+
+def _name(fact: Callable[..., list[Effect]]) -> str:
+    """The event's name, for logs and `StateChange`."""
+    event: Any = getattr(fact, "func", None)  # an event is bound to its machine with functools.partial
+    return str(event.__self__.name) if event is not None else repr(fact)
+
+
+def _retry_words(change: StatusChange[ClientStatus]) -> str:
+    return "" if change.retry_in is None else f" (retry {change.attempt} in {change.retry_in:.1f} s)"

@@ -1,0 +1,79 @@
+"""Many deadlines, one timer of the event loop: ten thousand rooms need no timer each."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Deadline", "Deadlines"]
+
+
+class Deadline:
+    """One thing that is due at a time, unless it is cancelled."""
+
+    __slots__ = ("args", "job")
+
+    def __init__(self, job: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.job: Callable[..., None] | None = job
+        self.args = args
+
+
+class Deadlines:
+    """A heap of deadlines of one event loop. Times are the loop's, in seconds."""
+
+    def __init__(self, run: Callable[..., None]) -> None:
+        """``run(job, deadline, *args)`` is called for each deadline that has come."""
+        self._run = run
+        self._heap: list[tuple[float, int, Deadline]] = []
+        self._count = 0  # of all there ever were: keeps those of the same time in order
+        self._live = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return self._live
+
+    def set(self, loop: asyncio.AbstractEventLoop, seconds: float, job: Callable[..., None], *args: Any) -> Deadline:
+        """Have ``job(deadline, *args)`` run in so many seconds."""
+        deadline = Deadline(job, args)
+        self._count += 1
+        self._live += 1
+        heapq.heappush(self._heap, (loop.time() + seconds, self._count, deadline))
+        if self._heap[0][2] is deadline:
+            self._set_timer(loop)
+        return deadline
+
+    def cancel(self, deadline: Deadline) -> None:
+        """It is not to run; cancelling what has run or was cancelled does nothing."""
+        if deadline.job is None:
+            return
+        deadline.job = None
+        self._live -= 1
+        if self._live == 0:  # the last one: nothing may be left behind
+            self._heap.clear()
+            self._stop_timer()
+        elif len(self._heap) > 2 * self._live + 64:  # cancelled ones are dropped when they fall due, or are too many
+            self._heap = [entry for entry in self._heap if entry[2].job is not None]
+            heapq.heapify(self._heap)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._stop_timer()
+        if self._heap:
+            self._timer = loop.call_at(self._heap[0][0], self._fall_due, loop)
+
+    def _fall_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        while self._heap and self._heap[0][0] <= now:
+            _, _, deadline = heapq.heappop(self._heap)
+            job, deadline.job = deadline.job, None
+            if job is not None:
+                self._live -= 1
+                self._run(job, deadline, *deadline.args)
+        self._set_timer(loop)

@@ -1,0 +1,168 @@
+"""What a machine may ask for: plain values, which the drivers run in order.
+
+An effect says what is to be done, never how. To run one twice, or to stop what is not running, is harmless.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .status import StatusChange
+
+__all__ = [
+    "AbandonRequest",
+    "Acquire",
+    "AnnounceConnected",
+    "CancelDial",
+    "CloseSocket",
+    "Dial",
+    "Effect",
+    "EndSession",
+    "FailWaiters",
+    "NotifyStatus",
+    "Release",
+    "RequestJoin",
+    "SendLeave",
+    "StartKeepalive",
+    "StartTimer",
+    "StopKeepalive",
+    "StopTimer",
+    "Synchronise",
+    "TellRooms",
+    "Untrack",
+    "VersionChoice",
+]
+
+
+class Effect:
+    """The base of all effects. A subclass of a machine may add its own, for a driver that knows how to run them."""
+
+    __slots__ = ()
+
+
+# Either machine
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer(Effect):
+    """Fire the machine's timer event after ``seconds``; a machine has one timer at most."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopTimer(Effect):
+    """Stop the machine's timer."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyStatus(Effect):
+    """Tell the status listeners (OBS-1, OBS-2)."""
+
+    change: StatusChange[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FailWaiters(Effect):
+    """Raise an error in every operation that waits at this moment (D-STOP)."""
+
+    error: Exception
+
+
+# The client's
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire(Effect):
+    """The client starts: subscribe to what it needs to know (the network)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Effect):
+    """The client stops: let go of everything there is, whatever state it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dial(Effect):
+    """Begin one attempt to connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelDial(Effect):
+    """Give up the attempt that is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSocket(Effect):
+    """Close the socket, with a close frame if it is still open."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartKeepalive(Effect):
+    """Begin to ping (LIVE-1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopKeepalive(Effect):
+    """Stop pinging."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceConnected(Effect):
+    """Resolve the promise of CONN-5, and the operations that waited for a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class TellRooms(Effect):
+    """Fire the event of this name in every tracked room, and say why."""
+
+    event: str
+    why: str
+
+
+# A room's
+
+
+class VersionChoice(Enum):
+    """Which version a JoinRequest carries (D-VERSION)."""
+
+    CURRENT = "current"
+    ALTERNATIVE = "alternative"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestJoin(Effect):
+    """Ask for credentials and version now, and send a JoinRequest with them (D-INTENT)."""
+
+    version: VersionChoice
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonRequest(Effect):
+    """Nobody waits for this request's answer any more: it came, or it is too late. Stop asking for credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendLeave(Effect):
+    """Tell the server that we leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synchronise(Effect):
+    """Joined: send what the server lacks, and from now on every local update; wake those who wait to be joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndSession(Effect):
+    """No longer joined: drop what belonged to this session (updates without an Ack, half-received batches)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Untrack(Effect):
+    """Take the room out of the tracked set, and let go of its document."""

@@ -1,0 +1,91 @@
+"""Every error this package raises, and whose doing each one is.
+
+::
+
+    ReconnectError
+    ├── ClientStopped          the client stopped while you waited: closed, refused for good, or out of attempts
+    ├── NotConnected           you asked for something that needs a connection, and there is none now
+    ├── JoinRefused            the server refused a room, or put us out of it
+    ├── RoomLeft               you left the room that you were waiting for
+    ├── Unauthorized           *yours to raise* from a ``url`` or ``auth`` callable: no use asking again
+    ├── InvalidURL             (also a ValueError) the address cannot be one of a WebSocket server
+    ├── MachineDefinitionError (also a TypeError) a state machine's declaration is wrong; raised when the class is made
+    └── ProtocolError          (also a ValueError) bytes that are not a valid message of the Loro syncing protocol
+
+Wrong arguments are plain ``TypeError`` and ``ValueError``, raised where they are given. No message ever contains a
+query string, a token or auth bytes.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClientStopped",
+    "InvalidURL",
+    "JoinRefused",
+    "MachineDefinitionError",
+    "NotConnected",
+    "ProtocolError",
+    "ReconnectError",
+    "RoomLeft",
+    "Unauthorized",
+]
+
+
+class ReconnectError(Exception):
+    """The root of all errors of this package."""
+
+
+class ClientStopped(ReconnectError):
+    """The client stopped while an operation waited (D-STOP).
+
+    Raised by ``await client.connect()``, ``retry_now()``, ``join(...)``, ``ping()`` and ``room.synced()``.
+    The client stays stopped until ``connect()`` or ``retry_now()``; rooms stay tracked and are joined then.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the client stopped: {reason} (connect() or retry_now() starts it again)")
+        self.reason = reason
+        """Why it stopped, in words."""
+
+
+class NotConnected(ReconnectError):
+    """The operation needs a connection and there is none at the moment; ``await client.wait_connected()`` first."""
+
+
+class JoinRefused(ReconnectError):
+    """The server refused the room or put us out of it; the room is in ``error`` and no longer tracked (REJOIN-3).
+
+    ``code`` is the wire's JoinError or RoomError code, None where the refusal was our own (credentials, an adaptor
+    that raised); ``message`` is the server's or ours; ``app_code`` the application's own code, where it gave one.
+    """
+
+    def __init__(self, code: int | None, message: str, app_code: str | None = None) -> None:
+        known = "" if code is None else f" (code {code:#04x}{'' if app_code is None else f', {app_code}'})"
+        super().__init__(f"the room was refused: {message or 'no reason given'}{known}")
+        self.code = code
+        self.message = message
+        self.app_code = app_code
+
+
+class RoomLeft(ReconnectError):
+    """``leave()`` was called on the room while an operation waited for it."""
+
+
+class Unauthorized(ReconnectError):
+    """Raise this from a ``url`` or ``auth`` callable to say that asking again is of no use (D-INTENT).
+
+    From ``auth`` it puts the room in ``error``; from ``url`` it stops the client (``disconnected``). Any other
+    exception there counts as a failed attempt and is retried with backoff.
+    """
+
+
+class InvalidURL(ReconnectError, ValueError):
+    """The address cannot be that of a WebSocket server (D-ERROR)."""
+
+
+class MachineDefinitionError(ReconnectError, TypeError):
+    """The declaration of a state machine is wrong; raised when its class is made."""
+
+
+class ProtocolError(ReconnectError, ValueError):
+    """The bytes are not a valid message of the Loro syncing protocol v1; the message says what is wrong and where."""

@@ -1,0 +1,217 @@
+"""Updates into frames that fit, and fragments back into updates.
+
+Pure: no clock and no timers. ``now`` is an argument, in seconds of any steady clock; the driver asks
+`Reassembler.next_deadline` when to call `Reassembler.expire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from reconnect_fsm.loro_protocol.encoding import encode
+from reconnect_fsm.loro_protocol.messages import (
+    FRAGMENT_SIZE,
+    CrdtType,
+    DocUpdate,
+    DocUpdateFragment,
+    DocUpdateFragmentHeader,
+    UpdateStatusCode,
+)
+
+__all__ = ["Batch", "Reassembler", "Refusal", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one Ack answers (D-ACK): the updates, and the frames that carry them, in the order to send them."""
+
+    batch_id: int
+    updates: tuple[bytes, ...]
+    frames: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A batch we will not take: what to put in its Ack, and why in words."""
+
+    batch_id: int
+    status: UpdateStatusCode
+    why: str
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A batch of which the header has come."""
+
+    header: DocUpdateFragmentHeader
+    deadline: float
+    fragments: dict[int, bytes] = field(default_factory=dict)
+    size: int = 0
+
+
+class Reassembler:
+    """Puts the fragments of one room back together; the caller sees to it that they are of that room.
+
+    The peer is not believed: nothing is allocated from what a header claims, so the memory held is that of the bytes
+    received, and these are bounded. The time of a batch is bounded too (D-TIMEOUT).
+
+    A refusal is final: what was received of the batch is let go, and the rest of its fragments is ignored in silence,
+    as are those that come again for a batch that is complete. Only a new header begins it anew. For this the last
+    `MAX_SETTLED` batch ids are remembered; a fragment of a batch never heard of, or settled so long ago that it is
+    forgotten, is refused once and remembered. Thus one frame never costs more than one Ack, and a batch that goes
+    wrong costs one in all.
+    """
+
+    __slots__ = ("_live", "_settled")
+
+    MAX_FRAGMENTS: Final = 4096
+    """Most fragments a batch may have."""
+    MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+    """Most bytes a batch may have."""
+    MAX_BATCHES: Final = 8
+    """Most batches under way at once."""
+    TIMEOUT: Final = 10.0
+    """Seconds from the header to the last fragment; fragments do not extend it."""
+    MAX_SETTLED: Final = 64
+    """How many batch ids are remembered after their batch is complete or refused."""
+
+    def __init__(self) -> None:
+        self._live: dict[int, _Incoming] = {}  # in the order of their headers, hence of their deadlines
+        self._settled: dict[int, None] = {}  # a set that remembers which came first
+
+    def begin(self, header: DocUpdateFragmentHeader, now: float) -> Refusal | None:
+        """A header came, at ``now`` seconds. None if its fragments are awaited from here on.
+
+        Refused: no fragments at all, or a header repeated while its batch is under way (``INVALID_UPDATE``); more
+        fragments or bytes than we take (``PAYLOAD_TOO_LARGE``); a batch more than `MAX_BATCHES` (``RATE_LIMITED``, as
+        the same batch may well be taken later). A batch past its deadline counts until `expire` is called.
+        """
+        batch_id, count, total = header.batch_id, header.fragment_count, header.total_size_bytes
+        if batch_id in self._live:
+            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header came twice")
+        if count == 0:
+            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header announces no fragments")
+        if count > self.MAX_FRAGMENTS:
+            why = f"its header announces {count} fragments, the limit is {self.MAX_FRAGMENTS}"
+            return self._refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
+        if total > self.MAX_BATCH_BYTES:
+            why = f"its header announces {total} bytes, the limit is {self.MAX_BATCH_BYTES}"
+            return self._refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
+        if len(self._live) >= self.MAX_BATCHES:
+            why = f"{len(self._live)} batches are under way, the limit is {self.MAX_BATCHES}"
+            return self._refuse(batch_id, UpdateStatusCode.RATE_LIMITED, why)
+        self._live[batch_id] = _Incoming(header, now + self.TIMEOUT)
+        return None
+
+    def add(self, fragment: DocUpdateFragment, now: float) -> bytes | Refusal | None:
+        """A fragment came, at ``now`` seconds, in any order. The whole update (it may be ``b""``) once it is complete.
+
+        None while fragments are missing, and for one to be ignored: it came before with the same bytes, or its batch is
+        settled. Refused: a fragment without a header or after the deadline (``FRAGMENT_TIMEOUT``); an index the
+        header does not allow, other bytes for an index that came before, or too few bytes when the last one has come
+        (``INVALID_UPDATE``); more bytes than the header announced (``PAYLOAD_TOO_LARGE``).
+        """
+        batch_id, index, data = fragment.batch_id, fragment.index, fragment.fragment
+        batch = self._live.get(batch_id)
+        if batch is None:
+            if batch_id in self._settled:
+                return None
+            return self._refuse(batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, f"fragment {index} came without a header")
+        if now >= batch.deadline:
+            return self._time_out(batch)
+        count, total = batch.header.fragment_count, batch.header.total_size_bytes
+        if index >= count:
+            why = f"fragment {index} came, its header announces {count}, counted from 0"
+            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, why)
+        if index in batch.fragments:
+            if batch.fragments[index] == data:
+                return None
+            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, f"fragment {index} came twice and differs")
+        if batch.size + len(data) > total:
+            why = f"{batch.size + len(data)} bytes came, its header announces {total}"
+            return self._refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
+        batch.fragments[index] = data
+        batch.size += len(data)
+        if len(batch.fragments) < count:
+            return None
+        if batch.size < total:
+            why = f"all {count} fragments came with {batch.size} bytes, its header announces {total}"
+            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, why)
+        self._settle(batch_id)
+        return b"".join(batch.fragments[i] for i in range(count))
+
+    def expire(self, now: float) -> list[Refusal]:
+        """Lets go of the batches whose deadline is ``now`` or was before: one ``FRAGMENT_TIMEOUT`` each."""
+        return [self._time_out(batch) for batch in list(self._live.values()) if now >= batch.deadline]
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do next, on the clock of ``now``; None if nothing is under way."""
+        return min((batch.deadline for batch in self._live.values()), default=None)
+
+    def clear(self) -> None:
+        """Forgets everything, without a refusal: the connection is gone, and the peer with it."""
+        self._live.clear()
+        self._settled.clear()
+
+    def _time_out(self, batch: _Incoming) -> Refusal:
+        header = batch.header
+        why = f"{len(batch.fragments)} of {header.fragment_count} fragments came within {self.TIMEOUT:g} s"
+        return self._refuse(header.batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, why)
+
+    def _refuse(self, batch_id: int, status: UpdateStatusCode, why: str) -> Refusal:
+        self._settle(batch_id)
+        return Refusal(batch_id, status, why)
+
+    def _settle(self, batch_id: int) -> None:
+        self._live.pop(batch_id, None)
+        self._settled.pop(batch_id, None)  # so that it counts as the latest
+        self._settled[batch_id] = None
+        if len(self._settled) > self.MAX_SETTLED:
+            del self._settled[next(iter(self._settled))]
+
+
+def split(crdt: CrdtType, room_id: str, updates: Sequence[bytes], new_batch_id: Callable[[], int]) -> list[Batch]:
+    """The batches that carry ``updates``, in order, with their frames ready to send.
+
+    Small updates share a DocUpdate as long as they fit in about `FRAGMENT_SIZE` bytes; one that is larger becomes a
+    batch of its own, a header and fragments of `FRAGMENT_SIZE`. ``new_batch_id`` is called once a batch and returns
+    an unsigned 64-bit id that no batch still unacknowledged has.
+
+    Raises ValueError, before any id is taken, for an update larger than a `Reassembler` would take: 16 MiB. Raises
+    `ProtocolError` as `encode` does.
+    """
+    limit = min(Reassembler.MAX_BATCH_BYTES, Reassembler.MAX_FRAGMENTS * FRAGMENT_SIZE)
+    for update in updates:
+        if len(update) > limit:
+            raise ValueError(f"an update of {len(update)} bytes cannot be sent, the limit is {limit}")
+    return [_batch(crdt, room_id, group, new_batch_id()) for group in _groups(updates)]
+
+
+_LENGTH_BYTES = 3  # what the length of an update of up to FRAGMENT_SIZE takes on the wire, at most
+
+
+def _groups(updates: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """What shares a batch. An update that is larger than a whole batch may be comes out alone."""
+    group: list[bytes] = []
+    size = 0
+    for update in updates:
+        cost = len(update) + _LENGTH_BYTES
+        if group and size + cost > FRAGMENT_SIZE:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(update)
+        size += cost
+    if group:
+        yield tuple(group)
+
+
+def _batch(crdt: CrdtType, room_id: str, updates: tuple[bytes, ...], batch_id: int) -> Batch:
+    first = updates[0]
+    if len(first) <= FRAGMENT_SIZE:
+        return Batch(batch_id, updates, (encode(DocUpdate(crdt, room_id, updates, batch_id)),))
+    pieces = [first[start : start + FRAGMENT_SIZE] for start in range(0, len(first), FRAGMENT_SIZE)]
+    header = encode(DocUpdateFragmentHeader(crdt, room_id, batch_id, len(pieces), len(first)))
+    fragments = (encode(DocUpdateFragment(crdt, room_id, batch_id, i, piece)) for i, piece in enumerate(pieces))
+    return Batch(batch_id, updates, (header, *fragments))

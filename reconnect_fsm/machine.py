@@ -1,0 +1,428 @@
+"""How a state machine is declared here: states, events and rows, over one ``transitions.Machine`` per class.
+
+A machine is a class whose body is its whole behaviour, in three parts::
+
+    class Door(FSM[DoorStatus]):
+        shut = state(DoorStatus.CLOSED, enter="ring")       # states; entering and leaving them has effects
+        open = state(DoorStatus.OPEN)
+        initial = shut
+
+        def is_locked(self) -> bool: ...                    # guards read what the machine remembers
+        def ring(self) -> None: self.emit(Ring())           # actions ask for effects, and do nothing else
+
+        @event(                                             # events: the first row whose guards pass wins
+            refuse(shut, because="locked", when=is_locked),
+            row(shut, to=open),
+            refuse(REST, because="it is open already"),
+        )
+        def pushed(self, force: float) -> None:             # the body only remembers what the fact tells
+            '''Somebody pushed.'''
+            self.force = force
+
+``effects = door.pushed(3.0)`` records the fact, runs the row, and returns the effects that the row, the state left
+and the state entered asked for. Nothing is executed here and nothing here knows of time, sockets or chance, so a
+machine can be printed, compared, replayed and explored.
+
+The rules:
+
+* Every (event, state) pair is decided: by a row, or by a refusal that says why. What is left open, can never be reached
+  because an unguarded row stands before it, or is misspelt, is a `MachineDefinitionError` when the class is made.
+* Guards and actions are written by reference or by name, and *looked up by name* when they run, so a subclass overrides
+  one by defining it.
+* A subclass may put rows before inherited ones (``closed = ClientFSM.closed.first(row(...))``), add events, and add
+  states. ``state(status, like=other)`` gives a new state all the rows of ``other`` that it does not have itself.
+* ``ANY`` and ``REST`` are expanded for each class anew, so they cover the states that a subclass adds.
+* Actions never fire events. An event fired inside an event is an error.
+
+Why this shape: one Machine per class costs an instance only its own slots (about a hundred bytes); a Machine per
+instance, or ``add_model``, costs kilobytes and grows with their number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, overload
+
+import transitions
+
+from .effects import Effect
+from .errors import MachineDefinitionError
+
+# transitions logs several lines a trigger at INFO, which would drown a user's log and cost more than the trigger
+# itself. A level that the user has set stays.
+if not (_logger := logging.getLogger("transitions")).level:
+    _logger.setLevel(logging.WARNING)
+
+__all__ = ["ANY", "FSM", "REST", "STAY", "Event", "Row", "Rule", "State", "any_but", "event", "refuse", "row", "state"]
+
+StatusT = TypeVar("StatusT")
+P = ParamSpec("P")
+
+Named: TypeAlias = Callable[[Any], object] | str
+"""A guard or an action: a method of the machine, by reference or by name."""
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """One state of a machine, made with `state`. ``name`` is the attribute it is assigned to."""
+
+    status: Any
+    enter: tuple[str, ...]
+    exit: tuple[str, ...]
+    like: State | None
+    doc: str
+    name: str = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = self.name or name
+
+    def __repr__(self) -> str:
+        return f"<state {self.name}>"
+
+
+def state(
+    status: Any,
+    *,
+    enter: Named | Sequence[Named] = (),
+    exit: Named | Sequence[Named] = (),
+    like: State | None = None,
+    doc: str = "",
+) -> State:
+    """Declare a state: its public ``status``, and the actions that run when it is entered and left.
+
+    ``like`` names a state whose rows this one shares wherever it has none of its own; ``doc`` says what is alive in it.
+    """
+    return State(status, _names(enter), _names(exit), like, doc)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A set of states that is worked out for each class anew; see `ANY`, `REST` and `any_but`."""
+
+    label: str
+    but: tuple[State, ...] = ()
+
+
+ANY: Final = Group("any")
+"""Every state of the machine."""
+REST: Final = Group("rest")
+"""Every state for which no row above has decided yet: the "otherwise" of an event."""
+
+
+def any_but(*states: State) -> Group:
+    """Every state of the machine except these."""
+    return Group("any but", states)
+
+
+class _Stay:
+    def __repr__(self) -> str:
+        return "STAY"
+
+
+STAY: Final = _Stay()
+"""The target of a row that changes no state: nothing is left, nothing entered."""
+
+Source: TypeAlias = State | Group | Sequence[State]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One line of an event's table, made with `row` or `refuse`."""
+
+    source: Source
+    target: State | str | None
+    when: tuple[str, ...]
+    do: tuple[str, ...]
+    clause: str
+    because: str
+
+
+def row(
+    source: Source,
+    *,
+    to: State | str | _Stay,
+    when: Named | Sequence[Named] = (),
+    do: Named | Sequence[Named] = (),
+    clause: str = "",
+) -> Row:
+    """In any of ``source``, if all guards in ``when`` pass: run ``do``, leave the state, enter ``to``.
+
+    ``do`` runs before the state is left. ``clause`` names the clause of the specification that the row answers.
+    """
+    return Row(source, None if isinstance(to, _Stay) else to, _names(when), _names(do), clause, "")
+
+
+def refuse(source: Source, *, because: str, when: Named | Sequence[Named] = (), clause: str = "") -> Row:
+    """In any of ``source``, if all guards in ``when`` pass, the event changes nothing, and this is ``because``."""
+    return Row(source, None, _names(when), (), clause, because)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A row as it stands for one source state of one class: what diagrams, matrices and checks read."""
+
+    event: str
+    source: str
+    target: str | None
+    when: tuple[str, ...]
+    do: tuple[str, ...]
+    clause: str
+    because: str
+    declared_in: str
+
+    @property
+    def is_refusal(self) -> bool:
+        """True if the event changes nothing here, for the reason given in ``because``."""
+        return bool(self.because)
+
+
+class Event(Generic[P]):
+    """A fact that a machine is told, made with `event`. Called on an instance, it returns the effects asked for."""
+
+    def __init__(
+        self, rows: tuple[Row, ...], record: Callable[Concatenate[Any, P], None], inherited: Event[P] | None = None
+    ) -> None:
+        self._rows = rows
+        self._record = record
+        self._inherited = inherited
+        self.name = record.__name__
+        self.declared_in = ""
+        self.__doc__ = record.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.declared_in = self.declared_in or owner.__name__
+
+    def first(self, *rows: Row) -> Event[P]:
+        """The same event with ``rows`` put before these; assign it to the same name in a subclass."""
+        return Event(rows, self._record, self)
+
+    def layers(self) -> Iterator[tuple[str, tuple[Row, ...]]]:
+        """The rows and the class that declared them, the most derived class first."""
+        yield self.declared_in, self._rows
+        if self._inherited is not None:
+            yield from self._inherited.layers()
+
+    @overload
+    def __get__(self, fsm: None, owner: type) -> Event[P]: ...
+    @overload
+    def __get__(self, fsm: FSM[Any], owner: type) -> Callable[P, list[Effect]]: ...
+    def __get__(self, fsm: FSM[Any] | None, owner: type) -> Event[P] | Callable[P, list[Effect]]:
+        return self if fsm is None else partial(self.fire, fsm)
+
+    def fire(self, fsm: FSM[Any], /, *args: P.args, **kwargs: P.kwargs) -> list[Effect]:
+        """Tell ``fsm`` the fact; return the effects, in the order in which they are to be run.
+
+        Raises whatever a guard or an action raises: the effects are lost then, and the state is the old one unless
+        an ``enter`` action raised. Raises RuntimeError if fired from inside an event of the same machine.
+        """
+        if fsm._effects is not None:
+            raise RuntimeError(f"{self.name} was fired inside an event of the same machine: actions only emit effects")
+        effects: list[Effect] = []
+        fsm._effects = effects
+        fsm._old_state = fsm.state
+        try:
+            self._record(fsm, *args, **kwargs)
+            fsm.machine.events[self.name].trigger(fsm)
+        finally:
+            fsm._effects = None
+        return effects
+
+
+def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P]]:
+    """Declare an event by its rows. The method below it records the fact and has the signature of the trigger."""
+
+    def decorate(record: Callable[Concatenate[Any, P], None]) -> Event[P]:
+        return Event(rows, record)
+
+    return decorate
+
+
+class FSM(Generic[StatusT]):
+    """The base of all machines; see the module's text for how one is declared."""
+
+    __slots__ = ("_effects", "_old_state", "state")
+
+    initial: ClassVar[State]
+    """The state that a new instance is in; its ``enter`` actions do not run."""
+    states: ClassVar[dict[str, State]] = {}
+    """All states by name, in the order of declaration."""
+    events: ClassVar[dict[str, Event[Any]]] = {}
+    """All events by name, in the order of declaration."""
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    """The whole behaviour, one rule per row and source state, in the order in which they are tried."""
+    machine: ClassVar[transitions.Machine]
+    """The one Machine of this class."""
+
+    def __init__(self) -> None:
+        self.state: str = self.initial.name
+        """The name of the present state."""
+        self._old_state = self.state
+        self._effects: list[Effect] | None = None
+
+    @property
+    def status(self) -> StatusT:
+        """The public status of the present state."""
+        status: StatusT = self.states[self.state].status
+        return status
+
+    def emit(self, effect: Effect) -> None:
+        """Ask for an effect. For actions only."""
+        if self._effects is None:
+            raise RuntimeError("emit() is for actions: no event is being handled")
+        self._effects.append(effect)
+
+    def state_changed(self) -> None:
+        """Runs in every transition to another state, once it is there."""
+
+    def status_changed(self, old: StatusT, new: StatusT) -> None:
+        """Runs last in every transition that changes the public status; override it to emit the news."""
+
+    def _announce(self) -> None:
+        if self.state != self._old_state:
+            self.state_changed()
+        old = self.states[self._old_state].status
+        new = self.states[self.state].status
+        if old != new:
+            self.status_changed(old, new)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.states = _inherited(cls, State)
+        cls.events = _inherited(cls, Event)
+        if cls.states or cls.events:
+            _Declaration(cls).build()
+
+
+def _names(items: Named | Sequence[Named]) -> tuple[str, ...]:
+    """Guards and actions by name, so that a subclass can override them."""
+    if isinstance(items, str) or callable(items):
+        items = (items,)
+    return tuple(item if isinstance(item, str) else getattr(item, "__name__", repr(item)) for item in items)
+
+
+def _inherited(cls: type, kind: type) -> dict[str, Any]:
+    """All attributes of a kind, base classes first, each under the name it was first declared with."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        found.update({name: value for name, value in vars(base).items() if isinstance(value, kind)})
+    return found
+
+
+class _Declaration:
+    """Checks what a class declares and builds its Machine."""
+
+    def __init__(self, cls: type[FSM[Any]]) -> None:
+        self.cls = cls
+
+    def build(self) -> None:
+        cls = self.cls
+        if not isinstance(getattr(cls, "initial", None), State) or cls.initial.name not in cls.states:
+            raise self.error("say in which state it begins: initial = <one of its states>")
+        for each in cls.states.values():
+            self.check_methods(each.enter, f"state {each.name}, enter")
+            self.check_methods(each.exit, f"state {each.name}, exit")
+            if each.like is not None:
+                self.state_named(each.like, f"state {each.name}, like")
+        rules = [rule for name, declared in cls.events.items() for rule in self.rules_of(name, declared)]
+        cls.rules = tuple(rules)
+        cls.machine = transitions.Machine(
+            model=None,
+            states=[
+                transitions.State(each.name, on_enter=list(each.enter), on_exit=list(each.exit))
+                for each in cls.states.values()
+            ],
+            transitions=[
+                {
+                    "trigger": rule.event,
+                    "source": rule.source,
+                    "dest": rule.target,
+                    "conditions": list(rule.when),
+                    "before": list(rule.do),
+                }
+                for rule in rules
+            ],
+            initial=cls.initial.name,
+            auto_transitions=False,
+            after_state_change="_announce",
+            name=cls.__name__,
+        )
+
+    def rules_of(self, name: str, declared: Event[Any]) -> list[Rule]:
+        """The rules of one event, in order; every pair decided, no row dead."""
+        if declared.name != name:
+            raise self.error(f"event {declared.name} was assigned to {name!r}: keep its name, or declare a new event")
+        rules: list[Rule] = []
+        decided: set[str] = set()
+        for declared_in, layer in declared.layers():
+            # A layer may overrule the layers below it; a row that cannot be reached within its own layer is a slip.
+            above: dict[str, list[set[str]]] = {source: [] for source in self.cls.states}
+            for number, each in enumerate(layer, 1):
+                where = f"event {name}, row {number}"
+                self.check_methods(each.when, f"{where}, when")
+                self.check_methods(each.do, f"{where}, do")
+                target = None if each.target is None else self.state_named(each.target, f"{where}, to")
+                settled = decided | {source for source, guards in above.items() if set() in guards}
+                sources = self.sources(each.source, where, settled)
+                dead = [source for source in sources if any(guards <= set(each.when) for guards in above[source])]
+                if len(dead) == len(sources) or (dead and not isinstance(each.source, Group)):
+                    raise self.error(
+                        f"{where} can never be reached in {', '.join(dead) or 'any state'}: a row above it passes "
+                        "whenever it would. Put it above that row, or take it out"
+                    )
+                live = [source for source in sources if source not in dead]
+                for source in live + self.alike(live, settled):
+                    above[source].append(set(each.when))
+                    if source not in decided:
+                        rules.append(
+                            Rule(name, source, target, each.when, each.do, each.clause, each.because, declared_in)
+                        )
+            decided |= {source for source, guards in above.items() if set() in guards}
+        if open_pairs := [source for source in self.cls.states if source not in decided]:
+            raise self.error(
+                f"event {name} is not decided in {', '.join(open_pairs)}: end with an unguarded row, or with "
+                'refuse(REST, because="..."); a new state can borrow rows: state(..., like=<another state>)'
+            )
+        return rules
+
+    def sources(self, source: Source, where: str, decided: set[str]) -> list[str]:
+        if isinstance(source, Group):
+            but = {self.state_named(each, where) for each in source.but}
+            if source is REST:
+                but = decided
+            return [name for name in self.cls.states if name not in but]
+        if isinstance(source, State):
+            source = (source,)
+        return [self.state_named(each, where) for each in source]
+
+    def alike(self, sources: Iterable[str], decided: set[str]) -> list[str]:
+        """The states declared ``like`` one of these, which have no row of their own here."""
+        given = set(sources)
+        return [
+            each.name
+            for each in self.cls.states.values()
+            if each.like is not None and each.like.name in given and each.name not in given | decided
+        ]
+
+    def state_named(self, wanted: State | str, where: str) -> str:
+        name = wanted.name if isinstance(wanted, State) else wanted
+        if name not in self.cls.states:
+            raise self.error(f"{where}: there is no state {name!r}{_did_you_mean(name, self.cls.states)}")
+        return name
+
+    def check_methods(self, names: Iterable[str], where: str) -> None:
+        for name in names:
+            if not callable(getattr(self.cls, name, None)):
+                known = [each for each in dir(self.cls) if not each.startswith("_")]
+                raise self.error(f"{where}: there is no method {name!r}{_did_you_mean(name, known)}")
+
+    def error(self, text: str) -> MachineDefinitionError:
+        return MachineDefinitionError(f"{self.cls.__qualname__}: {text}")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

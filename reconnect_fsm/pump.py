@@ -1,0 +1,183 @@
+"""The small parts of the drivers: facts run one at a time, promises can be awaited, listeners are told."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Lazily", "Listeners", "Outcome", "Promise", "Pump"]
+
+T = TypeVar("T")
+logger = logging.getLogger("reconnect_fsm")
+
+
+class Pump:
+    """Runs jobs one at a time, in order, each to its end (the driver's first law).
+
+    A job posted while another runs waits its turn, so nothing re-enters. A job posted otherwise runs at once. Long
+    queues are run in slices, between which the event loop gets its turn; the slices are counted, not timed, so that a
+    run under virtual time can be repeated.
+    """
+
+    SLICE = 128
+
+    def __init__(self) -> None:
+        self._jobs: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._running = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let long queues give way to this loop; until then a queue runs to its end."""
+        self._loop = loop
+
+    def post(self, job: Callable[..., None], *args: Any) -> None:
+        """Run the job: now if nothing runs or waits, else in its turn."""
+        self._jobs.append((job, args))
+        if not self._running:
+            self._running = True
+            self._run()
+
+    def post_each(self, job: Callable[..., None], items: Iterable[Any], *args: Any) -> None:
+        """Run the job for every item, in its turn, before anything that is posted later."""
+        iterator = iter(items)
+
+        def step() -> None:
+            for item in iterator:
+                self._jobs.appendleft((step, ()))
+                job(item, *args)
+                return
+
+        self.post(step)
+
+    def _run(self) -> None:
+        # _running stays True while a rest waits for the loop: whatever is posted then queues up behind it.
+        left = self.SLICE
+        try:
+            while self._jobs:
+                if left == 0 and self._loop is not None:
+                    return
+                left -= 1
+                job, args = self._jobs.popleft()
+                try:
+                    job(*args)
+                except Exception:
+                    logger.exception("a job of the driver raised; this is a fault of reconnect_fsm, please report it")
+        finally:
+            if self._jobs and self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon(self._run)
+            else:
+                self._running = False
+
+
+class Promise(Generic[T]):
+    """Something many can wait for; it begins anew each time it is kept or failed. A cancelled waiter harms no one."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: dict[asyncio.Future[T], None] = {}  # in order of arrival, so that runs can be repeated
+
+    async def wait(self) -> T:
+        """Wait until it is next kept; raises what it is next broken with."""
+        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            return await waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def keep(self, value: T) -> None:
+        """Give everyone who waits the value."""
+        for waiter in self._settle():
+            waiter.set_result(value)
+
+    def fail(self, error: Exception) -> None:
+        """Raise the error in everyone who waits."""
+        for waiter in self._settle():
+            waiter.set_exception(error)
+
+    def _settle(self) -> list[asyncio.Future[T]]:
+        waiters, self._waiters = self._waiters, {}
+        return [waiter for waiter in waiters if not waiter.done()]
+
+
+class Outcome:
+    """How something that was asked for came out. Await it or not, once or often; nothing is lost and nothing warns."""
+
+    __slots__ = ("_error", "_promise", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._error: Exception | None = None
+        self._promise: Promise[None] = Promise()
+
+    def succeed(self) -> None:
+        """It came out well."""
+        self.done = True
+        self._promise.keep(None)
+
+    def fail(self, error: Exception) -> None:
+        """It came to nothing."""
+        self.done = True
+        self._error = error
+        self._promise.fail(error)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self.done:
+            yield from self._promise.wait().__await__()
+        elif self._error is not None:
+            raise self._error
+
+
+class Lazily:
+    """Work that begins only if it is awaited; left alone it neither runs nor warns."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._begin = begin
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._begin().__await__()
+
+
+class Listeners(Generic[T]):
+    """Callbacks for one kind of news (D-LISTEN)."""
+
+    __slots__ = ("_callbacks", "_what")
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._callbacks: tuple[Callable[[T], object], ...] = ()
+
+    def add(self, callback: Callable[[T], object]) -> Callable[[], None]:
+        """Add a plain function; returns one that takes it out again. Raises TypeError for anything else."""
+        if not callable(callback):
+            raise TypeError(f"{self._what} takes a function, not {callback!r}")
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError(
+                f"{self._what} takes a plain function, but {callback.__qualname__} is a coroutine function, which "
+                "nobody would await. Start a task of your own from a plain function"
+            )
+        self._callbacks += (callback,)
+
+        def remove() -> None:
+            nonlocal callback
+            rest = list(self._callbacks)
+            if callback in rest:
+                rest.remove(callback)
+            self._callbacks = tuple(rest)
+
+        return remove
+
+    def tell(self, news: T) -> None:
+        """Call every callback; one that raises is logged and harms nothing."""
+        for callback in self._callbacks:
+            try:
+                callback(news)
+            except Exception:
+                logger.exception("a callback of %s raised; the others are told all the same", self._what)

@@ -1,0 +1,586 @@
+"""Rooms: the handles, the tracked set, and the driver of every `RoomFSM`.
+
+Like the connection's driver it decides nothing: messages, timers and calls become facts for a room's machine, and the
+effects it asks for are run here. A room costs one handle and one machine: no task, no timer, no future, unless somebody
+waits for it or its credentials come from a coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import random
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import Any, TypeAlias
+
+from .adaptors.base import Adaptor
+from .deadlines import Deadline, Deadlines
+from .effects import (
+    AbandonRequest,
+    Effect,
+    EndSession,
+    FailWaiters,
+    NotifyStatus,
+    RequestJoin,
+    SendLeave,
+    StartTimer,
+    StopTimer,
+    Synchronise,
+    Untrack,
+    VersionChoice,
+)
+from .errors import JoinRefused, NotConnected, Unauthorized
+from .loro_protocol import (
+    Ack,
+    CrdtType,
+    DocUpdate,
+    DocUpdateFragment,
+    DocUpdateFragmentHeader,
+    JoinError,
+    JoinErrorCode,
+    JoinRequest,
+    JoinResponseOk,
+    Leave,
+    Message,
+    Permission,
+    Reassembler,
+    Refusal,
+    RoomError,
+    UpdateStatusCode,
+    encode,
+    room_header,
+    split,
+)
+from .pump import Lazily, Listeners, Promise, Pump
+from .room_fsm import RoomFSM
+from .status import RoomStatus, StatusChange
+
+__all__ = ["Auth", "Room", "Rooms"]
+
+logger = logging.getLogger("reconnect_fsm")
+
+Auth: TypeAlias = bytes | Callable[[], bytes | Awaitable[bytes]]
+
+# D-ACK: what may wait for an Ack in one room before it is rejoined instead, whose version exchange supersedes it all.
+MAX_UNACKED_UPDATES = 65_536
+MAX_UNACKED_BYTES = 16 * 1024 * 1024
+
+
+class Room:
+    """One document, shared through a room of the server. Made by `Client.join`; await it to wait until it is joined."""
+
+    __slots__ = (
+        "_asked",
+        "_auth",
+        "_changed",
+        "_credentials",
+        "_detach",
+        "_fsm",
+        "_listeners",
+        "_reassembler",
+        "_rooms",
+        "_server_version",
+        "_timer",
+        "_unacked",
+        "_unacked_bytes",
+        "adaptor",
+        "id",
+        "permission",
+    )
+
+    def __init__(self, rooms: Rooms, room_id: str, adaptor: Adaptor, auth: Auth, fsm: RoomFSM) -> None:
+        self.id = room_id
+        """The room's id, at most 128 bytes as UTF-8."""
+        self.adaptor = adaptor
+        """What binds the document."""
+        self.permission: Permission | None = None
+        """What the server lets us do, "read" or "write"; None while not joined."""
+        self._rooms = rooms
+        self._auth = auth
+        self._fsm = fsm
+        self._listeners: Listeners[StatusChange[RoomStatus]] | None = None
+        self._changed: Promise[None] | None = None  # kept at every change that somebody may wait for
+        self._detach: Callable[[], None] | None = None
+        self._timer: Deadline | None = None
+        # What belongs to the request under way
+        self._asked = 0
+        self._credentials: asyncio.Task[None] | None = None
+        # What belongs to the session
+        self._server_version = b""
+        self._unacked: dict[int, tuple[bytes, ...]] = NOTHING
+        self._unacked_bytes = 0
+        self._reassembler: Reassembler | None = None
+
+    def __repr__(self) -> str:
+        return f"<Room {self.id!r} {self.crdt_type} {self.status.value}>"
+
+    @property
+    def crdt_type(self) -> CrdtType:
+        """The kind of document in it."""
+        return self.adaptor.crdt_type
+
+    @property
+    def status(self) -> RoomStatus:
+        """One of the five statuses (JOIN-3)."""
+        return self._fsm.status
+
+    @property
+    def state(self) -> str:
+        """The machine's state, finer than the status: `RoomFSM` tells them all."""
+        return self._fsm.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in its present state, in words that hold no secrets."""
+        return self._fsm.reason
+
+    def on_status(self, callback: Callable[[StatusChange[RoomStatus]], object]) -> Callable[[], None]:
+        """Call the function on every change of the room's status (OBS-2). Returns one that ends it."""
+        if self._listeners is None:
+            self._listeners = Listeners("Room.on_status")
+        return self._listeners.add(callback)
+
+    def __await__(self) -> Generator[Any, None, Room]:
+        """Wait until it is joined. Raises JoinRefused, RoomLeft or, if the client stops meanwhile, ClientStopped."""
+        return self._when(lambda: self.status is RoomStatus.JOINED).__await__()
+
+    async def synced(self) -> None:
+        """Wait until the document holds all that the server had when we joined, and every update of ours has its Ack.
+
+        Across reconnects too. Raises JoinRefused, RoomLeft or, if the client stops meanwhile, ClientStopped.
+        """
+        await self._when(lambda: self.status is RoomStatus.JOINED and self._is_synced())
+
+    def leave(self) -> Awaitable[None]:
+        """Leave the room (D-LEAVE): it is untracked at once, online or not.
+
+        Await the result to know that the server has been told, if it can be. Leaving what was left does nothing.
+        """
+        self._rooms.leave(self)
+        return Lazily(self._rooms.written)
+
+    def _is_synced(self) -> bool:
+        return not self._unacked and self.adaptor.covers(self._server_version)
+
+    async def _when(self, true: Callable[[], bool]) -> Room:
+        while not true():
+            if self._fsm.state in OVER:
+                raise self._fsm.refusal
+            if self._changed is None:
+                self._changed = Promise()
+            await self._changed.wait()
+        return self
+
+    def _notice(self) -> None:
+        """Have those who wait look again."""
+        if self._changed is not None:
+            self._changed.keep(None)
+
+
+OVER = tuple(state.name for state in RoomFSM.OVER)
+NOTHING: dict[int, tuple[bytes, ...]] = {}  # stands for every empty dict; never written to
+
+Key: TypeAlias = tuple[CrdtType, str]
+
+
+class Rooms:
+    """The tracked rooms of one client (REJOIN-1)."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        send: Callable[[bytes], None],
+        written: Callable[[], Coroutine[Any, Any, None]],
+        own: Callable[[asyncio.Task[None]], None],
+        make_fsm: Callable[[], RoomFSM],
+    ) -> None:
+        """``send`` writes a frame, or drops it if there is no connection; ``written`` waits until all are written;
+        ``own`` takes charge of a cancelled task until it has ended."""
+        self._pump = pump
+        self._send = send
+        self._written = written
+        self._own = own
+        self._make_fsm = make_fsm
+        self._tracked: dict[Key, Room] = {}
+        self._deadlines = Deadlines(lambda job, *args: pump.post(job, *args))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.get_ident()
+        self._connected_because: str | None = None
+        self._run: dict[type[Effect], Callable[[Room, Any], None]] = {
+            StartTimer: self._start_timer,
+            StopTimer: self._stop_timer,
+            RequestJoin: self._request_join,
+            AbandonRequest: self._abandon_request,
+            Synchronise: self._synchronise,
+            EndSession: self._end_session,
+            SendLeave: self._send_leave,
+            Untrack: self._untrack,
+            FailWaiters: self._fail_waiters,
+            NotifyStatus: self._notify_status,
+        }
+        # Batch ids need be unique among what is unacknowledged on this connection, not secret.
+        self._last_batch_id = random.getrandbits(64)
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._tracked.values()))
+
+    # What the client asks for
+
+    def join(self, room_id: str, adaptor: Adaptor, auth: Auth, on_status: Callable[..., object] | None) -> Room:
+        """The tracked room (D-DEDUPE), or a new one. Raises TypeError or ValueError for what cannot be joined."""
+        _check(room_id, adaptor, auth)
+        room = self._tracked.get((adaptor.crdt_type, room_id))
+        if room is not None:
+            if room.adaptor is not adaptor:
+                logger.debug("room %r is tracked already; the adaptor of the first join stays", room_id)
+            if on_status is not None:
+                room.on_status(on_status)
+            return room
+        room = Room(self, room_id, adaptor, auth, self._make_fsm())
+        if on_status is not None:
+            room.on_status(on_status)
+        room._detach = adaptor.attach(lambda update: self._local_update(room, update))
+        self._tracked[adaptor.crdt_type, room_id] = room
+        self._pump.post(self._join_requested, room)
+        return room
+
+    def leave(self, room: Room) -> None:
+        self._pump.post(self._fire, room, "leave_requested")
+
+    async def written(self) -> None:
+        with contextlib.suppress(NotConnected):  # then the server noticed by itself
+            await self._written()
+
+    # Facts
+
+    def tell(self, event: str, why: str) -> None:
+        """Something happened to the connection, or the client: every room hears of it, before anything else happens."""
+        self._connected_because = why if event == "connection_opened" else None
+        if self._tracked:
+            self._pump.post_each(self._fire, tuple(self._tracked.values()), event, why)
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Belong to this event loop."""
+        self._loop, self._thread = loop, threading.get_ident()
+
+    def received(self, message: Message) -> None:
+        """A message came, on the present connection."""
+        room = self._tracked.get((message.crdt, message.room_id))
+        if room is None:
+            logger.debug("dropped a %s for a room that is not tracked", type(message).__name__)
+            return
+        match message:
+            case DocUpdate():
+                self._apply(room, message.updates, message.batch_id)
+            case Ack():
+                self._acknowledged(room, message)
+            case JoinResponseOk():
+                room.permission, room._server_version = message.permission, message.version
+                self._fire(room, "join_accepted")
+            case JoinError():
+                room._server_version = message.receiver_version or b""
+                self._fire(room, "join_refused", JoinRefused(message.code, _clean(message.message), message.app_code))
+            case RoomError():
+                refusal = JoinRefused(message.code, _clean(message.message))
+                self._fire(room, "put_out", refusal, self._now())
+            case DocUpdateFragmentHeader() | DocUpdateFragment():
+                self._reassemble(room, message)
+            case _:
+                logger.debug("dropped a %s: only clients send those", type(message).__name__)
+
+    def _join_requested(self, room: Room) -> None:
+        self._fire(room, "join_requested")
+        if self._connected_because is not None:
+            self._fire(room, "connection_opened", self._connected_because)
+
+    def _fire(self, room: Room, event: str, *args: Any) -> None:
+        """Tell a room's machine a fact and run the effects. The only place where either happens."""
+        fsm = room._fsm
+        try:
+            effects = fsm.events[event].fire(fsm, *args)
+        except Exception as error:
+            logger.exception("%s raised on %s in state %s", type(fsm).__name__, event, fsm.state)
+            effects = self._broke(
+                room, f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
+            )
+        for effect in effects:
+            self.run_effect(room, effect)
+
+    def _broke(self, room: Room, what: str) -> list[Effect]:
+        fsm = room._fsm
+        try:
+            return fsm.broke(what)
+        except Exception:
+            logger.exception("%s raised again on its way to error", type(fsm).__name__)
+            old = fsm.status
+            fsm.state, fsm.reason, fsm.refusal = RoomFSM.error.name, what, JoinRefused(None, what)
+            news: list[Effect] = [NotifyStatus(StatusChange(old, fsm.status, what))] if old != fsm.status else []
+            return [Untrack(), FailWaiters(fsm.refusal), *news]
+
+    def _adaptor_broke(self, room: Room, doing: str, error: Exception) -> None:
+        """An adaptor is the user's own code: it cannot take the connection or other rooms down with it."""
+        logger.error("the adaptor of room %r raised %s while %s", room.id, type(error).__name__, doing, exc_info=error)
+        self._pump.post(self._fire, room, "broke", f"the adaptor raised {type(error).__name__} while {doing}")
+
+    # Effects
+
+    def run_effect(self, room: Room, effect: Effect) -> None:
+        """Run one effect of a room's machine."""
+        run = self._run.get(type(effect))
+        if run is None:
+            logger.error("%r is not an effect that rooms know how to run", effect)
+        else:
+            run(room, effect)
+
+    def _start_timer(self, room: Room, effect: StartTimer) -> None:
+        self._stop_timer(room)
+        assert self._loop is not None
+        room._timer = self._deadlines.set(self._loop, effect.seconds, self._timer_fell_due, room)
+
+    def _send_leave(self, room: Room, _: SendLeave) -> None:
+        self._send(encode(Leave(room.crdt_type, room.id)))
+
+    def _fail_waiters(self, room: Room, effect: FailWaiters) -> None:
+        if room._changed is not None:
+            room._changed.fail(effect.error)
+
+    def _notify_status(self, room: Room, effect: NotifyStatus) -> None:
+        if room._listeners is not None:
+            self._pump.post(room._listeners.tell, effect.change)
+
+    def _timer_fell_due(self, deadline: Deadline, room: Room) -> None:
+        if deadline is room._timer:  # else it was stopped while this waited for its turn
+            room._timer = None
+            self._fire(room, "timer_fell_due")
+
+    def _stop_timer(self, room: Room, _: StopTimer | None = None) -> None:
+        if room._timer is not None:
+            self._deadlines.cancel(room._timer)
+            room._timer = None
+
+    def _untrack(self, room: Room, _: Untrack) -> None:
+        key = (room.crdt_type, room.id)
+        if self._tracked.get(key) is room:
+            del self._tracked[key]
+        self._stop_timer(room)
+        self._abandon_request(room)
+        self._end_session(room)
+        detach, room._detach = room._detach, None
+        if detach is not None:
+            try:
+                detach()
+            except Exception as error:
+                logger.error("the adaptor of room %r raised on being detached", room.id, exc_info=error)
+
+    # Asking
+
+    def _request_join(self, room: Room, effect: RequestJoin) -> None:
+        """D-INTENT: auth and version are taken now, not when join was called."""
+        self._abandon_request(room)
+        auth, choice = room._auth, effect.version
+        if not isinstance(auth, bytes):
+            try:
+                given = auth()
+            except Exception as error:
+                # Posted: an effect never fires a fact itself.
+                self._pump.post(self._credentials_failed, room, room._asked, error)
+                return
+            if inspect.isawaitable(given):
+                assert self._loop is not None
+                room._credentials = self._loop.create_task(
+                    self._await_credentials(room, room._asked, choice, given), name="reconnect_fsm credentials"
+                )
+                return
+            auth = given
+        self._send_join_request(room, choice, auth)
+
+    async def _await_credentials(self, room: Room, asked: int, choice: VersionChoice, given: Awaitable[bytes]) -> None:
+        try:
+            auth = await given
+        except Exception as error:
+            self._pump.post(self._credentials_failed, room, asked, error)
+        else:
+            self._pump.post(self._credentials_came, room, asked, choice, auth)
+
+    def _credentials_came(self, room: Room, asked: int, choice: VersionChoice, auth: bytes) -> None:
+        if asked == room._asked:
+            room._credentials = None
+            self._send_join_request(room, choice, auth)
+
+    def _credentials_failed(self, room: Room, asked: int, error: Exception) -> None:
+        if asked == room._asked:
+            room._credentials = None
+            what = f"the auth function raised {type(error).__name__}"
+            self._fire(room, "credentials_failed", what, isinstance(error, Unauthorized))
+
+    def _abandon_request(self, room: Room, _: AbandonRequest | None = None) -> None:
+        room._asked += 1
+        task, room._credentials = room._credentials, None
+        if task is not None:
+            task.cancel()
+            self._own(task)
+
+    def _send_join_request(self, room: Room, choice: VersionChoice, auth: object) -> None:
+        if not isinstance(auth, bytes):
+            what = f"the auth function returned {type(auth).__name__} instead of bytes"
+            logger.error("room %r: %s", room.id, what)
+            self._pump.post(self._fire, room, "broke", what)
+            return
+        try:
+            version = self._version(room, choice)
+            frame = None if version is None else encode(JoinRequest(room.crdt_type, room.id, auth, version))
+        except Exception as error:
+            self._adaptor_broke(room, "asked for its version", error)
+            return
+        if frame is not None:
+            self._send(frame)
+            return
+        refusal = JoinRefused(JoinErrorCode.VERSION_UNKNOWN, "the adaptor has no other version")
+        self._pump.post(self._fire, room, "join_refused", refusal)
+
+    def _version(self, room: Room, choice: VersionChoice) -> bytes | None:
+        if choice is VersionChoice.CURRENT:
+            return room.adaptor.version()
+        if choice is VersionChoice.ALTERNATIVE:
+            return room.adaptor.alternative_version(room._server_version)
+        return b""
+
+    # In session
+
+    def _synchronise(self, room: Room, _: Synchronise) -> None:
+        try:
+            missing = room.adaptor.missing_from(room._server_version)
+        except Exception as error:
+            self._adaptor_broke(room, "asked for what the server lacks", error)
+            return
+        if missing:
+            self._send_updates(room, missing)
+        room._notice()
+
+    def _end_session(self, room: Room, _: EndSession | None = None) -> None:
+        room.permission = None
+        room._unacked, room._unacked_bytes = NOTHING, 0
+        room._reassembler = None
+
+    def _local_update(self, room: Room, update: bytes) -> None:
+        """An edit was made here, in whatever thread."""
+        if self._loop is None or threading.get_ident() == self._thread:
+            self._pump.post(self._send_local_update, room, update)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
+
+    def _send_local_update(self, room: Room, update: bytes) -> None:
+        if room.status is not RoomStatus.JOINED:
+            return  # it is in the document, and the version exchange of the next join will find it there
+        self._send_updates(room, (update,))
+        if len(room._unacked) > MAX_UNACKED_UPDATES or room._unacked_bytes > MAX_UNACKED_BYTES:
+            self._fire(room, "acks_overdue")
+
+    def _send_updates(self, room: Room, updates: Sequence[bytes]) -> None:
+        if room.permission != "write":
+            self._refused(room, updates, UpdateStatusCode.PERMISSION_DENIED)
+            return
+        try:
+            batches = split(room.crdt_type, room.id, updates, self._new_batch_id)
+        except ValueError as error:
+            logger.error("room %r: %s", room.id, error)
+            self._refused(room, updates, UpdateStatusCode.PAYLOAD_TOO_LARGE)
+            return
+        if room._unacked is NOTHING:
+            room._unacked = {}
+        for batch in batches:
+            room._unacked[batch.batch_id] = batch.updates
+            room._unacked_bytes += sum(map(len, batch.updates))
+            for frame in batch.frames:
+                self._send(frame)
+
+    def _new_batch_id(self) -> int:
+        self._last_batch_id = (self._last_batch_id + 1) % 2**64
+        return self._last_batch_id
+
+    def _acknowledged(self, room: Room, ack: Ack) -> None:
+        updates = room._unacked.pop(ack.ref_id, None)
+        if updates is None:
+            return  # of an earlier session, or made up
+        room._unacked_bytes -= sum(map(len, updates))
+        if ack.status != UpdateStatusCode.OK:
+            self._refused(room, updates, ack.status)
+        if not room._unacked:
+            room._notice()
+
+    def _refused(self, room: Room, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
+        try:
+            room.adaptor.refused(updates, status)
+        except Exception as error:
+            logger.error("the adaptor of room %r raised on being told of a refusal", room.id, exc_info=error)
+
+    def _apply(self, room: Room, updates: Sequence[bytes], batch_id: int) -> None:
+        if room.status is not RoomStatus.JOINED:
+            return  # the version exchange of the join brings it
+        try:
+            room.adaptor.apply(updates)
+        except Exception as error:
+            logger.warning("room %r: refused a batch from the server: %s", room.id, error)
+            self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
+        room._notice()
+
+    def _refuse(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
+        self._send(encode(Ack(room.crdt_type, room.id, batch_id, status)))
+
+    def _reassemble(self, room: Room, message: DocUpdateFragmentHeader | DocUpdateFragment) -> None:
+        if room.status is not RoomStatus.JOINED:
+            return
+        if room._reassembler is None:
+            room._reassembler = Reassembler()
+        reassembler = room._reassembler
+        self._expire_fragments(room, reassembler)
+        if isinstance(message, DocUpdateFragmentHeader):
+            result: bytes | Refusal | None = reassembler.begin(message, self._now())
+            if result is None:
+                assert self._loop is not None
+                self._deadlines.set(self._loop, Reassembler.TIMEOUT, self._fragments_fell_due, room, reassembler)
+        else:
+            result = reassembler.add(message, self._now())
+        if isinstance(result, bytes):
+            self._apply(room, (result,), message.batch_id)
+        elif result is not None:
+            self._refuse_batch(room, result)
+
+    def _fragments_fell_due(self, _: Deadline, room: Room, reassembler: Reassembler) -> None:
+        self._expire_fragments(room, reassembler)
+
+    def _expire_fragments(self, room: Room, reassembler: Reassembler) -> None:
+        if room._reassembler is reassembler:  # else it is of an earlier session
+            for refusal in reassembler.expire(self._now()):
+                self._refuse_batch(room, refusal)
+
+    def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
+        logger.warning("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
+        self._refuse(room, refusal.batch_id, refusal.status)
+
+    def _now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+
+def _check(room_id: object, adaptor: object, auth: object) -> None:
+    """What can be wrong about a join is said when it is called."""
+    if not isinstance(room_id, str):
+        raise TypeError(f"the room id must be a str, not {type(room_id).__name__}")
+    if not isinstance(adaptor, Adaptor):
+        wanted = [name for name in vars(Adaptor) if not name.startswith("_") and not hasattr(adaptor, name)]
+        raise TypeError(
+            f"{type(adaptor).__name__} is not an adaptor, it has no {', '.join(wanted)}; "
+            "for a loro.LoroDoc, say LoroAdaptor(doc)"
+        )
+    if not isinstance(auth, bytes) and not callable(auth):
+        raise TypeError(f"auth must be bytes, or a function that returns bytes, not {type(auth).__name__}")
+    room_header(adaptor.crdt_type, room_id)
+
+
+def _clean(words: str) -> str:
+    """A server's words, made fit to be shown: short, and one line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)[:200]

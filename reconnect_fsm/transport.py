@@ -1,0 +1,428 @@
+"""One WebSocket: opens it, reads frames, writes frames, says why it closed. The only module that knows aiohttp.
+
+What aiohttp does that we do not want is dealt with here: its own heartbeat, answers to close and ping frames, a
+second TCP connection within one attempt, redirects that carry credentials to another origin, and a `close()` that may
+never end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import inspect
+import socket as sockets
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias
+
+import aiohttp
+from aiohttp import WSMsgType
+from yarl import URL
+
+from .errors import InvalidURL, NotConnected, Unauthorized
+from .pump import Promise
+from .status import AttemptFailure, CloseInfo, FailureKind
+
+__all__ = ["AttemptFailed", "Data", "Session", "Socket", "UrlSource", "check_options", "check_url", "open_socket"]
+
+Data: TypeAlias = str | bytes
+UrlSource: TypeAlias = str | URL | Callable[[], str | URL | Awaitable[str | URL]]
+Session: TypeAlias = aiohttp.ClientSession
+
+MAX_RETRY_AFTER: Final = 300.0  # D-HTTP: seconds; a hostile or confused server must not park us for days
+MAX_REASON: Final = 200  # characters of a server's words that we keep
+BURST: Final = 128  # frames written, or read, before the event loop gets its turn
+NO_STATUS_RECEIVED, ABNORMAL_CLOSURE = 1005, 1006  # RFC 6455, 7.4.1: never on the wire
+
+# What the client decides itself, and so does not take from the user.
+OWN_OPTIONS: Final = {
+    "autoclose": "the machine decides when the socket is closed",
+    "autoping": "ping frames are always answered",
+    "heartbeat": "use keepalive=Keepalive(...)",
+    "receive_timeout": "use keepalive=Keepalive(...)",
+    "timeout": "use connect_timeout=, close_timeout= and keepalive=",
+    "decode_text": "text frames are always decoded",
+}
+# What is passed on to aiohttp's ws_connect as it is.
+PASSED_ON: Final = (
+    "auth", "compress", "headers", "max_msg_size", "method", "origin", "params", "protocols", "proxy", "proxy_auth",
+    "proxy_headers", "server_hostname", "ssl",
+)  # fmt: skip
+
+
+class AttemptFailed(Exception):
+    """The attempt did not lead to an open socket; ``failure`` says why."""
+
+    def __init__(self, failure: AttemptFailure) -> None:
+        super().__init__(failure.why)
+        self.failure = failure
+
+
+def check_url(url: object) -> URL:
+    """The address of a WebSocket server as a URL. Raises InvalidURL, without showing a query string, if it is none."""
+    try:
+        parsed = url if isinstance(url, URL) else URL(url) if isinstance(url, str) else None
+    except ValueError:
+        parsed = URL()
+    if parsed is None:
+        raise InvalidURL(f"the url must be a str, a yarl.URL, or a function that returns one, not {type(url).__name__}")
+    if parsed.scheme not in ("ws", "wss", "http", "https"):
+        found = f"{parsed.scheme}://" if parsed.scheme else "no scheme"
+        raise InvalidURL(f"the url must begin with ws:// or wss://, not with {found}")
+    try:
+        host, port = parsed.host, parsed.explicit_port
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0:
+        raise InvalidURL(f"the url has no {'host' if not host else 'valid port'}: {parsed.scheme}://?")
+    return parsed
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Raise TypeError for options that aiohttp's ``ws_connect`` does not have, or that are ours to decide."""
+    for name in options:
+        if name in OWN_OPTIONS:
+            raise TypeError(f"{name}= is not yours to set: {OWN_OPTIONS[name]}")
+        if name not in PASSED_ON:
+            raise TypeError(
+                f"unknown option {name}=; what is passed on to aiohttp's ws_connect is {', '.join(PASSED_ON)}"
+            )
+
+
+# The handshake
+
+
+class _WebSocket(aiohttp.ClientWebSocketResponse):
+    """aiohttp's WebSocket, which also tells its transport: the only thing that can end a close that hangs."""
+
+    def __init__(
+        self, reader: Any, writer: Any, protocol: Any, response: aiohttp.ClientResponse, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(reader, writer, protocol, response, *args, **kwargs)
+        self.response = response
+        connection = response.connection
+        self.transport = None if connection is None else connection.transport
+
+
+class _Redirected(Exception):
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+# aiohttp asks again by itself when the server hangs up during the handshake, and follows redirects. Both would be
+# attempts that the machine knows nothing of, so each attempt may send one request.
+_earlier_error: ContextVar[list[BaseException]] = ContextVar("_earlier_error")
+
+
+async def _one_request(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    errors = _earlier_error.get()
+    if errors:
+        raise errors[0]
+    try:
+        response = await handler(request)
+    except BaseException as error:
+        errors.append(error)
+        raise
+    if 300 <= response.status < 400:
+        response.close()
+        raise _Redirected(response.status)
+    return response
+
+
+def make_session(given: Session | None) -> Session:
+    """A session of our own. One that the user gave lends it its connector, cookies and default headers."""
+    if given is not None:
+        if given.closed:
+            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
+        return aiohttp.ClientSession(
+            connector=given.connector,
+            connector_owner=False,
+            cookie_jar=given.cookie_jar,
+            headers=given.headers,
+            trust_env=given.trust_env,
+            middlewares=(_one_request,),
+            ws_response_class=_WebSocket,
+        )
+    # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
+    connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False)
+    return aiohttp.ClientSession(connector=connector, middlewares=(_one_request,), ws_response_class=_WebSocket)
+
+
+async def open_socket(
+    session: Session,
+    url: UrlSource,
+    *,
+    timeout: float,
+    close_timeout: float,
+    max_msg_size: int,
+    options: Mapping[str, Any],
+) -> Socket:
+    """One attempt: the address, DNS, TCP, TLS and handshake, all within ``timeout`` seconds (D-TIMEOUT).
+
+    Raises AttemptFailed, whatever goes wrong.
+    """
+    _earlier_error.set([])
+    try:
+        async with asyncio.timeout(timeout):
+            address = await _address(url)
+            ws = await session.ws_connect(
+                address,
+                autoclose=False,
+                autoping=False,
+                max_msg_size=max_msg_size + 1,  # aiohttp refuses a message of exactly this size
+                timeout=aiohttp.ClientWSTimeout(ws_close=close_timeout),
+                **options,
+            )
+    except Exception as error:
+        # `from None`: what aiohttp raises may hold the whole URL, query string and all.
+        raise AttemptFailed(_failure(error)) from None
+    assert isinstance(ws, _WebSocket)
+    return Socket(ws, close_timeout)
+
+
+async def _address(url: UrlSource) -> URL:
+    if not callable(url):
+        return check_url(url)
+    try:
+        given = url()
+        if inspect.isawaitable(given):
+            given = await given
+    except (Unauthorized, TimeoutError):
+        raise
+    except Exception as error:
+        raise AttemptFailed(
+            AttemptFailure(FailureKind.NETWORK, f"the url function raised {type(error).__name__}")
+        ) from None
+    return check_url(given)
+
+
+# What an exception of the handshake means, in words of ours; the first that fits.
+_MEANINGS: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], FailureKind, str], ...]] = (
+    (Unauthorized, FailureKind.UNAUTHORIZED, "the url function says that this client is not authorized"),
+    ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), FailureKind.MISCONFIGURED, "the url cannot be used"),
+    (aiohttp.WSServerHandshakeError, FailureKind.NETWORK, "the server does not answer as a WebSocket server does"),
+    (aiohttp.ClientHttpProxyError, FailureKind.NETWORK, "the proxy refused"),
+    (
+        (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
+        FailureKind.MISCONFIGURED,
+        "the server's certificate does not verify",
+    ),
+    (aiohttp.ClientConnectorDNSError, FailureKind.NETWORK, "the server's name does not resolve"),
+    (aiohttp.ClientSSLError, FailureKind.NETWORK, "TLS failed"),
+    (
+        (aiohttp.ServerDisconnectedError, ConnectionResetError),
+        FailureKind.NETWORK,
+        "the server hung up during the handshake",
+    ),
+    (TimeoutError, FailureKind.NETWORK, "no connection in the time allowed"),
+)
+
+
+def _failure(error: Exception) -> AttemptFailure:
+    if isinstance(error, AttemptFailed):
+        return error.failure
+    if isinstance(error, InvalidURL):
+        return AttemptFailure(FailureKind.MISCONFIGURED, str(error))
+    if isinstance(error, _Redirected):
+        why = f"the server redirects elsewhere (HTTP {error.status}), which is never followed"
+        return AttemptFailure(FailureKind.ANSWER, why, error.status)
+    if isinstance(error, aiohttp.WSServerHandshakeError) and error.status != 101:
+        after = _retry_after(error.status, error.headers or {})
+        return AttemptFailure(FailureKind.ANSWER, f"the server answered HTTP {error.status}", error.status, after)
+    for kinds, kind, why in _MEANINGS:
+        if isinstance(error, kinds):
+            return AttemptFailure(kind, why)
+    if isinstance(error, OSError):
+        return AttemptFailure(FailureKind.NETWORK, f"could not connect: {error.strerror or type(error).__name__}")
+    if isinstance(error, TypeError | ValueError):
+        why = f"the connection's options cannot be used ({type(error).__name__})"
+        return AttemptFailure(FailureKind.MISCONFIGURED, why)
+    return AttemptFailure(FailureKind.NETWORK, f"could not connect: {type(error).__name__}")
+
+
+def _retry_after(status: int, headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks us to stay away (D-HTTP); 0 if it does not."""
+    asked = headers.get("Retry-After", "").strip()
+    if status not in (429, 503) or not asked:
+        return 0.0
+    if asked.isascii() and asked.isdigit():
+        seconds = float(asked[:10])
+    else:
+        try:
+            at = email.utils.parsedate_to_datetime(asked)
+        except ValueError:
+            return 0.0
+        seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+# The open socket
+
+
+class Socket:
+    """One open WebSocket: one task reads, one writes.
+
+    After `start` you must call `close`, once; it always ends within ``close_timeout`` seconds or little more.
+    """
+
+    def __init__(self, ws: _WebSocket, close_timeout: float) -> None:
+        self._ws = ws
+        self._close_timeout = close_timeout
+        self._outbox: list[Data] = []
+        self._pong: bytes | None = None
+        self._wake = asyncio.Event()
+        self._written: Promise[None] = Promise()
+        self._closing = False
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self.opened_at = asyncio.get_running_loop().time()
+
+    def start(
+        self, on_message: Callable[[Data], None], on_alive: Callable[[], None], on_closed: Callable[[CloseInfo], None]
+    ) -> None:
+        """Begin to read and write.
+
+        ``on_alive`` is called for ping and pong frames; ``on_closed`` once, unless `close` was called before.
+        """
+        self._tasks = (
+            asyncio.create_task(self._read(on_message, on_alive, on_closed), name="reconnect_fsm reader"),
+            asyncio.create_task(self._write(), name="reconnect_fsm writer"),
+        )
+
+    @property
+    def lasted(self) -> float:
+        """How long it has been open, in seconds."""
+        return asyncio.get_running_loop().time() - self.opened_at
+
+    def send(self, data: Data) -> None:
+        """Write the frame, text or binary, soon. Frames of one burst are written together."""
+        self._outbox.append(data)
+        self._wake.set()
+
+    async def written(self) -> None:
+        """Wait until all that was sent so far has been handed to the network. Raises NotConnected if it cannot be."""
+        if self._closing:
+            raise NotConnected("the connection was lost before the message was written")
+        if self._outbox:
+            await self._written.wait()
+
+    async def close(self, code: int, reason: str) -> None:
+        """Write what is waiting, then the close frame; wait for the other end's; give up after the time allowed."""
+        self._closing = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._close_timeout):
+                _, writer = self._tasks
+                await asyncio.wait([writer])
+                await self._ws.close(code=code, message=_fit(reason))
+        except TimeoutError:
+            pass
+        except (aiohttp.ClientError, OSError):
+            pass  # it was gone already
+        finally:
+            await self._abort()
+
+    async def _abort(self) -> None:
+        """Let go of the transport, whatever state it is in; only then may a blocked send be cancelled (law 5)."""
+        self._written.fail(NotConnected("the connection was lost before the message was written"))
+        if self._ws.transport is not None:
+            self._ws.transport.abort()
+        self._ws.response.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)  # the loop closes the descriptor in its next turn
+
+    async def discard(self) -> None:
+        """Let go of a socket that was never started."""
+        await self._abort()
+
+    # Reading
+
+    async def _read(
+        self, on_message: Callable[[Data], None], on_alive: Callable[[], None], on_closed: Callable[[CloseInfo], None]
+    ) -> None:
+        try:
+            info = await self._read_until_closed(on_message, on_alive)
+        except Exception as error:  # whatever it was: a reader that dies in silence would leave a zombie behind
+            info = CloseInfo(ABNORMAL_CLOSURE, f"the connection was lost ({type(error).__name__})")
+        if not self._closing:
+            on_closed(CloseInfo(info.code, info.reason, self.lasted))
+
+    async def _read_until_closed(self, on_message: Callable[[Data], None], on_alive: Callable[[], None]) -> CloseInfo:
+        count = 0
+        while True:
+            message = await self._ws.receive()
+            match message.type:
+                case WSMsgType.TEXT | WSMsgType.BINARY:
+                    on_message(message.data)
+                case WSMsgType.PING:
+                    self._pong = message.data  # a flood of pings is answered once (RFC 6455, 5.5.3)
+                    self._wake.set()
+                    on_alive()
+                case WSMsgType.PONG:
+                    on_alive()
+                # Judged by the message alone: the reason is nowhere else, and close_code may say 1006 all the same.
+                case WSMsgType.CLOSE:
+                    return CloseInfo(message.data or NO_STATUS_RECEIVED, _clean(message.extra))
+                case WSMsgType.ERROR:
+                    what = _clean(message.data) if isinstance(message.data, aiohttp.WebSocketError) else ""
+                    return CloseInfo(
+                        ABNORMAL_CLOSURE, f"the server broke the WebSocket protocol: {what or 'no details'}"
+                    )
+                case _:  # CLOSED: no close frame came. CLOSING: we are closing it ourselves
+                    return CloseInfo(ABNORMAL_CLOSURE, "the connection was lost")
+            count += 1
+            if count % BURST == 0:
+                await asyncio.sleep(0)  # receive() does not give way while there is something to read
+
+    # Writing
+
+    async def _write(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # the reader says why
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._pong is not None:
+                    pong, self._pong = self._pong, None
+                    await self._ws.pong(pong)
+                while self._outbox:
+                    batch = self._outbox[:BURST]
+                    del self._outbox[:BURST]
+                    with self._corked(len(batch)):
+                        for data in batch:
+                            if isinstance(data, str):
+                                await self._ws.send_str(data)
+                            else:
+                                await self._ws.send_bytes(data)
+                    await asyncio.sleep(0)
+                self._written.keep(None)
+                if self._closing:
+                    return
+
+    @contextlib.contextmanager
+    def _corked(self, frames: int) -> Iterator[None]:
+        """Let the kernel gather the frames of a burst; a packet for each would cost twice as much."""
+        sock = self._ws.get_extra_info("socket") if frames > 1 and hasattr(sockets, "TCP_CORK") else None
+        if sock is None or sock.family not in (sockets.AF_INET, sockets.AF_INET6):
+            yield
+            return
+        sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_CORK, 1)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_CORK, 0)
+
+
+def _fit(reason: str) -> bytes:
+    """A close frame holds 123 bytes of reason (RFC 6455, 5.5)."""
+    return reason.encode()[:123].decode(errors="ignore").encode()
+
+
+def _clean(words: object) -> str:
+    """A server's words, made fit to be shown: short, and one line."""
+    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:MAX_REASON]
