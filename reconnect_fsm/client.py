@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +21,6 @@ from .status import RoomStatus, StatusChange
 from .transport import Data, Session, UrlSource
 
 __all__ = ["Client"]
-
-logger = logging.getLogger("reconnect_fsm")
 
 
 class Client(Connection):
@@ -69,7 +66,6 @@ class Client(Connection):
         self._rooms = Rooms(
             self._pump, self._send_frame, self._frames_written, self._own_task, lambda: room_fsm(self._retry)
         )
-        self._malformed = 0
 
     @property
     def rooms(self) -> tuple[Room, ...]:
@@ -109,7 +105,6 @@ class Client(Connection):
         self._rooms.bind(asyncio.get_running_loop())
 
     def _tell_rooms(self, effect: TellRooms) -> None:
-        self._malformed = 0
         self._rooms.tell(effect.event, effect.why)
 
     def _received(self, data: Data) -> None:
@@ -118,10 +113,8 @@ class Client(Connection):
             try:
                 message = decode(data)
             except ProtocolError as error:
-                # Nothing is lost by it: the connection and its rooms go on. A flood of them must not flood the log.
-                self._malformed += 1
-                level = logging.WARNING if self._malformed <= 3 else logging.DEBUG
-                logger.log(level, "dropped a malformed message of %d bytes: %s", len(data), error)
+                # Nothing else is lost by it: the connection and its rooms go on.
+                self._rooms.complain("dropped a malformed message of %d bytes: %s", len(data), error)
             else:
                 self._rooms.received(message)
         elif data == PING:

@@ -223,7 +223,7 @@ class ClientFSM(FSM[ClientStatus]):
     # fmt: off
 
     @event(
-        row(STOPPED, to=connecting,                                          clause="CONN-2 CTRL-1 RETRY-4"),
+        row(STOPPED, to=connecting,                                          clause="CONN-2 CTRL-1 RETRY-4 OK-3"),
         row(BETWEEN, to=connecting, when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
         row(BETWEEN, to=connecting,                                          clause="CTRL-1"),
         row(REST,    to=STAY,       when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
@@ -276,7 +276,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.news = str(failure)
 
     @event(
-        row(connected, to=disconnected, when=is_fatal_close,       clause="RETRY-3 D-CODES CONN-4"),
+        row(connected, to=disconnected, when=is_fatal_close,       clause="RETRY-3 D-CODES CONN-4 OK-3"),
         row(connected, to=disconnected, when=is_retrying_off,      clause="RETRY-1"),
         row(connected, to=paused,       when=is_offline,           clause="OFF-1"),
         row(connected, to=disconnected, when=are_attempts_used_up, clause="RETRY-2"),
@@ -292,7 +292,7 @@ class ClientFSM(FSM[ClientStatus]):
         row(connected, to=disconnected, when=is_retrying_off,      clause="RETRY-1"),
         row(connected, to=paused,       when=is_offline,           clause="OFF-1"),
         row(connected, to=disconnected, when=are_attempts_used_up, clause="RETRY-2"),
-        row(connected, to=waiting,                                 clause="LIVE-2 CONN-3"),
+        row(connected, to=waiting,                                 clause="LIVE-2 CONN-3 OK-2"),
         refuse(REST, because="there is no socket to be dead or alive"),
     )
     def pong_missed(self, info: CloseInfo) -> None:
@@ -311,7 +311,7 @@ class ClientFSM(FSM[ClientStatus]):
         refuse(ANY, when=is_offline, because="known already"),
         row(STOPPED,           to=STAY,                               do=note_offline),
         row(any_but(*STOPPED), to=disconnected, when=is_retrying_off, do=note_offline, clause="RETRY-1"),
-        row(REST,              to=paused,                             do=note_offline, clause="OFF-1"),
+        row(REST,              to=paused,                             do=note_offline, clause="OFF-1 OK-1"),
     )
     def went_offline(self) -> None:
         """The environment reports that there is no network."""
@@ -320,8 +320,8 @@ class ClientFSM(FSM[ClientStatus]):
 
     @event(
         refuse(ANY, when=is_online, because="known already"),
-        row(paused, to=retrying, when=resets_on_online, do=(note_online, forget_attempts), clause="OFF-2"),
-        row(paused, to=retrying,                        do=note_online,                    clause="OFF-2"),
+        row(paused, to=retrying, when=resets_on_online, do=(note_online, forget_attempts), clause="OFF-2 OK-1"),
+        row(paused, to=retrying,                        do=note_online,                    clause="OFF-2 OK-1"),
         row(REST,   to=STAY,                            do=note_online),
     )
     def went_online(self) -> None:

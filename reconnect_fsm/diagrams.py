@@ -112,15 +112,14 @@ def _gist(moves: Iterable[Move], source: str | None = None) -> tuple[Move, ...]:
 
 
 def _merged(fans: Iterable[Fan]) -> list[Fan]:
-    """Events that lead from the same states to the same states share a fan."""
-    alike: dict[tuple[tuple[str, ...], frozenset[str]], list[Fan]] = {}
+    """Events that lead from the same states to the same states share a fan; to one state, only on the same guards."""
+    alike: dict[tuple[object, ...], list[Fan]] = {}
     for fan in fans:
-        alike.setdefault((fan.sources, frozenset(fan.targets)), []).append(fan)
+        key = fan.moves if len(fan.targets) == 1 else frozenset(fan.targets)
+        alike.setdefault((fan.sources, key), []).append(fan)
     return [
-        Fan(
-            tuple(event for fan in group for event in fan.events), sources, _gist(m for fan in group for m in fan.moves)
-        )
-        for (sources, _), group in alike.items()
+        Fan(tuple(fan.events[0] for fan in group), group[0].sources, _gist(m for fan in group for m in fan.moves))
+        for group in alike.values()
     ]
 
 
@@ -288,12 +287,18 @@ class _Picture:
         self.lines.append(f"{' ' * indent}{what} [{' '.join(pairs)}]")
 
     def edge(self, tail: str, head: str, colour: Colour, **attributes: str) -> None:
-        """An edge from a state, a table, or a whole status, which is its first state and the frame round it."""
+        """An edge from a state, a table, or a whole status, to an already quoted head."""
+        node, frame = self.end(tail)
+        self.add(
+            f"{_quoted(node)} -> {head}", {"color": colour.line, **({"ltail": frame} if frame else {}), **attributes}
+        )
+
+    def end(self, name: str) -> tuple[str, str]:
+        """The node at an end of an edge, and the frame that it stands for where that is a whole status."""
         for status, names in _by_status(self.cls).items():
-            if tail == status_id(status):
-                tail = names[0]
-                attributes["ltail"] = f"cluster {status}"
-        self.add(f"{_quoted(tail)} -> {head}", {"color": colour.line, **attributes})
+            if name == status_id(status):
+                return names[0], f"cluster {status}"
+        return name, ""
 
     def texts(
         self, lines: Iterable[str], size: int, colour: Colour = INK, style: Literal["", "B", "I"] = ""
@@ -358,10 +363,11 @@ class _Picture:
         else:
             first, *others = self.plan.tails(fan)
             self.edge(first, _quoted(name), FAINT, arrowhead="none")
-            for (
-                tail
-            ) in others:  # drawn backwards, since it may be below the table; to the head, lest it seem to leave a cell
-                self.add(f"{_quoted(name)}:head:e -> {_quoted(tail)}", {"color": FAINT.line, "arrowhead": "none"})
+            for other in others:
+                # It may be below the table, so it is drawn backwards; and to the head, lest it seem to leave a cell.
+                node, frame = self.end(other)
+                line = {"color": FAINT.line, "arrowhead": "none"} | ({"lhead": frame} if frame else {})
+                self.add(f"{_quoted(name)}:head:e -> {_quoted(node)}", line)
         rows = self.cells_in_full(fan) if self.detail == "full" else self.cells(fan)
         span = 2 if self.detail == "full" else len(fan.moves)
         label = f'<{TABLE}<TR><TD PORT="head" COLSPAN="{span}">{_stack(head)}</TD></TR>{rows}</TABLE>>'

@@ -208,6 +208,7 @@ class EmbeddedServer:
                 await self.close_all(code, reason)
         finally:
             await self._abort_everything(server)
+            self._held_acks.clear()
             await listener.wait_closed()
 
     async def _abort_everything(self, server: web.Server) -> None:
@@ -332,10 +333,11 @@ class EmbeddedServer:
     async def send_raw(self, data: bytes | str) -> int:
         """Sends a binary or text frame to every client; returns how many there are."""
         opcode, raw = (WSMsgType.TEXT, data.encode()) if isinstance(data, str) else (WSMsgType.BINARY, data)
-        for connection in self._connections:
+        receivers = list(self._connections)
+        for connection in receivers:
             connection.send(opcode, raw)
         await asyncio.sleep(0)
-        return len(self._connections)
+        return len(receivers)
 
     # Connections --------------------------------------------------------------------------------------------------
 
@@ -579,7 +581,8 @@ class _Connection:
 
     async def _read(self) -> bool:
         """Whether the client closed properly; False if the connection is lost."""
-        for handled in itertools.count(1):
+        handled = 0
+        while True:
             message = await self._ws.receive()
             await self._server._thawed.wait()
             match message.type:
@@ -590,12 +593,12 @@ class _Connection:
                     return False
                 case _:
                     await self._receive(message.type, message.data)
-            if handled % _YIELD_EVERY == 0:
+            handled += 1
+            if handled % _YIELD_EVERY == 0:  # a receive of what is there already does not yield
                 await asyncio.sleep(0)
             if self._backlog > self._server.READ_PAUSE_BYTES:
                 self._drained.clear()
                 await self._drained.wait()
-        raise AssertionError("counting has no end")
 
     async def _receive(self, kind: WSMsgType, data: Any) -> None:
         if kind is WSMsgType.BINARY:
@@ -611,8 +614,9 @@ class _Connection:
             self.send(WSMsgType.PONG, bytes(data))
 
     async def _write(self) -> None:
+        written = 0
         try:
-            for written in itertools.count(1):
+            while True:
                 while not self._outgoing:
                     self._wake.clear()
                     await self._wake.wait()
@@ -624,6 +628,7 @@ class _Connection:
                     return
                 if self._backlog <= self._server.READ_PAUSE_BYTES:
                     self._drained.set()
+                written += 1
                 if written % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         except ConnectionError:

@@ -9,6 +9,7 @@
     ├── RoomLeft               you left the room that you were waiting for
     ├── Unauthorized           *yours to raise* from a ``url`` or ``auth`` callable: no use asking again
     ├── InvalidURL             (also a ValueError) the address cannot be one of a WebSocket server
+    ├── CannotDraw             (in diagrams) something that a picture needs is not installed
     ├── MachineDefinitionError (also a TypeError) a state machine's declaration is wrong; raised when the class is made
     └── ProtocolError          (also a ValueError) bytes that are not a valid message of the Loro syncing protocol
 

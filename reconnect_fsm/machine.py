@@ -291,7 +291,8 @@ class FSM(Generic[StatusT]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.states = _inherited(cls, State)
+        # `initial = some_state` gives no second state of that name
+        cls.states = {name: each for name, each in _inherited(cls, State).items() if each.name == name}
         cls.events = _inherited(cls, Event)
         if cls.states or cls.events:
             _Declaration(cls).build()

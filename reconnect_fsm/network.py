@@ -17,6 +17,7 @@ class NetworkSource(Protocol):
 
         It may be called from any thread. Returns a function that ends the subscription.
         """
+        ...
 
 
 class ManualNetwork:
@@ -42,4 +43,8 @@ class ManualNetwork:
         key = object()
         self._reports[key] = report
         report(self._online)
-        return lambda: self._reports.pop(key, None) and None
+
+        def unsubscribe() -> None:
+            self._reports.pop(key, None)
+
+        return unsubscribe

@@ -75,4 +75,5 @@ class RetryPolicy:
 
     def is_fatal_failure(self, failure: AttemptFailure) -> bool:
         """Whether a failed attempt means "do not try again" (RETRY-3, D-HTTP)."""
-        return failure.kind is FailureKind.UNAUTHORIZED or failure.http_status in self.fatal_http_statuses
+        refused = failure.http_status is not None and failure.http_status in self.fatal_http_statuses
+        return refused or failure.kind is FailureKind.UNAUTHORIZED

@@ -56,7 +56,7 @@ from .loro_protocol import (
 )
 from .pump import Lazily, Listeners, Promise, Pump
 from .room_fsm import RoomFSM
-from .status import RoomStatus, StatusChange
+from .status import RoomStatus, StatusChange, presentable
 
 __all__ = ["Auth", "Room", "Rooms"]
 
@@ -67,6 +67,8 @@ Auth: TypeAlias = bytes | Callable[[], bytes | Awaitable[bytes]]
 # D-ACK: what may wait for an Ack in one room before it is rejoined instead, whose version exchange supersedes it all.
 MAX_UNACKED_UPDATES = 65_536
 MAX_UNACKED_BYTES = 16 * 1024 * 1024
+
+MAX_COMPLAINTS = 10  # warnings a connection
 
 
 class Room:
@@ -205,10 +207,11 @@ class Rooms:
         self._own = own
         self._make_fsm = make_fsm
         self._tracked: dict[Key, Room] = {}
-        self._deadlines = Deadlines(lambda job, *args: pump.post(job, *args))
+        self._deadlines = Deadlines(pump.post)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
         self._connected_because: str | None = None
+        self._complaints = 0
         self._run: dict[type[Effect], Callable[[Room, Any], None]] = {
             StartTimer: self._start_timer,
             StopTimer: self._stop_timer,
@@ -259,8 +262,14 @@ class Rooms:
     def tell(self, event: str, why: str) -> None:
         """Something happened to the connection, or the client: every room hears of it, before anything else happens."""
         self._connected_because = why if event == "connection_opened" else None
+        self._complaints = 0
         if self._tracked:
             self._pump.post_each(self._fire, tuple(self._tracked.values()), event, why)
+
+    def complain(self, what: str, *args: object) -> None:
+        """Log what is wrong with the server's messages; a flood of them must not flood the log."""
+        self._complaints += 1
+        logger.log(logging.WARNING if self._complaints <= MAX_COMPLAINTS else logging.DEBUG, what, *args)
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to this event loop."""
@@ -282,9 +291,11 @@ class Rooms:
                 self._fire(room, "join_accepted")
             case JoinError():
                 room._server_version = message.receiver_version or b""
-                self._fire(room, "join_refused", JoinRefused(message.code, _clean(message.message), message.app_code))
+                self._fire(
+                    room, "join_refused", JoinRefused(message.code, presentable(message.message), message.app_code)
+                )
             case RoomError():
-                refusal = JoinRefused(message.code, _clean(message.message))
+                refusal = JoinRefused(message.code, presentable(message.message))
                 self._fire(room, "put_out", refusal, self._now())
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 self._reassemble(room, message)
@@ -523,7 +534,7 @@ class Rooms:
         try:
             room.adaptor.apply(updates)
         except Exception as error:
-            logger.warning("room %r: refused a batch from the server: %s", room.id, error)
+            self.complain("room %r: refused a batch from the server: %s", room.id, error)
             self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
         room._notice()
 
@@ -558,7 +569,7 @@ class Rooms:
                 self._refuse_batch(room, refusal)
 
     def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
-        logger.warning("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
+        self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
 
     def _now(self) -> float:
@@ -579,8 +590,3 @@ def _check(room_id: object, adaptor: object, auth: object) -> None:
     if not isinstance(auth, bytes) and not callable(auth):
         raise TypeError(f"auth must be bytes, or a function that returns bytes, not {type(auth).__name__}")
     room_header(adaptor.crdt_type, room_id)
-
-
-def _clean(words: str) -> str:
-    """A server's words, made fit to be shown: short, and one line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)[:200]

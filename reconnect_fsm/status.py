@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Generic, TypeVar
 
-__all__ = ["AttemptFailure", "ClientStatus", "CloseInfo", "FailureKind", "RoomStatus", "StateChange", "StatusChange"]
+__all__ = [
+    "AttemptFailure",
+    "ClientStatus",
+    "CloseInfo",
+    "FailureKind",
+    "RoomStatus",
+    "StateChange",
+    "StatusChange",
+    "presentable",
+]
 
 
 class ClientStatus(StrEnum):
@@ -85,6 +94,12 @@ class CloseInfo:
         if self.code == 1006:
             return self.reason or "the connection was lost"
         return f"closed with code {self.code}" + (f": {self.reason}" if self.reason else "")
+
+
+def presentable(words: object, most: int = 200) -> str:
+    """A server's words, made fit to be shown and logged: text, short, and one line."""
+    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[:most])
 
 
 class FailureKind(Enum):

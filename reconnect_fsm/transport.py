@@ -12,7 +12,7 @@ import contextlib
 import email.utils
 import inspect
 import socket as sockets
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -23,7 +23,7 @@ from yarl import URL
 
 from .errors import InvalidURL, NotConnected, Unauthorized
 from .pump import Promise
-from .status import AttemptFailure, CloseInfo, FailureKind
+from .status import AttemptFailure, CloseInfo, FailureKind, presentable
 
 __all__ = ["AttemptFailed", "Data", "Session", "Socket", "UrlSource", "check_options", "check_url", "open_socket"]
 
@@ -32,7 +32,6 @@ UrlSource: TypeAlias = str | URL | Callable[[], str | URL | Awaitable[str | URL]
 Session: TypeAlias = aiohttp.ClientSession
 
 MAX_RETRY_AFTER: Final = 300.0  # D-HTTP: seconds; a hostile or confused server must not park us for days
-MAX_REASON: Final = 200  # characters of a server's words that we keep
 BURST: Final = 128  # frames written, or read, before the event loop gets its turn
 NO_STATUS_RECEIVED, ABNORMAL_CLOSURE = 1005, 1006  # RFC 6455, 7.4.1: never on the wire
 
@@ -167,12 +166,12 @@ async def open_socket(
     try:
         async with asyncio.timeout(timeout):
             address = await _address(url)
-            ws = await session.ws_connect(
+            ws: Any = await session.ws_connect(
                 address,
                 autoclose=False,
                 autoping=False,
                 max_msg_size=max_msg_size + 1,  # aiohttp refuses a message of exactly this size
-                timeout=aiohttp.ClientWSTimeout(ws_close=close_timeout),
+                timeout=aiohttp.ClientWSTimeout(ws_close=close_timeout),  # pyright: ignore[reportCallIssue]  # attrs
                 **options,
             )
     except Exception as error:
@@ -366,9 +365,9 @@ class Socket:
                     on_alive()
                 # Judged by the message alone: the reason is nowhere else, and close_code may say 1006 all the same.
                 case WSMsgType.CLOSE:
-                    return CloseInfo(message.data or NO_STATUS_RECEIVED, _clean(message.extra))
+                    return CloseInfo(message.data or NO_STATUS_RECEIVED, presentable(message.extra))
                 case WSMsgType.ERROR:
-                    what = _clean(message.data) if isinstance(message.data, aiohttp.WebSocketError) else ""
+                    what = presentable(message.data) if isinstance(message.data, aiohttp.WebSocketError) else ""
                     return CloseInfo(
                         ABNORMAL_CLOSURE, f"the server broke the WebSocket protocol: {what or 'no details'}"
                     )
@@ -403,7 +402,7 @@ class Socket:
                     return
 
     @contextlib.contextmanager
-    def _corked(self, frames: int) -> Iterator[None]:
+    def _corked(self, frames: int) -> Generator[None]:
         """Let the kernel gather the frames of a burst; a packet for each would cost twice as much."""
         sock = self._ws.get_extra_info("socket") if frames > 1 and hasattr(sockets, "TCP_CORK") else None
         if sock is None or sock.family not in (sockets.AF_INET, sockets.AF_INET6):
@@ -420,9 +419,3 @@ class Socket:
 def _fit(reason: str) -> bytes:
     """A close frame holds 123 bytes of reason (RFC 6455, 5.5)."""
     return reason.encode()[:123].decode(errors="ignore").encode()
-
-
-def _clean(words: object) -> str:
-    """A server's words, made fit to be shown: short, and one line."""
-    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:MAX_REASON]

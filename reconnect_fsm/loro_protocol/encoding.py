@@ -318,7 +318,7 @@ def _read_doc_update(crdt: CrdtType, room_id: str, frame: bytes, at: int) -> Doc
     count, start = _read_varuint(frame, at, "DocUpdate.updates")
     if count > len(frame) - start:  # each takes a byte at least: do not set out on a loop that cannot end well
         _fail("DocUpdate.updates", at, f"{count} updates announced, {len(frame) - start} bytes left")
-    updates = []
+    updates: list[bytes] = []
     at = start
     for _ in range(count):
         update, at = _read_bytes(frame, at, "DocUpdate.updates")

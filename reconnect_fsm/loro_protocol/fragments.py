@@ -47,7 +47,7 @@ class _Incoming:
 
     header: DocUpdateFragmentHeader
     deadline: float
-    fragments: dict[int, bytes] = field(default_factory=dict)
+    fragments: dict[int, bytes] = field(default_factory=dict[int, bytes])
     size: int = 0
 
 
