@@ -66,7 +66,6 @@ class ClientFSM(FSM[ClientStatus]):
     disconnected = state(
         ClientStatus.DISCONNECTED,
         enter="stop",
-        exit="start",
         doc="nothing; someone decided that it ends, or it has not begun",
     )
     connecting = state(
@@ -100,7 +99,6 @@ class ClientFSM(FSM[ClientStatus]):
     error = state(
         ClientStatus.ERROR,
         enter="stop",
-        exit="start",
         doc="nothing; it cannot work as it is configured",
     )
 
@@ -223,7 +221,7 @@ class ClientFSM(FSM[ClientStatus]):
     # fmt: off
 
     @event(
-        row(STOPPED, to=connecting,                                          clause="CONN-2 CTRL-1 RETRY-4 OK-3"),
+        row(STOPPED, to=connecting,                      do=start,           clause="CONN-2 CTRL-1 RETRY-4 OK-3"),
         row(BETWEEN, to=connecting, when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
         row(BETWEEN, to=connecting,                                          clause="CTRL-1"),
         row(REST,    to=STAY,       when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
@@ -235,7 +233,8 @@ class ClientFSM(FSM[ClientStatus]):
         self.news = "asked to connect"
 
     @event(
-        row(ANY, to=connecting, clause="CTRL-1 RETRY-4 D-FORCE"),
+        row(STOPPED, to=connecting, do=start, clause="CTRL-1 RETRY-4 OK-3"),
+        row(REST,    to=connecting,           clause="CTRL-1 D-FORCE"),
     )
     def retry_requested(self) -> None:
         """Somebody asked for a fresh attempt now: `retry_now()`."""
