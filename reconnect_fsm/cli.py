@@ -28,8 +28,7 @@ __all__ = ["main"]
 
 PROGRAM: Final = "reconnect-fsm"
 DONE, FAILED, UNUSABLE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-SUFFIXES: Final = {"dot": (".dot",), "mermaid": (".mmd",), "svg": (".svg",), "matrix": (".md",)}
-EVERY_SUFFIX: Final = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+SUFFIXES: Final = {"dot": ".dot", "mermaid": ".mmd", "svg": ".svg", "matrix": ".md"}
 NO_DEMO: Final = "the demo needs the package loro, which is not installed: pip install 'reconnect-fsm[loro]'"
 
 DESCRIPTION: Final = "A WebSocket client that stays connected. See it at work, and draw the machines that decide."
@@ -109,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # As the documentation of Python's signal module has it: the interpreter's own flush must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return PIPE_CLOSED
-    except (_Unusable, OSError) as error:
+    except _Unusable as error:
         _complain(str(error))
         return UNUSABLE
     return code
@@ -201,18 +201,22 @@ def _diagrams(arguments: argparse.Namespace) -> int:
 def _load(address: str) -> Machine:
     from .diagrams import load
 
-    if not {"", os.getcwd()} & set(sys.path):  # as `python -m` does; the installed command does not
+    if not {"", os.getcwd()} & set(sys.path):  # python -m puts it there; the installed command does not
         sys.path.insert(0, os.getcwd())
     try:
         return load(address)
-    except ValueError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            pass
-        raise _Unusable(str(error)) from error
-    except Exception as error:  # of the module's own, such as a MachineDefinitionError
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{place.filename}, line {place.lineno}"
-        raise _Unusable(f"importing {address} raised {type(error).__name__}: {error} ({where})") from error
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+        if isinstance(error, ValueError) and not frames:
+            raise _Unusable(str(error)) from error
+        # Of the module's own, such as a MachineDefinitionError. A SyntaxError tells the place by itself.
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        raise _Unusable(f"importing {address} raised {type(error).__name__}: {error}{where}") from error
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a line of a traceback is neither ours nor the import system's."""
+    return Path(__file__).parent not in Path(filename).parents and not filename.startswith("<frozen")
 
 
 def _print(machine: Machine, what: str) -> int:
@@ -246,10 +250,13 @@ def _write(machine: Machine, directory: Path, what: str) -> int:
         try:
             write(machine, scratch, svg=what in ("svg", "all"))
         except CannotDraw as error:  # the other files are there
-            _complain(f"no SVG of {machine.__name__}: {error}")
+            _complain(f"no SVG of {machine.__name__} was drawn: {error}")
             code = FAILED if what == "svg" else DONE
-        directory.mkdir(parents=True, exist_ok=True)
-        for drawn in sorted(Path(scratch).iterdir()):
-            if drawn.suffix in SUFFIXES.get(what, EVERY_SUFFIX):
-                print(shutil.copyfile(drawn, directory / drawn.name))
+        wanted = [each for each in sorted(Path(scratch).iterdir()) if what == "all" or each.suffix == SUFFIXES[what]]
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            written = [shutil.copyfile(each, directory / each.name) for each in wanted]
+        except OSError as error:
+            raise _Unusable(f"cannot write to {directory}: {error}") from error
+    print(*written, sep="\n")
     return code

@@ -64,7 +64,12 @@ class Client(Connection):
         if not (isinstance(room_fsm, type) and issubclass(room_fsm, RoomFSM)):
             raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
         self._rooms = Rooms(
-            self._pump, self._send_frame, self._frames_written, self._own_task, lambda: room_fsm(self._retry)
+            self._pump,
+            self._send_frame,
+            self._frames_written,
+            self._own_task,
+            lambda: room_fsm(self._retry),
+            self._retry.random.getrandbits,
         )
 
     @property

@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import random
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from .adaptors.base import Adaptor
@@ -198,6 +197,7 @@ class Rooms:
         written: Callable[[], Coroutine[Any, Any, None]],
         own: Callable[[asyncio.Task[None]], None],
         make_fsm: Callable[[], RoomFSM],
+        random_bits: Callable[[int], int],
     ) -> None:
         """``send`` writes a frame, or drops it if there is no connection; ``written`` waits until all are written;
         ``own`` takes charge of a cancelled task until it has ended."""
@@ -224,10 +224,10 @@ class Rooms:
             FailWaiters: self._fail_waiters,
             NotifyStatus: self._notify_status,
         }
-        # Batch ids need be unique among what is unacknowledged on this connection, not secret.
-        self._last_batch_id = random.getrandbits(64)
+        self._random_bits = random_bits
+        self._last_batch_id: int | None = None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Room]:
         return iter(tuple(self._tracked.values()))
 
     # What the client asks for
@@ -509,6 +509,9 @@ class Rooms:
                 self._send(frame)
 
     def _new_batch_id(self) -> int:
+        """Ids that no other client of the room uses at the same time; nothing more depends on them."""
+        if self._last_batch_id is None:
+            self._last_batch_id = self._random_bits(64)
         self._last_batch_id = (self._last_batch_id + 1) % 2**64
         return self._last_batch_id
 
