@@ -10,7 +10,6 @@ Each command imports what it needs when it runs: all but ``demo`` work without l
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
 import sys
@@ -31,59 +30,68 @@ DONE, FAILED, UNUSABLE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 SUFFIXES: Final = {"dot": ".dot", "mermaid": ".mmd", "svg": ".svg", "matrix": ".md"}
 NO_DEMO: Final = "the demo needs the package loro, which is not installed: pip install 'reconnect-fsm[loro]'"
 
-DESCRIPTION: Final = "A WebSocket client that stays connected. See it at work, and draw the machines that decide."
+DESCRIPTION: Final = "A WebSocket client that stays connected: see it at work, draw its machines."
 EPILOG: Final = """\
 examples:
   reconnect-fsm demo
-      watch a client live through eight outages, in about 20 seconds
+      watch a client live through six outages, in about 20 seconds
   reconnect-fsm diagram reconnect_fsm.client_fsm:ClientFSM --format matrix
-      what a client does about every event in every state, as a Markdown table
+      what a client does about every event in every state, as Markdown
   reconnect-fsm diagram my_app.machines:MyClientFSM --out pictures
-      the same and all pictures of a machine of your own, in files
+      all tables and pictures of a machine of your own, in files
   reconnect-fsm diagrams diagrams
       the two machines of this package, as in its repository
 
 exit codes:
-  0 done   1 the demo failed, or something needed is not installed
-  2 the command cannot be carried out as it was given   130 interrupted
+  0    done
+  1    the demo failed, or something that is needed is not installed
+  2    the command cannot be carried out as it was given
+  130  interrupted with Ctrl-C
+  141  the reader of a pipe went away
 
-python -m reconnect_fsm is the same command. 'reconnect-fsm COMMAND --help' tells more.
+'reconnect-fsm COMMAND --help' tells more. 'python -m reconnect_fsm' is the same
+command.
 """
 
 DEMO: Final = """\
-A server, two clients and the document that they share, all in this process; then the server is stopped, reset, frozen
-and restarted, the network goes away and comes back, and the clients see to it that no edit is lost. It ends by itself
-after about 20 seconds, with exit code 0 if everything was as expected.
+A server, two clients and the document that both edit, all in this process. The
+server is stopped, reset, frozen and restarted, the network goes away and comes
+back, and the clients see to it that no edit is lost. It ends by itself after
+about 20 seconds, with exit code 0 if everything was as expected, else 1.
 """
 DEMO_EPILOG: Final = """\
 examples:
-  reconnect-fsm demo                 in colour if this is a terminal and NO_COLOR is not set
-  reconnect-fsm demo --plain         without colours
-  reconnect-fsm demo --seed 42       with other random waits between the attempts
-  reconnect-fsm demo --log           and what the library logs meanwhile
+  reconnect-fsm demo              in colour, in a terminal without NO_COLOR
+  reconnect-fsm demo --plain      without colours
+  reconnect-fsm demo --seed 42    with other random waits between the attempts
+  reconnect-fsm demo --log        and with what the library logs meanwhile
 """
 
 DIAGRAM: Final = """\
-Draw one machine. MODULE:CLASS names a subclass of ClientFSM, RoomFSM or FSM; modules in the current directory are found.
+Draw one machine. MODULE:CLASS names a subclass of ClientFSM, RoomFSM or FSM;
+modules in the current directory are found.
 """
 DIAGRAM_EPILOG: Final = """\
 formats:
-  dot       Graphviz' language
-  mermaid   a picture that GitHub and others show where it stands in a Markdown file
-  svg       a picture; needs the package graphviz and Graphviz' program dot
-  matrix    every event in every state, as Markdown tables
-  all       all of them; what cannot be drawn is reported and left out (only with --out DIR, where it is the default)
+  dot      Graphviz' language
+  mermaid  a picture that GitHub and others show inside Markdown
+  svg      a picture; needs the package graphviz and Graphviz' program dot
+  matrix   every event in every state, as Markdown tables
+  all      all of them, in files; what cannot be drawn is left out with a note
 
 examples:
-  reconnect-fsm diagram my_app:MyClientFSM                  DOT, on standard output
+  reconnect-fsm diagram my_app:MyClientFSM
+      DOT, on standard output
   reconnect-fsm diagram my_app:MyClientFSM --format svg > my_client.svg
-  reconnect-fsm diagram my_app:MyClientFSM --out pictures   all formats, with and without the details
+  reconnect-fsm diagram my_app:MyClientFSM --out pictures
+      all formats, as an overview and with all details
 """
 
 DIAGRAMS: Final = """\
-Draw both machines of this package, in all formats. Without the package graphviz or Graphviz' program dot the SVG files
-are left out (or left as they are) and a note says so on standard error; everything else is written, and the exit code
-is 0, for nothing else depends on them.
+Draw both machines of this package, in all formats. Without the package graphviz
+or Graphviz' program dot no SVG is drawn, old ones stay as they are, and a note
+on standard error says so. The exit code is 0 all the same: everything else is
+written, and only that is compared when diagrams are checked for being current.
 """
 
 
@@ -235,8 +243,9 @@ def _print(machine: Machine, what: str) -> int:
     except diagrams.CannotDraw as error:
         _complain(str(error))
         return FAILED
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale says: each of these formats is UTF-8
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # of a file; somebody may have put something else there
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8", newline="\n")  # whatever the locale says: that is what these formats are
     sys.stdout.write(drawn)
     return DONE
 
@@ -258,5 +267,6 @@ def _write(machine: Machine, directory: Path, what: str) -> int:
             written = [shutil.copyfile(each, directory / each.name) for each in wanted]
         except OSError as error:
             raise _Unusable(f"cannot write to {directory}: {error}") from error
-    print(*written, sep="\n")
+    for each in written:
+        print(each)
     return code

@@ -552,6 +552,7 @@ class Connection:
 
     async def _closed(self, outcome: Outcome) -> None:
         await outcome
+        await self._pump.idle()  # all rooms and listeners have heard of it
         while self._ending:
             await asyncio.wait(self._ending)
 

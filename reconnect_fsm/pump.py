@@ -28,11 +28,17 @@ class Pump:
     def __init__(self) -> None:
         self._jobs: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._running = False
+        self._idle: Promise[None] = Promise()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let long queues give way to this loop; until then a queue runs to its end."""
         self._loop = loop
+
+    async def idle(self) -> None:
+        """Wait until no job runs or waits for its turn."""
+        while self._running:
+            await self._idle.wait()
 
     def post(self, job: Callable[..., None], *args: Any) -> None:
         """Run the job: now if nothing runs or waits, else in its turn."""
@@ -71,6 +77,7 @@ class Pump:
                 self._loop.call_soon(self._run)
             else:
                 self._running = False
+                self._idle.keep(None)
 
 
 class Promise(Generic[T]):
@@ -101,6 +108,8 @@ class Promise(Generic[T]):
             waiter.set_exception(error)
 
     def _settle(self) -> list[asyncio.Future[T]]:
+        if not self._waiters:
+            return []
         waiters, self._waiters = self._waiters, {}
         return [waiter for waiter in waiters if not waiter.done()]
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import email.utils
 import inspect
+import os
 import socket as sockets
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextvars import ContextVar
@@ -234,7 +235,8 @@ def _failure(error: Exception) -> AttemptFailure:
         if isinstance(error, kinds):
             return AttemptFailure(kind, why)
     if isinstance(error, OSError):
-        return AttemptFailure(FailureKind.NETWORK, f"could not connect: {error.strerror or type(error).__name__}")
+        why = os.strerror(error.errno) if error.errno else type(error).__name__  # asyncio's own words name the address
+        return AttemptFailure(FailureKind.NETWORK, f"could not connect: {why}")
     if isinstance(error, TypeError | ValueError):
         why = f"the connection's options cannot be used ({type(error).__name__})"
         return AttemptFailure(FailureKind.MISCONFIGURED, why)
