@@ -252,7 +252,7 @@ class _Picture:
 
     def __init__(self, cls: Machine, detail: Detail) -> None:
         self.cls = cls
-        self.detail = detail
+        self.detail: Detail = detail
         self.plan = Plan(cls, detail)
         self.colours = _colours(cls)
         self.lines: list[str] = []
@@ -448,7 +448,7 @@ def mermaid(cls: Machine) -> str:
     """
     plan = Plan(cls, "overview")
     lines = ["stateDiagram-v2", f"  [*] --> {cls.initial.name}"]
-    classes = []
+    classes: list[str] = []
     for status, names in _by_status(cls).items():
         colour = _colours(cls)[names[0]]
         classes.append(f"  classDef {status_id(status)} fill:{colour.fill},stroke:{colour.line},color:{INK.line}")
@@ -527,7 +527,7 @@ def matrix(cls: Machine) -> str:
 
 def _matrix_lines(rules: Sequence[Rule], reasons: dict[str, int]) -> list[str]:
     """What an event does in one state, a line for each rule."""
-    lines = []
+    lines: list[str] = []
     for number, rule in enumerate(rules):
         condition = " and ".join(f"`{guard}`" for guard in rule.when) or ("otherwise" if number else "")
         if rule.is_refusal:
@@ -570,7 +570,7 @@ def svg(cls: Machine, detail: Detail = "overview") -> str:
 
 def _drawn(source: str) -> str:
     try:
-        import graphviz
+        import graphviz  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         raise CannotDraw(
             "an SVG needs the Python package graphviz, which is not installed: pip install 'reconnect-fsm[diagrams]'. "
@@ -635,7 +635,7 @@ def load(address: str) -> Machine:
         raise ValueError(f"there is no module {exc.name!r}; is it installed, or its directory on PYTHONPATH?") from None
     found = getattr(module, class_name, None)
     if isinstance(found, type) and issubclass(found, FSM) and found.states:
-        return found
+        return found  # pyright: ignore[reportUnknownVariableType]
     problem = "has no" if found is None else "has no machine, but something else, under the name"
     machines = [name for name, each in vars(module).items() if isinstance(each, type) and issubclass(each, FSM)]
     known = [name for name in machines if getattr(module, name).states]

@@ -16,7 +16,7 @@ import socket as sockets
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import aiohttp
 from aiohttp import WSMsgType
@@ -167,7 +167,7 @@ async def open_socket(
     try:
         async with asyncio.timeout(timeout):
             address = await _address(url)
-            ws: Any = await session.ws_connect(
+            ws: object = await session.ws_connect(  # pyright: ignore[reportUnknownVariableType]  # Unpack of options
                 address,
                 autoclose=False,
                 autoping=False,
@@ -178,8 +178,7 @@ async def open_socket(
     except Exception as error:
         # `from None`: what aiohttp raises may hold the whole URL, query string and all.
         raise AttemptFailed(_failure(error)) from None
-    assert isinstance(ws, _WebSocket)
-    return Socket(ws, close_timeout)
+    return Socket(cast(_WebSocket, ws), close_timeout)
 
 
 async def _address(url: UrlSource) -> URL:
