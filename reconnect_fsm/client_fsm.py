@@ -20,11 +20,11 @@ To change a decision, subclass: override a guard, put a row first, add a state. 
 from __future__ import annotations
 
 from .effects import (
-    Acquire,
     AnnounceConnected,
     CancelDial,
     CloseSocket,
     Dial,
+    Effect,
     FailWaiters,
     NotifyStatus,
     Release,
@@ -78,7 +78,7 @@ class ClientFSM(FSM[ClientStatus]):
         ClientStatus.CONNECTED,
         enter="open_for_business",
         exit="close_socket",
-        doc="one socket, one ping timer",
+        doc="one socket, one ping timer; a timer until it counts as stable",
     )
     waiting = state(
         ClientStatus.RECONNECTING,
@@ -116,7 +116,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.online = True
         """What the environment last reported; until it reports, we assume the best."""
         self.attempt = 0
-        """The number of the retry that is next or under way; it counts failures in a row, from 1."""
+        """How many attempts or connections failed in a row: the number of the retry that is next or under way."""
         self.reason = "not started"
         """Why it is in its present state, in words."""
         self.news = self.reason
@@ -149,7 +149,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     def are_attempts_used_up(self) -> bool:
         """As many retries in a row have failed as the policy allows."""
-        return self.policy.max_attempts is not None and self.attempt > self.policy.max_attempts
+        return self.policy.max_attempts is not None and self.attempt >= self.policy.max_attempts
 
     def is_offline(self) -> bool:
         """The environment reported that there is no network."""
@@ -158,6 +158,10 @@ class ClientFSM(FSM[ClientStatus]):
     def is_online(self) -> bool:
         """The environment reported that there is a network, or nothing yet."""
         return self.online
+
+    def is_stable_at_once(self) -> bool:
+        """The policy counts every connection as stable."""
+        return self.policy.stable_after == 0
 
     def is_reset_asked(self) -> bool:
         """Whoever asked to connect wants the backoff to begin anew."""
@@ -172,13 +176,10 @@ class ClientFSM(FSM[ClientStatus]):
     def start(self) -> None:
         """The client begins, or begins again: with a clean slate."""
         self.attempt = 0
-        self.failure = NO_FAILURE
-        self.emit(Acquire())
         self.tell_rooms("client_started")
 
     def stop(self) -> None:
         """The client ends: nothing is left running, rooms and waiting operations hear of it."""
-        self.retry_in = None
         self.emit(Release())
         self.tell_rooms("client_stopped")
         self.emit(FailWaiters(ClientStopped(self.news)))
@@ -191,11 +192,13 @@ class ClientFSM(FSM[ClientStatus]):
 
     def open_for_business(self) -> None:
         self.emit(StartKeepalive())
+        self.emit(StartTimer(self.policy.stable_after))
         self.tell_rooms("connection_opened")
         self.emit(AnnounceConnected())
 
     def close_socket(self) -> None:
         self.emit(StopKeepalive())
+        self.emit(StopTimer())
         self.emit(CloseSocket(*self.farewell))
         self.tell_rooms("connection_lost")
 
@@ -207,6 +210,9 @@ class ClientFSM(FSM[ClientStatus]):
     def stop_retry_timer(self) -> None:
         self.retry_in = None
         self.emit(StopTimer())
+
+    def count_attempt(self) -> None:
+        self.attempt += 1
 
     def forget_attempts(self) -> None:
         self.attempt = 0
@@ -221,14 +227,23 @@ class ClientFSM(FSM[ClientStatus]):
     # fmt: off
 
     @event(
-        row(STOPPED, to=connecting,                      do=start,           clause="CONN-2 CTRL-1 RETRY-4 OK-3"),
+        row(STOPPED, to=paused,     when=is_offline, do=start, clause="OFF-1"),
+        row(STOPPED, to=connecting,                  do=start, clause="CONN-2"),
+        refuse(REST, because="it is started already"),
+    )
+    def start_requested(self) -> None:
+        """The client is started: `start()`, or entering ``async with``."""
+        self.news = "started"
+
+    @event(
+        row(STOPPED, to=connecting,                      do=start,           clause="CTRL-1 RETRY-4 OK-3"),
         row(BETWEEN, to=connecting, when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
         row(BETWEEN, to=connecting,                                          clause="CTRL-1"),
         row(REST,    to=STAY,       when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
         refuse(REST, because="connected already, or an attempt is under way", clause="D-FORCE"),
     )
     def connect_requested(self, reset_backoff: bool = False) -> None:
-        """Somebody asked to be connected: `start()` or `connect()`."""
+        """Somebody asked to be connected: `connect()`."""
         self.reset_asked = reset_backoff
         self.news = "asked to connect"
 
@@ -251,7 +266,8 @@ class ClientFSM(FSM[ClientStatus]):
         self.farewell = (NORMAL, "")
 
     @event(
-        row(DIALING, to=connected, clause="CONN-5"),
+        row(DIALING, to=connected, when=is_stable_at_once, do=forget_attempts, clause="CONN-5 D-STABLE"),
+        row(DIALING, to=connected,                                             clause="CONN-5"),
         refuse(REST, because="no dial is under way: a socket that opens now is nobody's"),
     )
     def socket_opened(self) -> None:
@@ -260,51 +276,53 @@ class ClientFSM(FSM[ClientStatus]):
         self.failure = NO_FAILURE
 
     @event(
-        row(DIALING, to=error,        when=is_misconfigured,     clause="D-ERROR"),
-        row(DIALING, to=disconnected, when=is_fatal_failure,     clause="RETRY-3 D-HTTP CONN-4"),
-        row(DIALING, to=disconnected, when=is_retrying_off,      clause="RETRY-1"),
-        row(DIALING, to=paused,       when=is_offline,           clause="OFF-1"),
-        row(DIALING, to=disconnected, when=are_attempts_used_up, clause="RETRY-2"),
-        row(DIALING, to=waiting,                                 clause="CONN-3 RETRY-1"),
+        row(DIALING, to=error,        when=is_misconfigured,                       clause="D-ERROR"),
+        row(DIALING, to=disconnected, when=is_fatal_failure,                       clause="RETRY-3 D-HTTP CONN-4"),
+        row(DIALING, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
+        row(DIALING, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
+        row(DIALING, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
+        row(DIALING, to=waiting,                                 do=count_attempt, clause="CONN-3 RETRY-1"),
         refuse(REST, because="no dial is under way"),
     )
     def dial_failed(self, failure: AttemptFailure) -> None:
         """The dial did not lead to an open WebSocket."""
-        self.attempt += 1
         self.failure = failure
         self.news = str(failure)
 
     @event(
-        row(connected, to=disconnected, when=is_fatal_close,       clause="RETRY-3 D-CODES CONN-4 OK-3"),
-        row(connected, to=disconnected, when=is_retrying_off,      clause="RETRY-1"),
-        row(connected, to=paused,       when=is_offline,           clause="OFF-1"),
-        row(connected, to=disconnected, when=are_attempts_used_up, clause="RETRY-2"),
-        row(connected, to=waiting,                                 clause="CONN-3"),
+        row(connected, to=disconnected, when=is_fatal_close,                         clause="RETRY-3 D-CODES CONN-4"),
+        row(connected, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
+        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
+        row(connected, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
+        row(connected, to=waiting,                                 do=count_attempt, clause="CONN-3"),
         refuse(REST, because="there is no socket that could close"),
     )
     def socket_closed(self, info: CloseInfo) -> None:
         """The connection is gone: the server closed it, or the network dropped it."""
-        self.remember_loss(info)
+        self.loss = info
+        self.news = str(info)
         self.farewell = (NORMAL, "")
 
     @event(
-        row(connected, to=disconnected, when=is_retrying_off,      clause="RETRY-1"),
-        row(connected, to=paused,       when=is_offline,           clause="OFF-1"),
-        row(connected, to=disconnected, when=are_attempts_used_up, clause="RETRY-2"),
-        row(connected, to=waiting,                                 clause="LIVE-2 CONN-3 OK-2"),
+        row(connected, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
+        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
+        row(connected, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
+        row(connected, to=waiting,                                 do=count_attempt, clause="LIVE-2 CONN-3 OK-2"),
         refuse(REST, because="there is no socket to be dead or alive"),
     )
     def pong_missed(self, info: CloseInfo) -> None:
         """A ping went unanswered: the connection is dead, or as good as dead."""
-        self.remember_loss(info)
+        self.news = str(info)
         self.farewell = (GOING_AWAY, "ping_timeout: liveness check failed, no pong")
 
     @event(
-        row(waiting, to=retrying, clause="RETRY-1"),
-        refuse(REST, because="no retry timer is running"),
+        row(waiting,   to=retrying,                     clause="RETRY-1"),
+        row(connected, to=STAY,     do=forget_attempts, clause="D-STABLE"),
+        refuse(REST, because="no timer is running"),
     )
     def timer_fell_due(self) -> None:
-        """The wait before the next attempt is over."""
+        """The wait before the next attempt is over, or the time after which a connection counts as stable."""
+        self.news = self.reason
 
     @event(
         refuse(ANY, when=is_offline, because="known already"),
@@ -340,17 +358,19 @@ class ClientFSM(FSM[ClientStatus]):
 
     # Helpers
 
-    def remember_loss(self, info: CloseInfo) -> None:
-        """D-STABLE: only a connection that lasted makes the count of failures begin anew."""
-        self.attempt = 1 if info.lasted >= self.policy.stable_after else self.attempt + 1
-        self.loss = info
-        self.news = str(info)
-
     def tell_rooms(self, fact: str) -> None:
         """A room hears one thing per transition, the last: being stopped says more than having lost the connection."""
         assert self._effects is not None
         self._effects[:] = [each for each in self._effects if not isinstance(each, TellRooms)]
         self.emit(TellRooms(fact, self.news))
+
+    def give_up(self, what: str) -> list[Effect]:
+        """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
+        old, self.news = self.told_status, what
+        self.reason = what
+        self.jump_to(self.error)
+        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what))]
+        return [Release(), TellRooms("client_stopped", what), FailWaiters(ClientStopped(what)), *news]
 
     def state_changed(self) -> None:
         self.reason = self.news

@@ -20,10 +20,10 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from .client_fsm import ClientFSM
 from .effects import (
-    Acquire,
     AnnounceConnected,
     CancelDial,
     CloseSocket,
@@ -38,7 +38,7 @@ from .effects import (
     StopTimer,
     TellRooms,
 )
-from .errors import ClientStopped, NotConnected
+from .errors import NotConnected
 from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
 from .network import NetworkSource
 from .pump import Lazily, Listeners, Outcome, Promise, Pump
@@ -136,18 +136,18 @@ class Connection:
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._session: Session | None = None
         self._unsubscribe: Callable[[], None] | None = None
-        self._ending: set[asyncio.Task[Any]] = set()  # what was stopped and is not quite gone yet
+        self._ending: set[asyncio.Future[Any]] = set()  # what was stopped and is not quite gone yet
 
         self._latency: float | None = None
         self._connected: Promise[None] = Promise()  # CONN-5
-        self._outcome = Outcome()
+        # Of what was asked for; those that nobody keeps are nobody's business
+        self._waiting_outcomes: WeakValueDictionary[int, Outcome] = WeakValueDictionary()
         self._pong: Promise[float] = Promise()
         self._on_status: Listeners[StatusChange[ClientStatus]] = Listeners("on_status")
         self._on_transition: Listeners[StateChange] = Listeners("on_transition")
         self._on_latency: Listeners[float] = Listeners("on_latency")
         self._on_message: Listeners[Data] = Listeners("on_message")
         self._run: dict[type[Effect], Callable[[Any], None]] = {
-            Acquire: self._acquire,
             Release: self._release,
             Dial: self._start_dial,
             CancelDial: self._cancel_dial,
@@ -200,8 +200,7 @@ class Connection:
 
         Raises RuntimeError outside a running event loop.
         """
-        if self.status in STOPPED:
-            self.connect()
+        self._ask(self._fsm.start_requested)
 
     def connect(self, reset_backoff: bool = False) -> Awaitable[None]:
         """Make sure that it is connected or on its way: if it waits, is paused or is stopped, it dials now (CTRL-1).
@@ -223,6 +222,8 @@ class Connection:
 
         `connect` or `retry_now` starts it again.
         """
+        if self._loop is not None:
+            self._bind()
         outcome = Outcome()
         self._pump.post(self._close_requested, outcome)
         return Lazily(lambda: self._closed(outcome))
@@ -251,11 +252,14 @@ class Connection:
     async def send(self, data: Data) -> None:
         """Send a text (str) or binary (bytes) message; returns once it has been handed to the network.
 
-        Raises NotConnected if there is no connection or it is lost meanwhile, TypeError for anything but str and bytes.
+        Raises NotConnected if there is no connection or it is lost meanwhile, TypeError for anything but str and bytes,
+        ValueError for a str that cannot be encoded.
         Cancelling it never harms the connection; the message may be sent all the same.
         """
         if not isinstance(data, str | bytes):
             raise TypeError(f"send() takes str or bytes, not {type(data).__name__}")
+        if isinstance(data, str):
+            data.encode()  # raises here, not in the writer, if it holds what UTF-8 cannot say
         if self._socket is None:
             raise NotConnected(f"cannot send while {self.status.value}: {self.reason}")
         self._socket.send(data)
@@ -290,15 +294,24 @@ class Connection:
 
     def _ask(self, fact: Callable[..., list[Effect]], *args: Any) -> Outcome:
         self._bind()
-        if self._outcome.done:
-            self._outcome = Outcome()
-        outcome = self._outcome
+        outcome = Outcome()
         self._pump.post(self._asked, outcome, fact, *args)
         return outcome
 
     def _asked(self, outcome: Outcome, fact: Callable[..., list[Effect]], *args: Any) -> None:
+        self._waiting_outcomes[id(outcome)] = outcome
+        if self._network is not None and self._unsubscribe is None:
+            # First what the source knows, then what was asked for: a person's word overrides the pause (CTRL-1).
+            try:
+                self._unsubscribe = self._network.subscribe(self.set_online)
+            except Exception as error:
+                logger.exception("the network source raised")
+                self._fire(self._fsm.broke, f"the network source raised {type(error).__name__}; the log tells where")
+                return
+            self._pump.post(self._asked, outcome, fact, *args)
+            return
         self._fire(fact, *args)
-        if self.status is ClientStatus.CONNECTED and not outcome.done:
+        if self.status is ClientStatus.CONNECTED:
             outcome.succeed()
 
     def _bind(self) -> None:
@@ -309,11 +322,23 @@ class Connection:
             raise RuntimeError(
                 "a client needs a running event loop: start it inside a coroutine, such as one given to asyncio.run()"
             ) from None
-        if loop is not self._loop:
-            if self._loop is not None and not self._loop.is_closed() and self.status not in STOPPED:
+        if loop is self._loop:
+            return
+        if self._loop is not None and self.status not in STOPPED:
+            if not self._loop.is_closed():
                 raise RuntimeError("this client runs in another event loop")
-            self._loop, self._thread = loop, threading.get_ident()
-            self._pump.bind(loop)
+            self._outlive_loop()
+        self._loop, self._thread = loop, threading.get_ident()
+        self._pump.bind(loop)
+
+    def _outlive_loop(self) -> None:
+        """The loop ended without `close`, and everything that lived in it has ended with it."""
+        if self._session is not None:
+            self._session.detach()
+        self._dial = self._socket = self._timer = self._heartbeat = self._heartbeat_timer = self._session = None
+        self._ending.clear()
+        self._pump.reset()
+        self._fire(self._fsm.close_requested)
 
     def _fire(self, fact: Callable[..., list[Effect]], *args: Any) -> None:
         """Tell the machine a fact and run the effects. The only place where either happens."""
@@ -322,12 +347,17 @@ class Connection:
         try:
             effects = fact(*args)
         except Exception as error:
-            logger.exception(
-                "%s raised on %s in state %s: the client goes to error (D-ERROR)", type(fsm).__name__, _name(fact), old
+            logger.exception("%s raised on %s in state %s", type(fsm).__name__, _name(fact), old)
+            effects = self._broke(
+                f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
             )
-            effects = self._broke(error)
         for effect in effects:
-            self.run_effect(effect)
+            try:
+                self.run_effect(effect)
+            except Exception as error:
+                logger.exception("running %r raised", effect)
+                what = f"running {type(effect).__name__} raised {type(error).__name__}; the log tells where"
+                self._pump.post(self._fire, fsm.broke, what)
         if self._heartbeat is None:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))
         if fsm.state != old:
@@ -337,18 +367,14 @@ class Connection:
                 StateChange(_name(fact), old, fsm.state, fsm.status, fsm.reason, fsm.attempt, fsm.retry_in),
             )
 
-    def _broke(self, error: Exception) -> list[Effect]:
-        """Something of the user's own raised inside the machine (D-ERROR)."""
+    def _broke(self, what: str) -> list[Effect]:
+        """Something of the user's own raised (D-ERROR). If the way to `error` raises too, nobody is asked."""
         fsm = self._fsm
-        what = f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
         try:
             return fsm.broke(what)
         except Exception:
             logger.exception("%s raised again on its way to error", type(fsm).__name__)
-            old = fsm.status
-            fsm.state, fsm.reason = ClientFSM.error.name, what
-            news: list[Effect] = [NotifyStatus(StatusChange(old, fsm.status, what))] if old != fsm.status else []
-            return [Release(), TellRooms("client_stopped", what), FailWaiters(ClientStopped(what)), *news]
+            return fsm.give_up(what)
 
     def _is_current(self, source: asyncio.Task[Socket] | Socket) -> bool:
         """Whether a fact comes from the dial or socket that counts now; all others are dropped (law 2)."""
@@ -430,14 +456,13 @@ class Connection:
         else:
             run(effect)
 
-    def _acquire(self, _: Acquire) -> None:
-        if self._network is not None:
-            self._unsubscribe = self._network.subscribe(self.set_online)
-
     def _release(self, _: Release) -> None:
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
+        unsubscribe, self._unsubscribe = self._unsubscribe, None
+        if unsubscribe is not None:
+            try:
+                unsubscribe()
+            except Exception:
+                logger.exception("the network source raised when it was left")
         # Most of it was stopped when the last state was left; after a fault nothing is certain, so all of it, always.
         self._cancel_dial()
         self._stop_timer()
@@ -455,6 +480,8 @@ class Connection:
     async def _open(self) -> Socket:
         if self._session is None:
             self._session = make_session(self._given_session)
+        if self._session.closed or (self._given_session is not None and self._given_session.closed):
+            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
         return await open_socket(
             self._session,
             self._url,
@@ -496,15 +523,15 @@ class Connection:
 
     def _announce_connected(self, _: AnnounceConnected) -> None:
         self._connected.keep(None)
-        if not self._outcome.done:
-            self._outcome.succeed()
+        for outcome in self._settled_outcomes():
+            outcome.succeed()
 
     def _tell_rooms(self, effect: TellRooms) -> None:
         """A connection has no rooms; a client does."""
 
     def _fail_waiters(self, effect: FailWaiters) -> None:
-        if not self._outcome.done:
-            self._outcome.fail(effect.error)
+        for outcome in self._settled_outcomes():
+            outcome.fail(effect.error)
         self._pong.fail(effect.error)
 
     def _notify_status(self, effect: NotifyStatus) -> None:
@@ -513,6 +540,11 @@ class Connection:
         self._pump.post(self._on_status.tell, change)
 
     # Helpers
+
+    def _settled_outcomes(self) -> list[Outcome]:
+        outcomes = list(self._waiting_outcomes.values())
+        self._waiting_outcomes.clear()
+        return [outcome for outcome in outcomes if not outcome.done]
 
     def _now(self) -> float:
         assert self._loop is not None
@@ -536,11 +568,11 @@ class Connection:
         assert self._loop is not None
         self._own_task(self._loop.create_task(work, name="reconnect_fsm teardown"))
 
-    def _own_task(self, task: asyncio.Task[Any]) -> None:
+    def _own_task(self, task: asyncio.Future[Any]) -> None:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _close_session(self, session: Session, ending: set[asyncio.Task[Any]]) -> None:
+    async def _close_session(self, session: Session, ending: set[asyncio.Future[Any]]) -> None:
         """Close the session once nothing of it is in use; the pending ends are all bounded."""
         if ending:
             await asyncio.wait(ending)

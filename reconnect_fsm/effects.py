@@ -13,7 +13,6 @@ from .status import StatusChange
 
 __all__ = [
     "AbandonRequest",
-    "Acquire",
     "AnnounceConnected",
     "CancelDial",
     "CloseSocket",
@@ -72,11 +71,6 @@ class FailWaiters(Effect):
 
 
 # The client's
-
-
-@dataclass(frozen=True, slots=True)
-class Acquire(Effect):
-    """The client starts: subscribe to what it needs to know (the network)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,7 @@ class Heartbeat:
         self._heard_at = now
 
     def ponged(self, now: float) -> float | None:
-        """A pong arrived. Returns the round trip in seconds; None if no ping was in flight."""
-        self._heard_at = now
+        """A pong arrived, and was `heard`. Returns the round trip in seconds; None if no ping was in flight."""
         if self._sent_at is None:
             return None
         round_trip = now - self._sent_at

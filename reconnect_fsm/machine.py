@@ -157,7 +157,7 @@ def row(
 
 
 def refuse(source: Source, *, because: str, when: Named | Sequence[Named] = (), clause: str = "") -> Row:
-    """In any of ``source``, if all guards in ``when`` pass, the event changes nothing, and this is ``because``."""
+    """In any of ``source``, if all guards in ``when`` pass, the event leads nowhere and has no effects ``because``."""
     return Row(source, None, _names(when), (), clause, because)
 
 
@@ -176,7 +176,7 @@ class Rule:
 
     @property
     def is_refusal(self) -> bool:
-        """True if the event changes nothing here, for the reason given in ``because``."""
+        """True if the event leads to no other state and no effects here, for the reason given in ``because``."""
         return bool(self.because)
 
 
@@ -223,7 +223,6 @@ class Event(Generic[P]):
             raise RuntimeError(f"{self.name} was fired inside an event of the same machine: actions only emit effects")
         effects: list[Effect] = []
         fsm._effects = effects
-        fsm._old_state = fsm.state
         try:
             self._record(fsm, *args, **kwargs)
             fsm.machine.events[self.name].trigger(fsm)
@@ -244,7 +243,7 @@ def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P
 class FSM(Generic[StatusT]):
     """The base of all machines; see the module's text for how one is declared."""
 
-    __slots__ = ("_effects", "_old_state", "state")
+    __slots__ = ("_effects", "_told", "state")
 
     initial: ClassVar[State]
     """The state that a new instance is in; its ``enter`` actions do not run."""
@@ -260,7 +259,7 @@ class FSM(Generic[StatusT]):
     def __init__(self) -> None:
         self.state: str = self.initial.name
         """The name of the present state."""
-        self._old_state = self.state
+        self._told = self.state  # the state that was announced last; not the present one after an action that raised
         self._effects: list[Effect] | None = None
 
     @property
@@ -281,13 +280,23 @@ class FSM(Generic[StatusT]):
     def status_changed(self, old: StatusT, new: StatusT) -> None:
         """Runs last in every transition that changes the public status; override it to emit the news."""
 
+    @property
+    def told_status(self) -> StatusT:
+        """The status that was announced last."""
+        status: StatusT = self.states[self._told].status
+        return status
+
+    def jump_to(self, target: State) -> None:
+        """Be in that state, without asking anybody: for what must be done after an action raised."""
+        self.state = self._told = target.name
+
     def _announce(self) -> None:
-        if self.state != self._old_state:
+        old_state, old = self._told, self.told_status
+        self._told = self.state
+        if self.state != old_state:
             self.state_changed()
-        old = self.states[self._old_state].status
-        new = self.states[self.state].status
-        if old != new:
-            self.status_changed(old, new)
+        if self.status != old:
+            self.status_changed(old, self.status)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -323,6 +332,10 @@ class _Declaration:
         cls = self.cls
         if not isinstance(getattr(cls, "initial", None), State) or cls.initial.name not in cls.states:
             raise self.error("say in which state it begins: initial = <one of its states>")
+        for name, declared in [*cls.states.items(), *cls.events.items()]:
+            if getattr(cls, name) is not declared:
+                kind = type(declared).__name__.lower()
+                raise self.error(f"{name!r} is the name of an inherited {kind}: give what you define another name")
         for each in cls.states.values():
             self.check_methods(each.enter, f"state {each.name}, enter")
             self.check_methods(each.exit, f"state {each.name}, exit")
@@ -366,7 +379,7 @@ class _Declaration:
                 self.check_methods(each.when, f"{where}, when")
                 self.check_methods(each.do, f"{where}, do")
                 target = None if each.target is None else self.state_named(each.target, f"{where}, to")
-                settled = decided | {source for source, guards in above.items() if set() in guards}
+                settled = {source for source, guards in above.items() if set() in guards}
                 sources = self.sources(each.source, where, settled)
                 dead = [source for source in sources if any(guards <= set(each.when) for guards in above[source])]
                 if len(dead) == len(sources) or (dead and not isinstance(each.source, Group)):
@@ -375,7 +388,7 @@ class _Declaration:
                         "whenever it would. Put it above that row, or take it out"
                     )
                 live = [source for source in sources if source not in dead]
-                for source in live + self.alike(live, settled):
+                for source in live + self.alike(live, settled | decided):
                     above[source].append(set(each.when))
                     if source not in decided:
                         rules.append(
@@ -399,14 +412,14 @@ class _Declaration:
             source = (source,)
         return [self.state_named(each, where) for each in source]
 
-    def alike(self, sources: Iterable[str], decided: set[str]) -> list[str]:
-        """The states declared ``like`` one of these, which have no row of their own here."""
-        given = set(sources)
-        return [
-            each.name
-            for each in self.cls.states.values()
-            if each.like is not None and each.like.name in given and each.name not in given | decided
-        ]
+    def alike(self, sources: Sequence[str], decided: set[str]) -> list[str]:
+        """The states declared ``like`` one of these, or like one that is, which have no row of their own here."""
+        found = list(sources)
+        for name in found:  # grows as it goes: a state may be like one that is like another
+            for each in self.cls.states.values():
+                if each.like is not None and each.like.name == name and each.name not in {*found, *decided}:
+                    found.append(each.name)
+        return found[len(sources) :]
 
     def state_named(self, wanted: State | str, where: str) -> str:
         name = wanted.name if isinstance(wanted, State) else wanted
@@ -417,7 +430,7 @@ class _Declaration:
     def check_methods(self, names: Iterable[str], where: str) -> None:
         for name in names:
             if not callable(getattr(self.cls, name, None)):
-                known = [each for each in dir(self.cls) if not each.startswith("_")]
+                known = [each for each in dir(self.cls) if callable(getattr(self.cls, each, None)) and each[0] != "_"]
                 raise self.error(f"{where}: there is no method {name!r}{_did_you_mean(name, known)}")
 
     def error(self, text: str) -> MachineDefinitionError:

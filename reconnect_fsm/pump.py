@@ -40,6 +40,11 @@ class Pump:
         while self._running:
             await self._idle.wait()
 
+    def reset(self) -> None:
+        """Forget what waits: the loop that it waited for has ended."""
+        self._jobs.clear()
+        self._running = False
+
     def post(self, job: Callable[..., None], *args: Any) -> None:
         """Run the job: now if nothing runs or waits, else in its turn."""
         self._jobs.append((job, args))
@@ -117,7 +122,7 @@ class Promise(Generic[T]):
 class Outcome:
     """How something that was asked for came out. Await it or not, once or often; nothing is lost and nothing warns."""
 
-    __slots__ = ("_error", "_promise", "done")
+    __slots__ = ("__weakref__", "_error", "_promise", "done")
 
     def __init__(self) -> None:
         self.done = False
@@ -161,32 +166,30 @@ class Listeners(Generic[T]):
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._callbacks: tuple[Callable[[T], object], ...] = ()
+        self._callbacks: tuple[tuple[object, Callable[[T], object]], ...] = ()  # each with a token of its own
 
     def add(self, callback: Callable[[T], object]) -> Callable[[], None]:
         """Add a plain function; returns one that takes it out again. Raises TypeError for anything else."""
         if not callable(callback):
             raise TypeError(f"{self._what} takes a function, not {callback!r}")
-        if inspect.iscoroutinefunction(callback):
+        call = type(callback).__call__
+        if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call):
             raise TypeError(
-                f"{self._what} takes a plain function, but {callback.__qualname__} is a coroutine function, which "
-                "nobody would await. Start a task of your own from a plain function"
+                f"{self._what} takes a plain function, but {callback!r} is a coroutine function, which nobody would "
+                "await. Start a task of your own from a plain function"
             )
-        self._callbacks += (callback,)
+        token = object()
+        self._callbacks += ((token, callback),)
 
         def remove() -> None:
-            nonlocal callback
-            rest = list(self._callbacks)
-            if callback in rest:
-                rest.remove(callback)
-            self._callbacks = tuple(rest)
+            self._callbacks = tuple(each for each in self._callbacks if each[0] is not token)
 
         return remove
 
     def tell(self, news: T) -> None:
         """Call every callback; one that raises is logged and harms nothing."""
-        for callback in self._callbacks:
+        for _, callback in self._callbacks:
             try:
                 callback(news)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # the latter from the result() of some cancelled task
                 logger.exception("a callback of %s raised; the others are told all the same", self._what)

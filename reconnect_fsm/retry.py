@@ -30,7 +30,7 @@ class RetryPolicy:
     A policy of your own may override `delay`, `is_fatal_close` and `is_fatal_failure`. If one raises, the client goes
     to ``error`` (D-ERROR).
 
-    Raises ValueError for numbers that make no sense.
+    Raises ValueError for numbers that make no sense, TypeError for a str where a set is meant.
     """
 
     enabled: bool = True
@@ -58,6 +58,9 @@ class RetryPolicy:
                 f"max_attempts must be None (for ever) or a count from 0, not {self.max_attempts!r}; "
                 "to switch retrying off, say enabled=False"
             )
+        for name in ("fatal_close_codes", "fatal_close_reasons", "fatal_http_statuses"):
+            if isinstance(getattr(self, name), str):  # "" is in every str: each close without a reason would be fatal
+                raise TypeError(f"{name} must be a set or the like, not a str: write {{{getattr(self, name)!r}}}")
         if not self.stable_after >= 0:
             raise ValueError(f"stable_after must be a number of seconds from 0, not {self.stable_after!r}")
 

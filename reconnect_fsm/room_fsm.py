@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from .effects import (
     AbandonRequest,
+    Effect,
     EndSession,
     FailWaiters,
     NotifyStatus,
@@ -210,9 +211,14 @@ class RoomFSM(FSM[RoomStatus]):
 
     def keep_the_interval(self) -> None:
         """D-ROOMERR: the suggestion is followed once the interval since the last one is over."""
-        assert self.suggested_at is not None
-        self.delay = self.suggested_at + self.rejoin_interval - self.now
-        self.suggested_at += self.rejoin_interval
+        since = 0.0 if self.suggested_at is None else max(self.now - self.suggested_at, 0.0)
+        self.delay = max(self.rejoin_interval - since, 0.0)
+        self.suggested_at = self.now + self.delay
+
+    def miss_answer(self) -> None:
+        """D-TIMEOUT: the server had its time."""
+        self.news = f"no answer to the request to join within {self.join_timeout:g} s"
+        self.back_off()
 
     def follow_suggestion(self) -> None:
         self.suggested_at = self.now
@@ -312,15 +318,15 @@ class RoomFSM(FSM[RoomStatus]):
         self.refusal = JoinRefused(None, what)
 
     @event(
-        row(joining,        to=join_delayed,   do=back_off, clause="D-TIMEOUT"),  # no answer
-        row(rejoining,      to=rejoin_delayed, do=back_off, clause="D-TIMEOUT"),  # no answer
-        row(join_delayed,   to=joining,                     clause="D-TIMEOUT"),
-        row(rejoin_delayed, to=rejoining,                   clause="D-TIMEOUT D-ROOMERR"),
+        row(joining,        to=join_delayed,   do=miss_answer, clause="D-TIMEOUT"),  # no answer
+        row(rejoining,      to=rejoin_delayed, do=miss_answer, clause="D-TIMEOUT"),  # no answer
+        row(join_delayed,   to=joining,                        clause="D-TIMEOUT"),
+        row(rejoin_delayed, to=rejoining,                      clause="D-TIMEOUT D-ROOMERR"),
         refuse(REST, because="no timer is running"),
     )
     def timer_fell_due(self) -> None:
         """The server's time to answer, or the wait before asking again, is over."""
-        self.news = "no answer to the request to join"
+        self.news = self.reason
 
     @event(
         row(joined, to=rejoining,      when=is_rejoin_due,       do=follow_suggestion, clause="D-ROOMERR"),
@@ -370,9 +376,19 @@ class RoomFSM(FSM[RoomStatus]):
     def is_refused_with(self, code: int) -> bool:
         return isinstance(self.refusal, JoinRefused) and self.refusal.code == code
 
+    def give_up(self, what: str) -> list[Effect]:
+        """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
+        old, self.news, self.refusal = self.told_status, what, JoinRefused(None, what)
+        self.reason = what
+        self.jump_to(self.error)
+        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what))]
+        return [Untrack(), FailWaiters(self.refusal), *news]
+
     def state_changed(self) -> None:
         self.reason = self.news
 
     def status_changed(self, old: RoomStatus, new: RoomStatus) -> None:
+        under_way = new in (RoomStatus.CONNECTING, RoomStatus.RECONNECTING)
         waits = self.state in (self.join_delayed.name, self.rejoin_delayed.name)
-        self.emit(NotifyStatus(StatusChange(old, new, self.news, self.attempt, self.delay if waits else None)))
+        attempt, retry_in = self.attempt if under_way else 0, self.delay if waits else None
+        self.emit(NotifyStatus(StatusChange(old, new, self.news, attempt, retry_in)))

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from .adaptors.base import Adaptor
+from .adaptors.base import Adaptor, guarded
 from .deadlines import Deadline, Deadlines
 from .effects import (
     AbandonRequest,
@@ -31,7 +31,7 @@ from .effects import (
     Untrack,
     VersionChoice,
 )
-from .errors import JoinRefused, NotConnected, Unauthorized
+from .errors import JoinRefused, NotConnected, ProtocolError, Unauthorized
 from .loro_protocol import (
     Ack,
     CrdtType,
@@ -53,7 +53,7 @@ from .loro_protocol import (
     room_header,
     split,
 )
-from .pump import Lazily, Listeners, Promise, Pump
+from .pump import Lazily, Listeners, Pump
 from .room_fsm import RoomFSM
 from .status import RoomStatus, StatusChange, presentable
 
@@ -76,9 +76,9 @@ class Room:
     __slots__ = (
         "_asked",
         "_auth",
-        "_changed",
         "_credentials",
         "_detach",
+        "_fragments_due",
         "_fsm",
         "_listeners",
         "_reassembler",
@@ -87,7 +87,9 @@ class Room:
         "_timer",
         "_unacked",
         "_unacked_bytes",
+        "_waiting",
         "adaptor",
+        "crdt_type",
         "id",
         "permission",
     )
@@ -97,31 +99,29 @@ class Room:
         """The room's id, at most 128 bytes as UTF-8."""
         self.adaptor = adaptor
         """What binds the document."""
+        self.crdt_type = CrdtType(adaptor.crdt_type)
+        """The kind of document in it."""
         self.permission: Permission | None = None
         """What the server lets us do, "read" or "write"; None while not joined."""
         self._rooms = rooms
         self._auth = auth
         self._fsm = fsm
         self._listeners: Listeners[StatusChange[RoomStatus]] | None = None
-        self._changed: Promise[None] | None = None  # kept at every change that somebody may wait for
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] | None = None  # and what each waits for
         self._detach: Callable[[], None] | None = None
         self._timer: Deadline | None = None
         # What belongs to the request under way
         self._asked = 0
-        self._credentials: asyncio.Task[None] | None = None
+        self._credentials: asyncio.Future[bytes] | None = None
         # What belongs to the session
         self._server_version = b""
         self._unacked: dict[int, tuple[bytes, ...]] = NOTHING
         self._unacked_bytes = 0
         self._reassembler: Reassembler | None = None
+        self._fragments_due: Deadline | None = None
 
     def __repr__(self) -> str:
         return f"<Room {self.id!r} {self.crdt_type} {self.status.value}>"
-
-    @property
-    def crdt_type(self) -> CrdtType:
-        """The kind of document in it."""
-        return self.adaptor.crdt_type
 
     @property
     def status(self) -> RoomStatus:
@@ -164,21 +164,37 @@ class Room:
         return Lazily(self._rooms.written)
 
     def _is_synced(self) -> bool:
-        return not self._unacked and self.adaptor.covers(self._server_version)
+        return not self._unacked and guarded(self.adaptor.covers, self._server_version)
 
     async def _when(self, true: Callable[[], bool]) -> Room:
-        while not true():
-            if self._fsm.state in OVER:
-                raise self._fsm.refusal
-            if self._changed is None:
-                self._changed = Promise()
-            await self._changed.wait()
+        if true():
+            return self
+        if self._fsm.state in OVER:
+            raise self._fsm.refusal
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._waiting is None:
+            self._waiting = {}
+        self._waiting[waiter] = true
+        try:
+            await waiter
+        finally:
+            del self._waiting[waiter]
         return self
 
     def _notice(self) -> None:
-        """Have those who wait look again."""
-        if self._changed is not None:
-            self._changed.keep(None)
+        """Something changed: wake those for whom it is true now, not when they get their turn."""
+        for waiter, true in (self._waiting or {}).items():
+            if not waiter.done():
+                try:
+                    if true():
+                        waiter.set_result(None)
+                except Exception as error:  # the adaptor's
+                    waiter.set_exception(error)
+
+    def _fail_waiters(self, error: Exception) -> None:
+        for waiter in self._waiting or {}:
+            if not waiter.done():
+                waiter.set_exception(error)
 
 
 OVER = tuple(state.name for state in RoomFSM.OVER)
@@ -195,7 +211,7 @@ class Rooms:
         pump: Pump,
         send: Callable[[bytes], None],
         written: Callable[[], Coroutine[Any, Any, None]],
-        own: Callable[[asyncio.Task[None]], None],
+        own: Callable[[asyncio.Future[Any]], None],
         make_fsm: Callable[[], RoomFSM],
         random_bits: Callable[[int], int],
     ) -> None:
@@ -318,18 +334,21 @@ class Rooms:
                 room, f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
             )
         for effect in effects:
-            self.run_effect(room, effect)
+            try:
+                self.run_effect(room, effect)
+            except Exception as error:
+                logger.exception("running %r raised", effect)
+                what = f"running {type(effect).__name__} raised {type(error).__name__}; the log tells where"
+                self._pump.post(self._fire, room, "broke", what)
 
     def _broke(self, room: Room, what: str) -> list[Effect]:
+        """Something of the user's own raised. If the way to `error` raises too, it is taken without asking."""
         fsm = room._fsm
         try:
             return fsm.broke(what)
         except Exception:
             logger.exception("%s raised again on its way to error", type(fsm).__name__)
-            old = fsm.status
-            fsm.state, fsm.reason, fsm.refusal = RoomFSM.error.name, what, JoinRefused(None, what)
-            news: list[Effect] = [NotifyStatus(StatusChange(old, fsm.status, what))] if old != fsm.status else []
-            return [Untrack(), FailWaiters(fsm.refusal), *news]
+            return fsm.give_up(what)
 
     def _adaptor_broke(self, room: Room, doing: str, error: Exception) -> None:
         """An adaptor is the user's own code: it cannot take the connection or other rooms down with it."""
@@ -355,8 +374,7 @@ class Rooms:
         self._send(encode(Leave(room.crdt_type, room.id)))
 
     def _fail_waiters(self, room: Room, effect: FailWaiters) -> None:
-        if room._changed is not None:
-            room._changed.fail(effect.error)
+        room._fail_waiters(effect.error)
 
     def _notify_status(self, room: Room, effect: NotifyStatus) -> None:
         if room._listeners is not None:
@@ -382,7 +400,7 @@ class Rooms:
         detach, room._detach = room._detach, None
         if detach is not None:
             try:
-                detach()
+                guarded(detach)
             except Exception as error:
                 logger.error("the adaptor of room %r raised on being detached", room.id, exc_info=error)
 
@@ -400,28 +418,24 @@ class Rooms:
                 self._pump.post(self._credentials_failed, room, room._asked, error)
                 return
             if inspect.isawaitable(given):
-                assert self._loop is not None
-                room._credentials = self._loop.create_task(
-                    self._await_credentials(room, room._asked, choice, given), name="reconnect_fsm credentials"
+                asked = room._asked
+                room._credentials = asyncio.ensure_future(given if inspect.iscoroutine(given) else _awaited(given))
+                room._credentials.add_done_callback(
+                    lambda task: self._pump.post(self._credentials_came, room, asked, choice, task)
                 )
                 return
             auth = given
         self._send_join_request(room, choice, auth)
 
-    async def _await_credentials(self, room: Room, asked: int, choice: VersionChoice, given: Awaitable[bytes]) -> None:
-        try:
-            auth = await given
-        except Exception as error:
-            self._pump.post(self._credentials_failed, room, asked, error)
-        else:
-            self._pump.post(self._credentials_came, room, asked, choice, auth)
-
-    def _credentials_came(self, room: Room, asked: int, choice: VersionChoice, auth: bytes) -> None:
-        if asked == room._asked:
+    def _credentials_came(self, room: Room, asked: int, choice: VersionChoice, task: asyncio.Future[bytes]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            self._credentials_failed(room, asked, error)
+        elif asked == room._asked:
             room._credentials = None
-            self._send_join_request(room, choice, auth)
+            self._send_join_request(room, choice, task.result())
 
-    def _credentials_failed(self, room: Room, asked: int, error: Exception) -> None:
+    def _credentials_failed(self, room: Room, asked: int, error: BaseException) -> None:
         if asked == room._asked:
             room._credentials = None
             what = f"the auth function raised {type(error).__name__}"
@@ -442,39 +456,44 @@ class Rooms:
             return
         try:
             version = self._version(room, choice)
-            frame = None if version is None else encode(JoinRequest(room.crdt_type, room.id, auth, version))
         except Exception as error:
             self._adaptor_broke(room, "asked for its version", error)
             return
-        if frame is not None:
-            self._send(frame)
+        if version is None:
+            refusal = JoinRefused(JoinErrorCode.VERSION_UNKNOWN, "the adaptor has no other version")
+            self._pump.post(self._fire, room, "join_refused", refusal)
             return
-        refusal = JoinRefused(JoinErrorCode.VERSION_UNKNOWN, "the adaptor has no other version")
-        self._pump.post(self._fire, room, "join_refused", refusal)
+        try:
+            frame = encode(JoinRequest(room.crdt_type, room.id, auth, version))
+        except ProtocolError as error:  # auth and version are too much for one message, or the version is no bytes
+            logger.error("room %r: it cannot be asked for: %s", room.id, error)
+            self._pump.post(self._fire, room, "broke", f"it cannot be asked for: {error}")
+            return
+        self._send(frame)
 
     def _version(self, room: Room, choice: VersionChoice) -> bytes | None:
         if choice is VersionChoice.CURRENT:
-            return room.adaptor.version()
+            return guarded(room.adaptor.version)
         if choice is VersionChoice.ALTERNATIVE:
-            return room.adaptor.alternative_version(room._server_version)
+            return guarded(room.adaptor.alternative_version, room._server_version)
         return b""
 
     # In session
 
     def _synchronise(self, room: Room, _: Synchronise) -> None:
         try:
-            missing = room.adaptor.missing_from(room._server_version)
+            missing = guarded(room.adaptor.missing_from, room._server_version)
         except Exception as error:
             self._adaptor_broke(room, "asked for what the server lacks", error)
             return
-        if missing:
-            self._send_updates(room, missing)
-        room._notice()
+        if not missing or self._send_updates(room, missing):
+            room._notice()
 
     def _end_session(self, room: Room, _: EndSession | None = None) -> None:
         room.permission = None
         room._unacked, room._unacked_bytes = NOTHING, 0
         room._reassembler = None
+        self._watch_fragments(room)
 
     def _local_update(self, room: Room, update: bytes) -> None:
         """An edit was made here, in whatever thread."""
@@ -490,16 +509,20 @@ class Rooms:
         if len(room._unacked) > MAX_UNACKED_UPDATES or room._unacked_bytes > MAX_UNACKED_BYTES:
             self._fire(room, "acks_overdue")
 
-    def _send_updates(self, room: Room, updates: Sequence[bytes]) -> None:
+    def _send_updates(self, room: Room, updates: Sequence[bytes]) -> bool:
+        """Send updates, or say why not; False if they are none."""
+        if not all(isinstance(update, bytes) for update in updates):
+            self._adaptor_broke(room, "asked for updates", TypeError("an update must be bytes"))
+            return False
         if room.permission != "write":
             self._refused(room, updates, UpdateStatusCode.PERMISSION_DENIED)
-            return
+            return True
         try:
             batches = split(room.crdt_type, room.id, updates, self._new_batch_id)
         except ValueError as error:
             logger.error("room %r: %s", room.id, error)
             self._refused(room, updates, UpdateStatusCode.PAYLOAD_TOO_LARGE)
-            return
+            return True
         if room._unacked is NOTHING:
             room._unacked = {}
         for batch in batches:
@@ -507,6 +530,7 @@ class Rooms:
             room._unacked_bytes += sum(map(len, batch.updates))
             for frame in batch.frames:
                 self._send(frame)
+        return True
 
     def _new_batch_id(self) -> int:
         """Ids that no other client of the room uses at the same time; nothing more depends on them."""
@@ -527,7 +551,7 @@ class Rooms:
 
     def _refused(self, room: Room, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
         try:
-            room.adaptor.refused(updates, status)
+            guarded(room.adaptor.refused, updates, status)
         except Exception as error:
             logger.error("the adaptor of room %r raised on being told of a refusal", room.id, exc_info=error)
 
@@ -535,7 +559,7 @@ class Rooms:
         if room.status is not RoomStatus.JOINED:
             return  # the version exchange of the join brings it
         try:
-            room.adaptor.apply(updates)
+            guarded(room.adaptor.apply, updates)
         except Exception as error:
             self.complain("room %r: refused a batch from the server: %s", room.id, error)
             self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
@@ -553,23 +577,32 @@ class Rooms:
         self._expire_fragments(room, reassembler)
         if isinstance(message, DocUpdateFragmentHeader):
             result: bytes | Refusal | None = reassembler.begin(message, self._now())
-            if result is None:
-                assert self._loop is not None
-                self._deadlines.set(self._loop, Reassembler.TIMEOUT, self._fragments_fell_due, room, reassembler)
         else:
             result = reassembler.add(message, self._now())
         if isinstance(result, bytes):
             self._apply(room, (result,), message.batch_id)
         elif result is not None:
             self._refuse_batch(room, result)
+        self._watch_fragments(room)
 
-    def _fragments_fell_due(self, _: Deadline, room: Room, reassembler: Reassembler) -> None:
-        self._expire_fragments(room, reassembler)
+    def _watch_fragments(self, room: Room) -> None:
+        """Have one deadline for the batch that is due first, and none if nothing is awaited."""
+        due, room._fragments_due = room._fragments_due, None
+        if due is not None:
+            self._deadlines.cancel(due)
+        at = None if room._reassembler is None else room._reassembler.next_deadline()
+        if at is not None:
+            assert self._loop is not None
+            room._fragments_due = self._deadlines.set(self._loop, at - self._now(), self._fragments_fell_due, room)
+
+    def _fragments_fell_due(self, deadline: Deadline, room: Room) -> None:
+        if deadline is room._fragments_due and room._reassembler is not None:
+            self._expire_fragments(room, room._reassembler)
+            self._watch_fragments(room)
 
     def _expire_fragments(self, room: Room, reassembler: Reassembler) -> None:
-        if room._reassembler is reassembler:  # else it is of an earlier session
-            for refusal in reassembler.expire(self._now()):
-                self._refuse_batch(room, refusal)
+        for refusal in reassembler.expire(self._now()):
+            self._refuse_batch(room, refusal)
 
     def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
         self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
@@ -578,6 +611,10 @@ class Rooms:
     def _now(self) -> float:
         assert self._loop is not None
         return self._loop.time()
+
+
+async def _awaited(given: Awaitable[bytes]) -> bytes:
+    return await given
 
 
 def _check(room_id: object, adaptor: object, auth: object) -> None:

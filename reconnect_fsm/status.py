@@ -88,7 +88,7 @@ class CloseInfo:
     reason: str = ""
     """The reason of the close frame, or what we found wrong; at most a few hundred characters."""
     lasted: float = 0.0
-    """How long the connection was open, in seconds (D-STABLE)."""
+    """How long the connection was open, in seconds."""
 
     def __str__(self) -> str:
         if self.code == 1006:

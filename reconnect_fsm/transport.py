@@ -65,7 +65,7 @@ def check_url(url: object) -> URL:
     try:
         parsed = url if isinstance(url, URL) else URL(url) if isinstance(url, str) else None
     except ValueError:
-        parsed = URL()
+        raise InvalidURL("the url cannot be read: its host or its port is not valid") from None
     if parsed is None:
         raise InvalidURL(f"the url must be a str, a yarl.URL, or a function that returns one, not {type(url).__name__}")
     if parsed.scheme not in ("ws", "wss", "http", "https"):
@@ -134,8 +134,6 @@ async def _one_request(request: aiohttp.ClientRequest, handler: aiohttp.ClientHa
 def make_session(given: Session | None) -> Session:
     """A session of our own. One that the user gave lends it its connector, cookies and default headers."""
     if given is not None:
-        if given.closed:
-            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
         return aiohttp.ClientSession(
             connector=given.connector,
             connector_owner=False,
@@ -171,14 +169,14 @@ async def open_socket(
                 address,
                 autoclose=False,
                 autoping=False,
-                max_msg_size=max_msg_size + 1,  # aiohttp refuses a message of exactly this size
+                max_msg_size=max_msg_size and max_msg_size + 1,  # aiohttp refuses a message of exactly this size
                 timeout=aiohttp.ClientWSTimeout(ws_close=close_timeout),  # pyright: ignore[reportCallIssue]  # attrs
                 **options,
             )
     except Exception as error:
         # `from None`: what aiohttp raises may hold the whole URL, query string and all.
         raise AttemptFailed(_failure(error)) from None
-    return Socket(cast(_WebSocket, ws), close_timeout)
+    return Socket(cast(_WebSocket, ws), close_timeout, max_msg_size)
 
 
 async def _address(url: UrlSource) -> URL:
@@ -252,7 +250,7 @@ def _retry_after(status: int, headers: Mapping[str, str]) -> float:
     else:
         try:
             at = email.utils.parsedate_to_datetime(asked)
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
         seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
@@ -267,9 +265,10 @@ class Socket:
     After `start` you must call `close`, once; it always ends within ``close_timeout`` seconds or little more.
     """
 
-    def __init__(self, ws: _WebSocket, close_timeout: float) -> None:
+    def __init__(self, ws: _WebSocket, close_timeout: float, max_msg_size: int) -> None:
         self._ws = ws
         self._close_timeout = close_timeout
+        self._max_msg_size = max_msg_size
         self._outbox: list[Data] = []
         self._pong: bytes | None = None
         self._wake = asyncio.Event()
@@ -368,15 +367,17 @@ class Socket:
                 case WSMsgType.CLOSE:
                     return CloseInfo(message.data or NO_STATUS_RECEIVED, presentable(message.extra))
                 case WSMsgType.ERROR:
-                    what = presentable(message.data) if isinstance(message.data, aiohttp.WebSocketError) else ""
-                    return CloseInfo(
-                        ABNORMAL_CLOSURE, f"the server broke the WebSocket protocol: {what or 'no details'}"
-                    )
+                    return CloseInfo(ABNORMAL_CLOSURE, self._what_is_wrong(message.data))
                 case _:  # CLOSED: no close frame came. CLOSING: we are closing it ourselves
                     return CloseInfo(ABNORMAL_CLOSURE, "the connection was lost")
             count += 1
             if count % BURST == 0:
                 await asyncio.sleep(0)  # receive() does not give way while there is something to read
+
+    def _what_is_wrong(self, error: object) -> str:
+        if isinstance(error, aiohttp.WebSocketError) and error.code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
+            return f"the server sent a message of more than max_msg_size={self._max_msg_size} bytes"
+        return f"the server broke the WebSocket protocol: {presentable(error)}"
 
     # Writing
 

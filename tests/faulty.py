@@ -7,7 +7,7 @@ list of them, one for each connection that it accepts; the last one is played ag
         await connection.wait_connected()
         assert server.connects == 2
 
-It works under real and under virtual time. What a behaviour raises, other than that the client has gone, fails the test.
+It works under real and under virtual time. What a behaviour raises fails the test, but for the client being gone.
 """
 
 from __future__ import annotations
@@ -166,6 +166,11 @@ class Peer:
         while True:
             await self.receive()
 
+    async def wait_gone(self) -> None:
+        """Wait until the client has gone, whatever it sends until then."""
+        while await self._reader.read(1 << 16):
+            pass
+
     def freeze(self) -> None:
         """Read and answer nothing from now on: half-open."""
         self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is a transport for both ways
@@ -191,9 +196,10 @@ Behaviour: TypeAlias = Callable[[Peer], Awaitable[None]]
 class Server:
     """Accepts TCP connections and plays a behaviour with each."""
 
-    def __init__(self, behaviours: tuple[Behaviour, ...], ssl: SSLContext | None) -> None:
+    def __init__(self, behaviours: tuple[Behaviour, ...], ssl: SSLContext | None, unix: str | None) -> None:
         self._behaviours = behaviours
         self._ssl = ssl
+        self._unix = unix
         self._tasks: dict[asyncio.Task[None], Peer] = {}
         self._faults: list[BaseException] = []
         self._server: asyncio.Server | None = None
@@ -219,6 +225,9 @@ class Server:
 
     async def start(self) -> None:
         """Listen; once more on the same port after a `stop`, under real time."""
+        if self._unix is not None:
+            self._server = await asyncio.start_unix_server(self._accepted, self._unix)
+            return
         self._server = await asyncio.start_server(self._accepted, HOST, self.port, ssl=self._ssl)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -236,6 +245,11 @@ class Server:
         await self._server.wait_closed()
         if self._faults:
             raise self._faults[0]
+
+    async def quiet(self) -> None:
+        """Wait until every connection has come to its end."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behaviour = self._behaviours[min(self.connects, len(self._behaviours) - 1)]
@@ -259,9 +273,11 @@ class Server:
 
 
 @asynccontextmanager
-async def server(*behaviours: Behaviour, ssl: SSLContext | None = None) -> AsyncIterator[Server]:
-    """A server that plays these behaviours, the last one again and again."""
-    served = Server(behaviours or (echo,), ssl)
+async def server(
+    *behaviours: Behaviour, ssl: SSLContext | None = None, unix: str | None = None
+) -> AsyncIterator[Server]:
+    """A server that plays these behaviours, the last one again and again; on a Unix socket at ``unix``, if given."""
+    served = Server(behaviours or (echo,), ssl, unix)
     await served.start()
     try:
         yield served
@@ -313,7 +329,7 @@ async def drip(peer: Peer) -> None:
 async def never_answer(peer: Peer) -> None:
     """Reads the upgrade request and never answers it."""
     await peer.request()
-    await asyncio.Event().wait()
+    await peer.wait_gone()
 
 
 async def reset_in_handshake(peer: Peer) -> None:
@@ -386,12 +402,23 @@ class Watch:
         self.changes: list[StatusChange[ClientStatus]] = []
         self.steps: list[StateChange] = []
         self.times: list[float] = []
+        self._stepped = asyncio.Event()
         connection.on_status(self.changes.append)
         connection.on_transition(self._step)
 
     def _step(self, step: StateChange) -> None:
         self.steps.append(step)
         self.times.append(asyncio.get_running_loop().time())
+        self._stepped.set()
+
+    async def seen(self, event: str) -> StateChange:
+        """Wait until an event has led to another state; the first such step."""
+        while True:
+            for step in self.steps:
+                if step.event == event:
+                    return step
+            self._stepped.clear()
+            await self._stepped.wait()
 
     @property
     def statuses(self) -> list[str]:
@@ -423,5 +450,5 @@ class Watch:
 async def eventually(condition: Callable[[], object]) -> None:
     """Wait until the condition holds; fail if it never does."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # conditions are about anything
             await asyncio.sleep(0.002)

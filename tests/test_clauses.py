@@ -26,7 +26,7 @@ CLAUSES = [
 MENTION = re.compile(r"(?<![A-Z0-9-])(?:D-[A-Z]+|(?:CONN|RETRY|LIVE|OFF|JOIN|REJOIN|CTRL|OBS|OK)-[0-9]+)(?![A-Z0-9])")
 
 
-def tests_by_clause() -> dict[str, list[str]]:
+def by_clause() -> dict[str, list[str]]:
     """The tests whose name or docstring carries a clause's id."""
     found: dict[str, list[str]] = {}
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
@@ -42,7 +42,7 @@ def tests_by_clause() -> dict[str, list[str]]:
     return found
 
 
-TESTS = tests_by_clause()
+TESTS = by_clause()
 
 
 @pytest.mark.parametrize("clause", CLAUSES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,10 @@ def test_readme_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(((?!https?://)[^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_quotes_the_table_as_it_is() -> None:
+    """The excerpt of the client's table is what stands in the code."""
+    (quoted,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    source = (ROOT / "reconnect_fsm" / "client_fsm.py").read_text(encoding="utf-8")
+    assert textwrap.indent(quoted, "    ") in source

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from reconnect_fsm.loro_protocol.messages import CrdtType, UpdateStatusCode
 
-__all__ = ["Adaptor"]
+__all__ = ["Adaptor", "guarded", "is_fault"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -53,3 +56,21 @@ class Adaptor(Protocol):
     def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
         """The server refused these updates of ours (D-ACK); they are still in the document."""
         ...
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether it is a fault of what was called, and not a KeyboardInterrupt, CancelledError or the like.
+
+    loro raises bare BaseException, and its panics are no Exception either.
+    """
+    return isinstance(error, Exception) or type(error) is BaseException or type(error).__name__ == "PanicException"
+
+
+def guarded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call something of an adaptor's; a fault of it is always an Exception."""
+    try:
+        return call(*args, **kwargs)
+    except BaseException as error:
+        if not isinstance(error, Exception) and is_fault(error):
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise

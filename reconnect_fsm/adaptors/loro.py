@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from loro import EphemeralStore, ExportMode, LoroDoc, VersionVector
 
+from reconnect_fsm.adaptors.base import is_fault
 from reconnect_fsm.loro_protocol.messages import CrdtType, UpdateStatusCode
 
 __all__ = ["EphemeralAdaptor", "LoroAdaptor"]
@@ -120,7 +121,8 @@ def _version_vector(encoded: bytes) -> VersionVector:
     try:
         return VersionVector.decode(encoded)
     except BaseException as error:
-        _reraise_unless_loros(error)
+        if not is_fault(error):
+            raise
         return VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
 
 
@@ -131,20 +133,11 @@ def _each(apply: Callable[[bytes], object], updates: Sequence[bytes]) -> None:
         try:
             apply(update)
         except BaseException as error:
-            _reraise_unless_loros(error)
+            if not is_fault(error):
+                raise
             bad += 1
     if bad:
         raise ValueError(f"{bad} of {len(updates)} updates cannot be applied")
-
-
-def _reraise_unless_loros(error: BaseException) -> None:
-    """loro raises bare BaseException, which must be told apart from KeyboardInterrupt, CancelledError and the like."""
-    if not isinstance(error, Exception) and type(error) is not BaseException and not _is_panic(error):
-        raise error
-
-
-def _is_panic(error: BaseException) -> bool:
-    return type(error).__name__ == "PanicException"
 
 
 def _returning_true(send: Callable[[bytes], None]) -> Callable[[bytes], bool]:

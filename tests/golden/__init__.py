@@ -1,0 +1,81 @@
+"""Golden transcripts: what a machine is told, and what it does, one fact a line, compared as text.
+
+A line is ``fact(arguments) | old state → new state | effects in order``. After a change that is meant, write them anew
+and read the difference::
+
+    UPDATE_GOLDEN=1 pytest tests/test_client_fsm.py tests/test_room_fsm.py -k golden
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from reconnect_fsm.effects import Effect
+from reconnect_fsm.machine import FSM
+from reconnect_fsm.status import StatusChange
+
+__all__ = ["Story", "check", "names", "said"]
+
+HERE = Path(__file__).parent
+
+
+class Story:
+    """Tells a machine facts and takes the minutes."""
+
+    def __init__(self, fsm: FSM[Any]) -> None:
+        self.fsm = fsm
+        self.lines: list[str] = []
+
+    def tell(self, fact: str, *args: Any) -> None:
+        """Tell it one fact and write down what comes of it."""
+        old = self.fsm.state
+        effects: list[Effect] = getattr(self.fsm, fact)(*args)
+        told = f"{fact}({', '.join(_shown(each) for each in args)})"
+        self.lines.append(f"{told} | {old} → {self.fsm.state} | {', '.join(said(effects)) or '—'}")
+
+
+def said(effects: Iterable[Effect]) -> list[str]:
+    """Effects in words, an error by its class and message, so that lists of them can be compared."""
+    return [_shown(each) for each in effects]
+
+
+def check(name: str, story: Story) -> None:
+    """Compare a story with the file of that name; with ``UPDATE_GOLDEN`` set, write the file instead."""
+    path = HERE / f"{name}.txt"
+    text = "".join(f"{line}\n" for line in story.lines)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def names(machine: str) -> set[str]:
+    """The names of all transcripts of a machine."""
+    return {path.stem for path in HERE.glob(f"{machine}_*.txt")}
+
+
+def _shown(value: object) -> str:
+    match value:
+        case StatusChange():
+            attempt = f", attempt {value.attempt}" if value.attempt else ""
+            wait = "" if value.retry_in is None else f", in {value.retry_in:g} s"
+            return f"{value.old} → {value.new}, {value.reason!r}{attempt}{wait}"
+        case Enum():
+            return value.name
+        case float():
+            return f"{value:g}"
+        case Exception():
+            return f"{type(value).__name__}({str(value)!r})"
+    if dataclasses.is_dataclass(value):
+        fields = [(each, getattr(value, each.name)) for each in dataclasses.fields(value)]
+        shown = [
+            _shown(given) if each.default is dataclasses.MISSING else f"{each.name}={_shown(given)}"
+            for each, given in fields
+            if given != each.default
+        ]
+        return f"{type(value).__name__}({', '.join(shown)})"
+    return repr(value)

@@ -1,0 +1,918 @@
+"""Every decision of a client, clause by clause: facts in, effects out; no loop, no socket, no clock."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import golden
+from golden import Story, said
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, NotifyStatus, StartTimer
+from reconnect_fsm.errors import ClientStopped
+from reconnect_fsm.machine import row, state
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StatusChange
+
+REFUSED = AttemptFailure(FailureKind.NETWORK, "connection refused")
+LOST = CloseInfo(1006)
+ROUTES: dict[str, list[tuple[Any, ...]]] = {
+    "disconnected": [],
+    "connecting": [("connect_requested",)],
+    "connected": [("connect_requested",), ("socket_opened",)],
+    "waiting": [("connect_requested",), ("socket_opened",), ("timer_fell_due",), ("socket_closed", LOST)],
+    "retrying": [
+        ("connect_requested",),
+        ("socket_opened",),
+        ("timer_fell_due",),
+        ("socket_closed", LOST),
+        ("timer_fell_due",),
+    ],
+    "paused": [("connect_requested",), ("socket_opened",), ("went_offline",)],
+    "error": [("broke", "a guard raised ValueError")],
+}
+"""How to get into each state."""
+
+
+def client(where: str = "disconnected", **policy: Any) -> ClientFSM:
+    """A machine in that state, whose waits are not spread unless the policy says so."""
+    fsm = ClientFSM(RetryPolicy(**{"jitter": 0, **policy}))
+    for fact, *args in ROUTES[where]:
+        getattr(fsm, fact)(*args)
+    assert fsm.state == where
+    return fsm
+
+
+def waits(effects: list[Effect]) -> list[float]:
+    """The seconds of every timer that is started."""
+    return [each.seconds for each in effects if isinstance(each, StartTimer)]
+
+
+def change(effects: list[Effect]) -> StatusChange[Any]:
+    """The one change of status that listeners are told."""
+    (news,) = [each for each in effects if isinstance(each, NotifyStatus)]
+    return news.change
+
+
+def fail(fsm: ClientFSM, times: int) -> list[Effect]:
+    """The dial fails, the timer runs out, the dial fails …; the effects of the last failure."""
+    effects = fsm.dial_failed(REFUSED)
+    for _ in range(times - 1):
+        fsm.timer_fell_due()
+        effects = fsm.dial_failed(REFUSED)
+    return effects
+
+
+# ----------------------------------------------------------------------------------------------------------- connection
+
+
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [
+        ("disconnected", "disconnected"),
+        ("connecting", "connecting"),
+        ("connected", "connected"),
+        ("waiting", "reconnecting"),
+        ("retrying", "reconnecting"),
+        ("paused", "reconnecting"),
+        ("error", "error"),
+    ],
+)
+def test_conn_1_every_state_shows_one_of_five_statuses(where: str, status: str) -> None:
+    """CONN-1: the status is a property of the state, so nothing hides in a flag."""
+    assert client(where).status == status
+    assert {each.status for each in ClientFSM.states.values()} == set(ClientStatus)
+
+
+def test_conn_2_a_started_client_dials_at_once() -> None:
+    """CONN-2: it tells its rooms, and dials."""
+    fsm = client()
+    assert said(fsm.connect_requested()) == [
+        "TellRooms('client_started', 'asked to connect')",
+        "Dial()",
+        "NotifyStatus(disconnected → connecting, 'asked to connect')",
+    ]
+    assert (fsm.state, fsm.reason, fsm.attempt) == ("connecting", "asked to connect", 0)
+
+
+def test_conn_3_a_loss_leads_to_reconnecting() -> None:
+    """CONN-3: the socket is put away and rooms hear of it before the wait begins and listeners are told."""
+    fsm = client("connected")
+    assert said(fsm.socket_closed(CloseInfo(1011, "worker crashed", 60.0))) == [
+        "StopKeepalive()",
+        "StopTimer()",
+        "CloseSocket(1000, '')",
+        "TellRooms('connection_lost', 'closed with code 1011: worker crashed')",
+        "StartTimer(0.5)",
+        "NotifyStatus(connected → reconnecting, 'closed with code 1011: worker crashed', attempt 1, in 0.5 s)",
+    ]
+    assert (fsm.state, fsm.retry_in) == ("waiting", 0.5)
+
+
+def test_conn_3_a_failed_first_dial_leads_to_reconnecting() -> None:
+    """CONN-3: also a client that was never connected goes on trying."""
+    fsm = client("connecting")
+    assert said(fsm.dial_failed(REFUSED)) == [
+        "CancelDial()",
+        "StartTimer(0.5)",
+        "NotifyStatus(connecting → reconnecting, 'connection refused', attempt 1, in 0.5 s)",
+    ]
+    assert fsm.state == "waiting"
+
+
+def test_conn_3_the_farewell_of_an_earlier_connection_is_not_repeated() -> None:
+    """CONN-3 OFF-1: going offline once is no reason to give when the server closes later."""
+    fsm = client("paused")
+    fsm.went_online()
+    fsm.socket_opened()
+    assert CloseSocket(1000, "") in fsm.socket_closed(LOST)
+
+
+@pytest.mark.parametrize(
+    ("where", "fact", "arg"),
+    [
+        ("connected", "socket_closed", CloseInfo(4401, "token expired")),
+        ("connecting", "dial_failed", AttemptFailure(FailureKind.ANSWER, "HTTP 403", 403)),
+        ("retrying", "dial_failed", AttemptFailure(FailureKind.UNAUTHORIZED, "no token")),
+    ],
+)
+def test_conn_4_a_fatal_condition_leads_to_disconnected(where: str, fact: str, arg: object) -> None:
+    """CONN-4: and everything stops."""
+    fsm = client(where)
+    effects = said(getattr(fsm, fact)(arg))
+    assert fsm.state == "disconnected"
+    assert "Release()" in effects
+    assert not any("StartTimer" in each for each in effects)
+
+
+@pytest.mark.parametrize(("where", "old"), [("connecting", "connecting"), ("retrying", "reconnecting")])
+def test_conn_5_whoever_waits_hears_of_each_success(where: str, old: str) -> None:
+    """CONN-5: the promise is kept after the rooms have been told, and before the listeners are."""
+    fsm = client(where)
+    assert said(fsm.socket_opened()) == [
+        "CancelDial()",
+        "StartKeepalive()",
+        "StartTimer(5)",
+        "TellRooms('connection_opened', 'connected')",
+        "AnnounceConnected()",
+        f"NotifyStatus({old} → connected, 'connected')",
+    ]
+    assert (fsm.state, fsm.reason, fsm.retry_in) == ("connected", "connected", None)
+
+
+# ---------------------------------------------------------------------------------------------------------------- retry
+
+
+def test_retry_1_the_waits_double_up_to_the_cap() -> None:
+    """RETRY-1: from 0.5 s to 15 s, each failure in a row counted."""
+    fsm = client("connecting")
+    seen = []
+    for _ in range(8):
+        seen += waits(fsm.dial_failed(REFUSED))
+        fsm.timer_fell_due()
+    assert seen == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
+    assert fsm.attempt == 8
+
+
+def test_retry_1_the_timer_leads_to_a_dial() -> None:
+    """RETRY-1: within the status reconnecting, so that listeners hear nothing."""
+    fsm = client("waiting")
+    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+    assert (fsm.state, fsm.retry_in) == ("retrying", None)
+
+
+def test_retry_1_the_reason_for_dialing_again_is_that_of_the_wait() -> None:
+    """RETRY-1: what was refused meanwhile is no reason."""
+    fsm = client("waiting")
+    fsm.went_online()  # it was never offline: a source may say again what is known
+    fsm.timer_fell_due()
+    assert fsm.reason == "the connection was lost"
+
+
+def test_retry_1_waits_are_spread_by_a_seeded_source_and_can_be_repeated() -> None:
+    """RETRY-1 D-JITTER: two machines with the same seed wait alike, and not for the centre."""
+    one, two = (client("connecting", jitter=0.25, random=random.Random(7)) for _ in range(2))
+    first = [waits(fail(one, 1)), waits(one.retry_requested() + fail(one, 1))]
+    assert first == [waits(fail(two, 1)), waits(two.retry_requested() + fail(two, 1))]
+    assert first[0][0] != 0.5
+    assert 0.375 <= first[0][0] <= 0.625
+
+
+@pytest.mark.parametrize(
+    ("where", "fact", "args"),
+    [
+        ("connecting", "dial_failed", (REFUSED,)),
+        ("connected", "socket_closed", (LOST,)),
+        ("connected", "pong_missed", (LOST,)),
+        ("connected", "went_offline", ()),
+        ("connecting", "went_offline", ()),
+    ],
+)
+def test_retry_1_switched_off_the_first_loss_is_the_end(where: str, fact: str, args: tuple[Any, ...]) -> None:
+    """RETRY-1: on by default; with ``enabled=False`` nothing is tried again."""
+    fsm = client(where, enabled=False)
+    effects = said(getattr(fsm, fact)(*args))
+    assert fsm.state == "disconnected"
+    assert not any(each.startswith("StartTimer") for each in effects)
+    assert fsm.online == (fact != "went_offline")
+
+
+def test_retry_1_switched_off_a_stopped_client_stays_as_it_is_offline() -> None:
+    """RETRY-1 OFF-1: there is nothing to stop."""
+    fsm = client(enabled=False)
+    assert fsm.went_offline() == []
+    assert (fsm.state, fsm.online) == ("disconnected", False)
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_retry_2_attempts_used_up(most: int) -> None:
+    """RETRY-2: after the first dial and as many retries as are allowed, it is disconnected."""
+    fsm = client("connecting", max_attempts=most)
+    effects = fail(fsm, most + 1)
+    assert said(effects) == [
+        "CancelDial()",
+        "Release()",
+        "TellRooms('client_stopped', 'connection refused')",
+        "FailWaiters(ClientStopped('the client stopped: connection refused "
+        "(connect() or retry_now() starts it again)'))",
+        f"NotifyStatus({'reconnecting' if most else 'connecting'} → disconnected, 'connection refused')",
+    ]
+    assert fsm.state == "disconnected"
+
+
+@pytest.mark.parametrize("fact", ["socket_closed", "pong_missed"])
+def test_retry_2_attempts_used_up_by_connections_that_did_not_last(fact: str) -> None:
+    """RETRY-2 D-STABLE: a server that accepts and drops uses them up too."""
+    fsm = client("connecting", max_attempts=1)
+    fsm.socket_opened()
+    getattr(fsm, fact)(LOST)
+    assert fsm.state == "waiting"
+    fsm.timer_fell_due()
+    fsm.socket_opened()
+    getattr(fsm, fact)(LOST)
+    assert fsm.state == "disconnected"
+
+
+def test_retry_2_goes_on_for_ever_by_default() -> None:
+    """RETRY-2: a thousand failures in a row are no reason to stop."""
+    fsm = client("connecting")
+    fail(fsm, 1000)
+    assert (fsm.state, fsm.attempt, fsm.retry_in) == ("waiting", 1000, 15.0)
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        CloseInfo(1008),
+        CloseInfo(4400),
+        CloseInfo(4499),
+        *(CloseInfo(1000, each) for each in ("permission_changed", "room_closed", "auth_failed")),
+    ],
+)
+def test_retry_3_d_codes_a_fatal_close_stops_it(info: CloseInfo) -> None:
+    """RETRY-3 D-CODES: fatal codes and reasons; everything is put away and all are told why."""
+    fsm = client("connected")
+    assert said(fsm.socket_closed(info)) == [
+        "StopKeepalive()",
+        "StopTimer()",
+        "CloseSocket(1000, '')",
+        "Release()",
+        f"TellRooms('client_stopped', '{info}')",
+        f"FailWaiters(ClientStopped('the client stopped: {info} (connect() or retry_now() starts it again)'))",
+        f"NotifyStatus(connected → disconnected, '{info}')",
+    ]
+    assert fsm.state == "disconnected"
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 4399, 4500])
+def test_d_codes_other_closes_are_losses(code: int) -> None:
+    """D-CODES: servers close with 1011 when one worker crashes; that is no verdict."""
+    fsm = client("connected")
+    fsm.socket_closed(CloseInfo(code, "restarting"))
+    assert fsm.state == "waiting"
+
+
+def test_d_codes_are_policy() -> None:
+    """D-CODES: a user can change what is fatal, by the policy's fields or by a guard."""
+
+    class Lenient(ClientFSM):
+        def is_fatal_close(self) -> bool:
+            return False
+
+    strict = client("connected", fatal_close_codes={1011})
+    strict.socket_closed(CloseInfo(1011))
+    assert strict.state == "disconnected"
+    lenient = Lenient(RetryPolicy(jitter=0))
+    lenient.connect_requested()
+    lenient.socket_opened()
+    lenient.socket_closed(CloseInfo(1008))
+    assert lenient.state == "waiting"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("where", ["connecting", "retrying"])
+def test_retry_3_d_http_a_refused_handshake_stops_it(where: str, status: int) -> None:
+    """RETRY-3 D-HTTP: 401 and 403 are fatal, first time or later."""
+    fsm = client(where)
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, f"HTTP {status}", status))
+    assert (fsm.state, fsm.reason) == ("disconnected", f"HTTP {status}")
+
+
+def test_retry_3_no_token_to_be_had_stops_it() -> None:
+    """RETRY-3: the ``url`` callable raised `Unauthorized`."""
+    fsm = client("retrying")
+    fsm.dial_failed(AttemptFailure(FailureKind.UNAUTHORIZED, "logged out"))
+    assert fsm.state == "disconnected"
+
+
+@pytest.mark.parametrize("status", [301, 404, 429, 500, 503])
+def test_d_http_other_answers_are_retried(status: int) -> None:
+    """D-HTTP: with backoff, redirects too."""
+    fsm = client("connecting")
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, f"HTTP {status}", status))
+    assert (fsm.state, fsm.retry_in) == ("waiting", 0.5)
+
+
+def test_d_http_no_sooner_than_the_server_asks() -> None:
+    """D-HTTP: a Retry-After is the least, the backoff goes on beneath it."""
+    fsm = client("connecting")
+    busy = AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=3.0)
+    seen = []
+    for _ in range(5):
+        seen += waits(fsm.dial_failed(busy))
+        fsm.timer_fell_due()
+    assert seen == [3.0, 3.0, 3.0, 4.0, 8.0]
+
+
+def test_d_http_a_retry_after_is_forgotten_once_connected_or_started_anew() -> None:
+    """D-HTTP: what a server said before it let us in says nothing about the next loss."""
+    fsm = client("connecting")
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=300.0))
+    fsm.connect_requested()
+    fsm.socket_opened()
+    assert waits(fsm.socket_closed(LOST)) == [1.0]
+    fsm.timer_fell_due()
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=300.0))
+    fsm.close_requested()
+    fsm.connect_requested()
+    assert waits(fsm.dial_failed(REFUSED)) == [0.5]
+
+
+STARTERS: list[Callable[[ClientFSM], list[Effect]]] = [ClientFSM.connect_requested.fire, ClientFSM.retry_requested.fire]
+
+
+@pytest.mark.parametrize("start", STARTERS, ids=["connect", "retry_now"])
+def test_retry_4_after_a_fatal_stop_only_a_person_starts_it_again(start: Callable[[ClientFSM], list[Effect]]) -> None:
+    """RETRY-4 OK-3: nothing else does, and then the backoff begins anew."""
+    fsm = client("connecting", max_attempts=2)
+    fail(fsm, 3)
+    facts: list[tuple[Any, ...]] = [
+        ("timer_fell_due",),
+        ("went_offline",),
+        ("went_online",),
+        ("socket_opened",),
+        ("dial_failed", REFUSED),
+        ("socket_closed", LOST),
+        ("pong_missed", LOST),
+    ]
+    for fact, *args in facts:
+        assert getattr(fsm, fact)(*args) == []
+    assert fsm.state == "disconnected"
+    effects = said(start(fsm))
+    assert effects[1] == "Dial()"
+    assert (fsm.state, fsm.attempt) == ("connecting", 0)
+    assert waits(fsm.dial_failed(REFUSED)) == [0.5]
+
+
+# ------------------------------------------------------------------------------------------------------------- liveness
+
+
+def test_live_1_pings_begin_and_end_with_the_connection() -> None:
+    """LIVE-1: in whatever way the connection is left."""
+    assert "StartKeepalive()" in said(client("connecting").socket_opened())
+    facts: list[tuple[Any, ...]] = [
+        ("socket_closed", LOST),
+        ("pong_missed", LOST),
+        ("went_offline",),
+        ("close_requested",),
+        ("retry_requested",),
+        ("broke", "why"),
+    ]
+    for fact, *args in facts:
+        assert said(getattr(client("connected"), fact)(*args))[0] == "StopKeepalive()"
+
+
+def test_live_2_a_missing_pong_closes_with_a_reason_and_backs_off() -> None:
+    """LIVE-2 OK-2: a controlled close that says why, then the ordinary backoff."""
+    fsm = client("connected")
+    assert said(fsm.pong_missed(CloseInfo(1006, "no answer to a ping within 10 s", 60.0))) == [
+        "StopKeepalive()",
+        "StopTimer()",
+        "CloseSocket(1001, 'ping_timeout: liveness check failed, no pong')",
+        "TellRooms('connection_lost', 'no answer to a ping within 10 s')",
+        "StartTimer(0.5)",
+        "NotifyStatus(connected → reconnecting, 'no answer to a ping within 10 s', attempt 1, in 0.5 s)",
+    ]
+    assert fsm.state == "waiting"
+
+
+# -------------------------------------------------------------------------------------------------------------- offline
+
+
+def test_off_1_offline_closes_the_socket_cleanly_and_pauses() -> None:
+    """OFF-1: with a close frame, and without a timer."""
+    fsm = client("connected")
+    assert said(fsm.went_offline()) == [
+        "StopKeepalive()",
+        "StopTimer()",
+        "CloseSocket(1001, 'offline')",
+        "TellRooms('connection_lost', 'offline')",
+        "NotifyStatus(connected → reconnecting, 'offline')",
+    ]
+    assert fsm.state == "paused"
+
+
+@pytest.mark.parametrize(
+    ("where", "effects"),
+    [
+        ("connecting", ["CancelDial()", "NotifyStatus(connecting → reconnecting, 'offline')"]),
+        ("waiting", ["StopTimer()"]),
+        ("retrying", ["CancelDial()"]),
+    ],
+)
+def test_off_1_offline_pauses_retries(where: str, effects: list[str]) -> None:
+    """OFF-1: a dial is given up, a wait ends."""
+    fsm = client(where)
+    assert said(fsm.went_offline()) == effects
+    assert (fsm.state, fsm.reason, fsm.retry_in) == ("paused", "offline", None)
+
+
+@pytest.mark.parametrize("where", ["disconnected", "error"])
+def test_off_1_a_stopped_client_only_remembers_it(where: str) -> None:
+    """OFF-1: it stays stopped, also when it is online again."""
+    fsm = client(where)
+    assert fsm.went_offline() == []
+    assert (fsm.state, fsm.online) == (where, False)
+    assert fsm.went_online() == []
+    assert (fsm.state, fsm.online) == (where, True)
+
+
+@pytest.mark.parametrize(
+    ("where", "fact", "arg"),
+    [("connecting", "dial_failed", REFUSED), ("connected", "socket_closed", LOST), ("connected", "pong_missed", LOST)],
+)
+def test_off_1_a_loss_while_offline_pauses(where: str, fact: str, arg: object) -> None:
+    """OFF-1 CTRL-1: an attempt by hand is allowed; what fails then waits for the network, not for a timer."""
+    fsm = client("paused")
+    fsm.connect_requested()
+    if where == "connected":
+        fsm.socket_opened()
+    effects = getattr(fsm, fact)(arg)
+    assert (fsm.state, waits(effects), fsm.attempt) == ("paused", [], 1)
+
+
+@pytest.mark.parametrize("where", ["connected", "waiting", "disconnected"])
+def test_off_1_what_is_known_already_changes_nothing(where: str) -> None:
+    """OFF-1 OFF-2: a source that repeats itself is no news."""
+    fsm = client(where)
+    assert fsm.went_online() == []
+    assert fsm.state == where
+    fsm.went_offline()
+    then = fsm.state
+    assert fsm.went_offline() == []
+    assert fsm.state == then
+
+
+@pytest.mark.parametrize(("reset", "attempt"), [(True, 0), (False, 4)])
+def test_off_2_online_dials_at_once(reset: bool, attempt: int) -> None:
+    """OFF-2 OK-1: without waiting; the backoff begins anew unless that is switched off."""
+    fsm = client("connecting", reset_on_online=reset)
+    fail(fsm, 4)
+    fsm.went_offline()
+    assert said(fsm.went_online()) == ["Dial()"]
+    assert (fsm.state, fsm.attempt, fsm.reason) == ("retrying", attempt, "back online")
+    assert waits(fsm.dial_failed(REFUSED)) == [0.5 if reset else 8.0]
+
+
+def test_off_2_online_does_not_disturb_an_attempt_by_hand() -> None:
+    """OFF-2: it is under way already."""
+    fsm = client("paused")
+    fsm.connect_requested()
+    assert fsm.went_online() == []
+    assert (fsm.state, fsm.online) == ("connecting", True)
+
+
+# ------------------------------------------------------------------------------------------------------ manual controls
+
+
+@pytest.mark.parametrize("where", ["waiting", "paused"])
+@pytest.mark.parametrize(("reset", "then"), [(False, 2.0), (True, 0.5)])
+def test_ctrl_1_connect_ends_a_wait(where: str, reset: bool, then: float) -> None:
+    """CTRL-1: it dials now, offline too; the backoff begins anew only if that is asked for."""
+    fsm = client("connecting")
+    fail(fsm, 2)
+    if where == "paused":
+        fsm.went_offline()
+    effects = said(fsm.connect_requested(reset_backoff=reset))
+    assert effects[-2] == "Dial()"
+    assert (fsm.state, fsm.status) == ("connecting", "connecting")
+    fsm.went_online()
+    assert waits(fsm.dial_failed(REFUSED)) == [then]
+
+
+@pytest.mark.parametrize("where", ["connecting", "connected", "retrying"])
+def test_d_force_connect_does_nothing_when_connected_or_on_its_way(where: str) -> None:
+    """D-FORCE CTRL-1: it is what was asked for."""
+    fsm = client(where)
+    before = fsm.reason
+    assert fsm.connect_requested() == []
+    assert (fsm.state, fsm.reason) == (where, before)
+
+
+@pytest.mark.parametrize("where", ["connecting", "connected", "retrying"])
+def test_ctrl_1_connect_may_reset_the_backoff_of_an_attempt_under_way(where: str) -> None:
+    """CTRL-1: ``reset_backoff`` counts, also where nothing else is to be done."""
+    fsm = client("connecting")
+    fail(fsm, 3)
+    fsm.timer_fell_due()
+    if where == "connected":
+        fsm.socket_opened()
+    assert fsm.connect_requested(True) == []
+    assert fsm.attempt == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "effects"),
+    [
+        ("disconnected", ["TellRooms('client_started', 'asked for a fresh attempt')", "Dial()"]),
+        ("error", ["TellRooms('client_started', 'asked for a fresh attempt')", "Dial()"]),
+        ("connecting", ["CancelDial()", "Dial()"]),
+        (
+            "connected",
+            [
+                "StopKeepalive()",
+                "StopTimer()",
+                "CloseSocket(1000, 'reconnecting')",
+                "TellRooms('connection_lost', 'asked for a fresh attempt')",
+                "Dial()",
+            ],
+        ),
+        ("waiting", ["StopTimer()", "Dial()"]),
+        ("retrying", ["CancelDial()", "Dial()"]),
+        ("paused", ["Dial()"]),
+    ],
+)
+def test_ctrl_1_d_force_retry_now_dials_afresh_from_every_state(where: str, effects: list[str]) -> None:
+    """CTRL-1 D-FORCE: what is under way is dropped for it; a person's word overrides the pause."""
+    fsm = client(where)
+    found = said(fsm.retry_requested())
+    assert [each for each in found if not each.startswith("NotifyStatus")] == effects
+    assert fsm.state == "connecting"
+
+
+@pytest.mark.parametrize("where", ["connecting", "connected", "waiting", "retrying", "paused", "error"])
+def test_ctrl_2_close_stops_it(where: str) -> None:
+    """CTRL-2 D-STOP: from every state, and everyone who waits hears of it."""
+    fsm = client(where)
+    old = fsm.status
+    effects = said(fsm.close_requested())
+    assert effects[-4:] == [
+        "Release()",
+        "TellRooms('client_stopped', 'closed by this program')",
+        "FailWaiters(ClientStopped('the client stopped: closed by this program "
+        "(connect() or retry_now() starts it again)'))",
+        f"NotifyStatus({old} → disconnected, 'closed by this program')",
+    ]
+    assert fsm.state == "disconnected"
+
+
+def test_ctrl_2_close_says_goodbye_with_a_normal_close() -> None:
+    """CTRL-2: whatever was the last farewell."""
+    fsm = client("paused")
+    fsm.connect_requested()
+    fsm.socket_opened()
+    assert CloseSocket(1000, "") in fsm.close_requested()
+
+
+def test_ctrl_2_closing_what_is_closed_does_nothing() -> None:
+    """CTRL-2: twice is once."""
+    assert client().close_requested() == []
+
+
+# ----------------------------------------------------------------------------------------- where the clauses are silent
+
+
+@pytest.mark.parametrize("where", ["connecting", "retrying"])
+def test_d_error_what_is_misconfigured_is_not_tried_again(where: str) -> None:
+    """D-ERROR: an unusable URL, a certificate that does not verify; whatever the policy says."""
+    fsm = client(where)
+    fsm.policy = RetryPolicy(enabled=False)
+    fsm.dial_failed(AttemptFailure(FailureKind.MISCONFIGURED, "the certificate does not verify"))
+    assert (fsm.state, fsm.status) == ("error", "error")
+    assert fsm.reason == "the certificate does not verify"
+
+
+@pytest.mark.parametrize("where", [where for where in ROUTES if where != "error"])
+def test_d_error_what_broke_puts_everything_away(where: str) -> None:
+    """D-ERROR: from every state; the socket is closed with 1011."""
+    fsm = client(where)
+    effects = said(fsm.broke("the policy raised ValueError"))
+    assert fsm.state == "error"
+    assert effects[-4:-2] == ["Release()", "TellRooms('client_stopped', 'the policy raised ValueError')"]
+    assert effects[-1].endswith("→ error, 'the policy raised ValueError')")
+    if where == "connected":
+        assert effects[2] == "CloseSocket(1011, '')"
+    assert fsm.broke("again") == []
+
+
+@pytest.mark.parametrize("start", STARTERS, ids=["connect", "retry_now"])
+def test_d_error_is_left_by_hand(start: Callable[[ClientFSM], list[Effect]]) -> None:
+    """D-ERROR: a person who has mended it can start it again."""
+    fsm = client("error")
+    start(fsm)
+    assert fsm.state == "connecting"
+
+
+def test_d_error_a_policy_that_raises_leaves_the_machine_where_it_was() -> None:
+    """D-ERROR: the driver then tells it that something broke, and that works."""
+
+    class Broken(RetryPolicy):
+        def is_fatal_close(self, info: CloseInfo) -> bool:
+            raise ZeroDivisionError
+
+    fsm = ClientFSM(Broken())
+    fsm.connect_requested()
+    fsm.socket_opened()
+    with pytest.raises(ZeroDivisionError):
+        fsm.socket_closed(LOST)
+    assert fsm.state == "connected"
+    assert said(fsm.broke("the policy raised"))[:3] == ["StopKeepalive()", "StopTimer()", "CloseSocket(1011, '')"]
+
+
+@pytest.mark.parametrize(
+    ("where", "fact", "args"),
+    [
+        ("connected", "close_requested", ()),
+        ("connected", "socket_closed", (CloseInfo(1008),)),
+        ("connecting", "dial_failed", (AttemptFailure(FailureKind.ANSWER, "HTTP 401", 401),)),
+        ("waiting", "broke", ("a guard raised",)),
+    ],
+)
+def test_d_stop_everyone_who_waits_is_told_why(where: str, fact: str, args: tuple[Any, ...]) -> None:
+    """D-STOP: once, after the rooms have been told and before the listeners."""
+    fsm = client(where)
+    effects: list[Effect] = getattr(fsm, fact)(*args)
+    (failing,) = [each for each in effects if isinstance(each, FailWaiters)]
+    assert isinstance(failing.error, ClientStopped)
+    assert failing.error.reason == fsm.reason
+    assert effects.index(failing) == len(effects) - 2
+
+
+@pytest.mark.parametrize("fact", ["socket_closed", "pong_missed"])
+@pytest.mark.parametrize(("stable", "attempt"), [(False, 4), (True, 1)])
+def test_d_stable_only_a_connection_that_lasted_resets_the_backoff(fact: str, stable: bool, attempt: int) -> None:
+    """D-STABLE: a server that accepts and drops is not hammered."""
+    fsm = client("connecting")
+    fail(fsm, 3)
+    fsm.timer_fell_due()
+    fsm.socket_opened()
+    if stable:
+        fsm.timer_fell_due()
+    getattr(fsm, fact)(LOST)
+    assert (fsm.attempt, fsm.retry_in) == (attempt, 0.5 * 2 ** (attempt - 1))
+
+
+def test_d_stable_time_is_all_it_takes() -> None:
+    """D-STABLE: nobody hears of it, and the reason for being connected stays what it was."""
+    fsm = client("connecting", stable_after=7.0)
+    fail(fsm, 3)
+    assert waits(fsm.retry_requested() + fsm.socket_opened()) == [7.0]
+    fsm.went_online()  # known already
+    assert fsm.timer_fell_due() == []
+    assert (fsm.state, fsm.attempt, fsm.reason) == ("connected", 0, "connected")
+
+
+def test_d_stable_counts_however_the_connection_is_left() -> None:
+    """D-STABLE RETRY-2: an hour of connection is not forgotten by a fresh attempt, nor by going offline."""
+    fsm = client("connecting", max_attempts=1, reset_on_online=False)
+    fail(fsm, 1)
+    for leave in (fsm.retry_requested, lambda: fsm.went_offline() + fsm.went_online()):
+        fsm.timer_fell_due()
+        fsm.socket_opened()
+        fsm.timer_fell_due()
+        leave()
+        assert waits(fsm.dial_failed(REFUSED)) == [0.5]
+
+
+@pytest.mark.parametrize("where", ["disconnected", "waiting", "paused", "connected", "error"])
+def test_a_fact_that_cannot_be_changes_no_count(where: str) -> None:
+    """A dial or a socket that is nobody's is refused, and is no failed attempt either."""
+    fsm = client(where)
+    before = fsm.attempt
+    assert fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=300.0)) == []
+    if where != "connected":
+        assert fsm.socket_closed(LOST) == []
+        assert fsm.pong_missed(LOST) == []
+        assert fsm.socket_opened() == []
+    assert (fsm.state, fsm.attempt) == (where, before)
+
+
+def test_d_error_the_last_resort_asks_nobody() -> None:
+    """D-ERROR: when a user's action raises on the way to error too, the driver still has all that is to be done."""
+
+    class Hopeless(ClientFSM):
+        def stop(self) -> None:
+            raise ZeroDivisionError
+
+    fsm = Hopeless()
+    fsm.connect_requested()
+    with pytest.raises(ZeroDivisionError):
+        fsm.broke("why")
+    assert said(fsm.give_up("the machine raised")) == [
+        "Release()",
+        "TellRooms('client_stopped', 'the machine raised')",
+        "FailWaiters(ClientStopped('the client stopped: the machine raised "
+        "(connect() or retry_now() starts it again)'))",
+        "NotifyStatus(connecting → error, 'the machine raised')",
+    ]
+    assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
+    assert said(fsm.give_up("again"))[-1].startswith("FailWaiters")  # nobody is told a status twice
+    assert said(fsm.connect_requested())[-1] == "NotifyStatus(error → connecting, 'asked to connect')"
+
+
+def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
+    """D-ERROR: `state_changed` is the user's to override, and may be what raised."""
+
+    class Hopeless(ClientFSM):
+        def state_changed(self) -> None:
+            raise OSError
+
+    assert said(Hopeless().give_up("the machine raised"))[0] == "Release()"
+
+
+def test_obs_1_listeners_hear_the_attempt_and_the_wait_only_while_under_way() -> None:
+    """OBS-1: the number of the next retry and the seconds until then; a stopped client has neither."""
+    fsm = client("connecting", max_attempts=1)
+    news = change(fail(fsm, 1))
+    assert (news.old, news.new, news.attempt, news.retry_in) == ("connecting", "reconnecting", 1, 0.5)
+    fsm.timer_fell_due()
+    news = change(fsm.dial_failed(REFUSED))
+    assert (news.old, news.new, news.attempt, news.retry_in) == ("reconnecting", "disconnected", 0, None)
+
+
+# ----------------------------------------------------------------------------------------------------------- subclasses
+
+
+def test_a_users_state_and_row_are_part_of_the_machine() -> None:
+    """One that waits in a state of its own after being kicked, with all that `waiting` does."""
+
+    class Patient(ClientFSM):
+        banished = state(ClientStatus.RECONNECTING, enter="wait_long", exit="stop_retry_timer", like=ClientFSM.waiting)
+
+        def was_kicked(self) -> bool:
+            return self.loss.reason == "kicked"
+
+        def wait_long(self) -> None:
+            self.retry_in = 60.0
+            self.emit(StartTimer(60.0))
+
+        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=banished, when=was_kicked))
+
+    fsm = Patient(RetryPolicy(jitter=0))
+    fsm.connect_requested()
+    fsm.socket_opened()
+    assert waits(fsm.socket_closed(CloseInfo(1000, "kicked"))) == [60.0]
+    assert (fsm.state, fsm.status) == ("banished", "reconnecting")
+    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+
+
+def test_an_instance_is_small() -> None:
+    """It has slots only; so has its base."""
+    fsm = client()
+    assert not hasattr(fsm, "__dict__")
+    assert sys.getsizeof(fsm) <= 200
+
+
+def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
+    """As `Client(url)` makes it; guards may read all of it at any time."""
+    fsm = ClientFSM()
+    assert fsm.policy == RetryPolicy()
+    assert fsm.reason == fsm.news == "not started"
+    assert (fsm.attempt, fsm.retry_in, fsm.online) == (0, None, True)
+    assert not any([fsm.is_fatal_close(), fsm.is_fatal_failure(), fsm.is_misconfigured(), fsm.is_reset_asked()])
+    assert fsm.farewell == (1000, "")
+
+
+# --------------------------------------------------------------------------------------------------------------- golden
+
+
+def outage_and_recovery(story: Story) -> None:
+    """The server goes away for a while."""
+    story.tell("connect_requested")
+    story.tell("socket_opened")
+    story.tell("timer_fell_due")
+    story.tell("socket_closed", CloseInfo(1006, lasted=3600.0))
+    story.tell("timer_fell_due")
+    story.tell("dial_failed", REFUSED)
+    story.tell("timer_fell_due")
+    story.tell("dial_failed", AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=3.0))
+    story.tell("timer_fell_due")
+    story.tell("socket_opened")
+    story.tell("socket_closed", CloseInfo(1001, "going down", lasted=1.0))
+    story.tell("close_requested")
+
+
+def fatal_close(story: Story) -> None:
+    """The server says: do not come back; a person does."""
+    story.tell("connect_requested")
+    story.tell("socket_opened")
+    story.tell("socket_closed", CloseInfo(4401, "token revoked", lasted=60.0))
+    story.tell("timer_fell_due")
+    story.tell("went_online")
+    story.tell("retry_requested")
+    story.tell("dial_failed", AttemptFailure(FailureKind.ANSWER, "HTTP 401", 401))
+    story.tell("connect_requested")
+    story.tell("dial_failed", AttemptFailure(FailureKind.MISCONFIGURED, "the certificate does not verify"))
+    story.tell("connect_requested")
+    story.tell("socket_opened")
+
+
+def offline_and_online(story: Story) -> None:
+    """The laptop's lid, twice."""
+    story.tell("connect_requested")
+    story.tell("went_online")
+    story.tell("socket_opened")
+    story.tell("went_offline")
+    story.tell("went_offline")
+    story.tell("went_online")
+    story.tell("dial_failed", REFUSED)
+    story.tell("went_offline")
+    story.tell("connect_requested")
+    story.tell("dial_failed", REFUSED)
+    story.tell("went_online")
+    story.tell("socket_opened")
+
+
+def attempts_used_up(story: Story) -> None:
+    """Two retries, and no more; then by hand."""
+    story.fsm = ClientFSM(RetryPolicy(jitter=0, max_attempts=2))
+    story.tell("connect_requested")
+    for _ in range(2):
+        story.tell("dial_failed", REFUSED)
+        story.tell("timer_fell_due")
+    story.tell("dial_failed", REFUSED)
+    story.tell("connect_requested")
+    story.tell("dial_failed", REFUSED)
+
+
+def liveness(story: Story) -> None:
+    """A half-open connection, again and again."""
+    dead = "no answer to a ping within 10 s: the connection is dead"
+    story.tell("connect_requested")
+    for lasted in (600.0, 4.0, 4.0):
+        story.tell("socket_opened")
+        if lasted > 5:
+            story.tell("timer_fell_due")
+        story.tell("pong_missed", CloseInfo(1006, dead, lasted=lasted))
+        story.tell("timer_fell_due")
+
+
+def by_hand(story: Story) -> None:
+    """Somebody at the buttons."""
+    story.tell("close_requested")
+    story.tell("connect_requested")
+    story.tell("connect_requested")
+    story.tell("retry_requested")
+    story.tell("dial_failed", REFUSED)
+    story.tell("connect_requested")
+    story.tell("dial_failed", REFUSED)
+    story.tell("connect_requested", True)
+    story.tell("dial_failed", REFUSED)
+    story.tell("retry_requested")
+    story.tell("socket_opened")
+    story.tell("connect_requested")
+    story.tell("retry_requested")
+    story.tell("close_requested")
+    story.tell("retry_requested")
+    story.tell("broke", "the machine ClientFSM raised ValueError; the log tells where")
+    story.tell("close_requested")
+
+
+STORIES = [outage_and_recovery, fatal_close, offline_and_online, attempts_used_up, liveness, by_hand]
+
+
+@pytest.mark.parametrize("tell", STORIES, ids=lambda tell: tell.__name__)
+def test_golden_transcripts(tell: Callable[[Story], None]) -> None:
+    """A typical story, line by line; see tests/golden for how to write it anew."""
+    story = Story(client())
+    tell(story)
+    golden.check(f"client_{tell.__name__}", story)
+
+
+def test_golden_transcripts_have_a_story_each() -> None:
+    """No transcript is left over from a story that is told no more."""
+    assert golden.names("client") == {f"client_{tell.__name__}" for tell in STORIES}

@@ -1,0 +1,182 @@
+"""Many deadlines, one timer: order, cancelling, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import virtual_time
+from reconnect_fsm.deadlines import Deadline, Deadlines
+
+
+def run(job: Callable[..., None], *args: Any) -> None:
+    """What falls due is simply run."""
+    job(*args)
+
+
+def timers(loop: Any) -> list[asyncio.TimerHandle]:
+    """The loop's timers that will run."""
+    return [timer for timer in loop._scheduled if not timer.cancelled()]
+
+
+class Log:
+    """What fell due, and when."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.deadlines = Deadlines(run)
+        self.seen: list[tuple[float, str]] = []
+
+    def set(self, seconds: float, name: str) -> Deadline:
+        return self.deadlines.set(self.loop, seconds, self.due, name)
+
+    def due(self, deadline: Deadline, name: str) -> None:
+        assert isinstance(deadline, Deadline)
+        self.seen.append((round(self.loop.time(), 3), name))
+
+    @property
+    def names(self) -> str:
+        return "".join(name for _, name in self.seen)
+
+
+@pytest.mark.virtual_time
+async def test_they_fall_due_in_order_whatever_order_they_were_set_in() -> None:
+    """The earliest first, each at its own time; those of the same time in the order in which they were set."""
+    log = Log()
+    for seconds, name in ((3, "e"), (1, "a"), (2, "b"), (2, "c"), (2, "d")):
+        log.set(seconds, name)
+    assert len(log.deadlines) == 5
+    await asyncio.sleep(10)
+    assert log.seen == [(1, "a"), (2, "b"), (2, "c"), (2, "d"), (3, "e")]
+    assert len(log.deadlines) == 0
+
+
+@pytest.mark.virtual_time
+async def test_there_is_one_timer_however_many_deadlines() -> None:
+    """A thousand deadlines hold one timer of the loop; none is left when the last has come."""
+    log = Log()
+    before = len(timers(log.loop))
+    for number in range(1000):
+        log.set(1 + number % 7, "x")
+        assert len(timers(log.loop)) == before + 1
+    await asyncio.sleep(7.5)
+    assert len(log.seen) == 1000
+    assert len(timers(log.loop)) == before
+
+
+@pytest.mark.virtual_time
+async def test_a_cancelled_deadline_does_not_come() -> None:
+    """Whether it is the first, in the middle or the last; cancelling twice, or what has come, does nothing."""
+    log = Log()
+    first, second, third = log.set(1, "a"), log.set(2, "b"), log.set(3, "c")
+    log.deadlines.cancel(first)
+    log.deadlines.cancel(first)
+    assert len(log.deadlines) == 2
+    await asyncio.sleep(2.5)
+    log.deadlines.cancel(second)
+    assert len(log.deadlines) == 1
+    await asyncio.sleep(10)
+    log.deadlines.cancel(third)
+    assert log.seen == [(2, "b"), (3, "c")]
+    assert len(log.deadlines) == 0
+
+
+@pytest.mark.virtual_time
+async def test_no_timer_is_left_when_the_last_one_is_cancelled() -> None:
+    """Cancelling all leaves nothing in the loop, and it can be used again."""
+    log = Log()
+    before = timers(log.loop)
+    for each in [log.set(seconds, "x") for seconds in (3, 1, 2)]:
+        log.deadlines.cancel(each)
+    assert timers(log.loop) == before
+    log.set(1, "y")
+    await asyncio.sleep(5)
+    assert log.names == "y"
+
+
+@pytest.mark.virtual_time
+async def test_a_job_may_set_and_cancel_others() -> None:
+    """Also those of the same time: one that is cancelled by the one before it does not come."""
+    log = Log()
+
+    def meddle(_: Deadline) -> None:
+        log.deadlines.cancel(doomed)
+        log.set(0, "now")
+        log.set(1, "later")
+
+    log.deadlines.set(log.loop, 1, meddle)
+    doomed = log.set(1, "doomed")
+    await asyncio.sleep(5)
+    assert log.seen == [(1, "now"), (2, "later")]
+
+
+@pytest.mark.virtual_time
+async def test_cancelled_ones_do_not_pile_up() -> None:
+    """Deadlines that are set and cancelled for ever, as those of joins are, take no more room than those that live."""
+    log = Log()
+    log.set(50, "kept")
+    for _ in range(10_000):
+        log.deadlines.cancel(log.set(60, "x"))
+    assert len(log.deadlines._heap) < 200
+    await asyncio.sleep(100)
+    assert log.seen == [(50, "kept")]
+
+
+@given(
+    plan=st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=40),
+    cancelled_at=st.integers(0, 20),
+)
+def test_what_comes_is_what_was_set_and_not_cancelled(plan: list[tuple[int, bool]], cancelled_at: int) -> None:
+    """For any deadlines, of which any are cancelled at any time: each of the others comes once, in order."""
+
+    async def scenario() -> None:
+        log = Log()
+        marked = []
+        for number, (seconds, cancel) in enumerate(plan):
+            deadline = log.set(seconds, f"{number};")
+            if cancel:
+                marked.append(deadline)
+        await asyncio.sleep(cancelled_at + 0.5)
+        for deadline in marked:
+            log.deadlines.cancel(deadline)
+        await asyncio.sleep(30)
+        assert log.seen == sorted(
+            ((float(s), f"{n};") for n, (s, cancel) in enumerate(plan) if not cancel or s <= cancelled_at),
+            key=lambda seen: (seen[0], int(seen[1][:-1])),
+        )
+        assert len(log.deadlines) == 0
+
+    virtual_time.run(scenario)
+
+
+@pytest.mark.xfail(strict=True, reason="it sets the same timer again and again until the clock has moved")
+def test_a_timer_that_runs_a_little_early_counts() -> None:
+    """asyncio runs a timer up to the clock's resolution before its time; to set it again would make the loop spin."""
+
+    class EarlyLoop:
+        """A loop whose clock stands still, a hundred-thousandth of a second before every deadline."""
+
+        armed = 0
+
+        def time(self) -> float:
+            return 0.0
+
+        def call_at(self, when: float, callback: Callable[..., None], *args: Any) -> Any:
+            self.armed += 1
+            self.fire = lambda: callback(*args)
+            return self
+
+        def cancel(self) -> None: ...
+
+    loop: Any = EarlyLoop()
+    came: list[Deadline] = []
+    deadlines = Deadlines(run)
+    deadlines.set(loop, 1e-5, came.append)
+    loop.fire()
+    assert len(came) == 1
+    assert loop.armed == 1

@@ -1,0 +1,864 @@
+"""The declaration style: how rows are read, what a subclass can change, and what is refused when a class is made."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from reconnect_fsm.effects import Effect
+from reconnect_fsm.errors import MachineDefinitionError
+from reconnect_fsm.machine import ANY, FSM, REST, STAY, any_but, event, refuse, row, state
+
+
+@dataclass(frozen=True)
+class Said(Effect):
+    """The only effect of these machines."""
+
+    word: str
+
+
+class Door(FSM[str]):
+    """A machine with one of everything."""
+
+    __slots__ = ("force", "locked")
+
+    shut = state("closed", enter="bang", exit="creak")
+    ajar = state("open", doc="a hand's breadth")
+    wide = state("open", enter="bump")
+    gone = state("gone")
+    initial = shut
+
+    OPEN = (ajar, wide)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.force = 0.0
+        self.locked = False
+
+    def is_locked(self) -> bool:
+        return self.locked
+
+    def is_hard(self) -> bool:
+        return self.force > 10
+
+    def bang(self) -> None:
+        self.emit(Said("bang"))
+
+    def creak(self) -> None:
+        self.emit(Said("creak"))
+
+    def bump(self) -> None:
+        self.emit(Said("bump"))
+
+    def grunt(self) -> None:
+        self.emit(Said("grunt"))
+
+    @event(
+        refuse(shut, when=is_locked, because="it is locked"),
+        row(shut, to=wide, when=is_hard, do=grunt, clause="DOOR-1"),
+        row(shut, to="ajar", do="grunt"),
+        row(ajar, to=wide),
+        refuse(REST, because="there is nothing to push"),
+    )
+    def pushed(self, force: float = 1.0) -> None:
+        """Somebody pushed."""
+        self.force = force
+
+    @event(
+        row(OPEN, to=shut),
+        refuse(any_but(ajar, wide), because="it is not open"),
+    )
+    def pulled(self) -> None:
+        """Somebody pulled."""
+
+    @event(row(ANY, to=STAY, do=grunt))
+    def knocked(self) -> None:
+        """Somebody knocked."""
+
+    @event(
+        row(shut, to=shut, do=grunt),
+        row(REST, to=gone),
+    )
+    def slammed(self) -> None:
+        """Somebody slammed it."""
+
+    def state_changed(self) -> None:
+        self.emit(Said(f"now {self.state}"))
+
+    def status_changed(self, old: str, new: str) -> None:
+        self.emit(Said(f"{old}, then {new}"))
+
+
+def words(effects: list[Effect]) -> list[str]:
+    """What was said."""
+    return [each.word for each in effects if isinstance(each, Said)]
+
+
+def rules(cls: type[FSM[Any]], event: str, source: str) -> list[tuple[str | None, tuple[str, ...]]]:
+    """The target and the guards of each rule of a pair."""
+    return [(rule.target, rule.when) for rule in cls.rules if (rule.event, rule.source) == (event, source)]
+
+
+# ------------------------------------------------------------------------------------------------------- what rows mean
+
+
+def test_an_instance_begins_in_the_initial_state_and_enters_nothing() -> None:
+    """The ``enter`` actions of the initial state do not run."""
+    door = Door()
+    assert (door.state, door.status) == ("shut", "closed")
+
+
+@pytest.mark.parametrize(
+    ("locked", "force", "then"), [(True, 99.0, "shut"), (False, 99.0, "wide"), (False, 1.0, "ajar")]
+)
+def test_the_first_row_whose_guards_pass_wins(locked: bool, force: float, then: str) -> None:
+    """Rows are tried in the order in which they are written."""
+    door = Door()
+    door.locked = locked
+    door.pushed(force)
+    assert door.state == then
+
+
+def test_a_transition_does_leaves_enters_and_then_announces() -> None:
+    """The order is: the row's action, the state left, the state entered, the change of state, that of the status."""
+    assert words(Door().pushed(99.0)) == ["grunt", "creak", "bump", "now wide", "closed, then open"]
+
+
+def test_a_change_of_state_within_a_status_is_no_change_of_status() -> None:
+    """Listeners to the status hear nothing when two states share it."""
+    door = Door()
+    door.pushed()
+    assert words(door.pushed()) == ["bump", "now wide"]
+
+
+def test_stay_leaves_and_enters_nothing() -> None:
+    """A row to STAY only runs its action."""
+    door = Door()
+    assert words(door.knocked()) == ["grunt"]
+    assert door.state == "shut"
+
+
+def test_a_reflexive_row_leaves_and_enters() -> None:
+    """A row back to the same state is a transition, but no change of state."""
+    door = Door()
+    assert words(door.slammed()) == ["grunt", "creak", "bang"]
+    assert door.state == "shut"
+
+
+def test_a_refusal_does_nothing_and_says_why() -> None:
+    """No effects, no other state, and a reason that diagrams and tables show."""
+    door = Door()
+    door.locked = True
+    assert door.pushed() == []
+    assert door.state == "shut"
+    refusals = {rule.source: rule.because for rule in Door.rules if rule.event == "pushed" and rule.is_refusal}
+    assert refusals == {
+        "shut": "it is locked",
+        "wide": "there is nothing to push",
+        "gone": "there is nothing to push",
+    }
+
+
+def test_the_fact_is_recorded_before_the_guards_read_it() -> None:
+    """The body of an event runs first, with the arguments of the trigger, by position or by name."""
+    door = Door()
+    door.pushed(force=11.0)
+    assert (door.force, door.state) == (11.0, "wide")
+
+
+def test_any_rest_and_any_but_stand_for_states() -> None:
+    """ANY is all, REST what is not decided above, any_but all but those named."""
+    assert [rule.source for rule in Door.rules if rule.event == "knocked"] == ["shut", "ajar", "wide", "gone"]
+    assert [rule.source for rule in Door.rules if rule.event == "slammed" and rule.target == "gone"] == [
+        "ajar",
+        "wide",
+        "gone",
+    ]
+    assert [rule.source for rule in Door.rules if rule.event == "pulled" and rule.is_refusal] == ["shut", "gone"]
+
+
+def test_rest_covers_a_state_that_is_only_decided_under_a_guard() -> None:
+    """A guarded row leaves its state open, so REST is its otherwise."""
+
+    class Gate(FSM[str]):
+        up = state("up")
+        down = state("down")
+        initial = up
+
+        def is_stuck(self) -> bool:
+            return True
+
+        @event(row(up, to=down, when=is_stuck), refuse(down, because="down already"), row(REST, to=STAY))
+        def dropped(self) -> None: ...
+
+    assert rules(Gate, "dropped", "up") == [("down", ("is_stuck",)), (None, ())]
+    assert rules(Gate, "dropped", "down") == [(None, ())]
+
+
+def test_any_does_not_repeat_what_is_decided() -> None:
+    """A state that an unguarded row has decided gets no second rule from a later ANY."""
+
+    class Gate(FSM[str]):
+        up = state("up")
+        down = state("down")
+        initial = up
+
+        @event(row(up, to=down), row(ANY, to=up))
+        def toggled(self) -> None: ...
+
+    assert rules(Gate, "toggled", "up") == [("down", ())]
+    assert rules(Gate, "toggled", "down") == [("up", ())]
+
+
+def test_a_rule_tells_all_that_its_row_said() -> None:
+    """What diagrams and matrices read: the row, the class that declared it, and whether it is a refusal."""
+    rule = next(rule for rule in Door.rules if rule.clause == "DOOR-1")
+    assert (rule.event, rule.source, rule.target) == ("pushed", "shut", "wide")
+    assert (rule.when, rule.do, rule.because) == (("is_hard",), ("grunt",), "")
+    assert rule.declared_in == "Door"
+    assert not rule.is_refusal
+
+
+def test_states_and_events_are_listed_in_the_order_of_declaration() -> None:
+    """``initial = shut`` is no second state."""
+    assert list(Door.states) == ["shut", "ajar", "wide", "gone"]
+    assert list(Door.events) == ["pushed", "pulled", "knocked", "slammed"]
+    assert Door.states["ajar"].doc == "a hand's breadth"
+    assert Door.pushed.__doc__ == "Somebody pushed."
+    assert (repr(Door.ajar), repr(STAY)) == ("<state ajar>", "STAY")
+
+
+def test_several_guards_must_all_pass_and_several_actions_run_in_order() -> None:
+    """``when`` and ``do``, ``enter`` and ``exit`` take one or several, by reference or by name."""
+
+    class Gate(FSM[str]):
+        up = state("up", exit=["one", "two"])
+        down = state("down", enter=("two", "one"))
+        initial = up
+        stuck = False
+
+        def one(self) -> None:
+            self.emit(Said("one"))
+
+        def two(self) -> None:
+            self.emit(Said("two"))
+
+        def is_free(self) -> bool:
+            return not self.stuck
+
+        def is_up(self) -> bool:
+            return self.state == "up"
+
+        @event(row(ANY, to=down, when=[is_free, "is_up"], do=(one, "one")), refuse(REST, because="stuck"))
+        def dropped(self) -> None: ...
+
+    gate = Gate()
+    gate.stuck = True
+    assert gate.dropped() == []
+    gate.stuck = False
+    assert words(gate.dropped()) == ["one", "one", "one", "two", "two", "one"]
+
+
+# ----------------------------------------------------------------------------------------------------------- subclasses
+
+
+def test_a_subclass_overrides_guards_and_actions_by_defining_them() -> None:
+    """They are looked up by name when they run, also where the row gave them by reference."""
+
+    class Heavy(Door):
+        def is_hard(self) -> bool:
+            return False
+
+        def grunt(self) -> None:
+            self.emit(Said("groan"))
+
+    heavy = Heavy()
+    assert words(heavy.pushed(99.0))[0] == "groan"
+    assert heavy.state == "ajar"
+
+
+def test_a_subclass_puts_rows_first_and_keeps_the_rest() -> None:
+    """`first` overrules for the states that it names; the inherited class stays as it was."""
+
+    class Stuck(Door):
+        pushed = Door.pushed.first(refuse(Door.ajar, because="something is behind it"))
+
+    assert rules(Stuck, "pushed", "ajar") == [(None, ())]
+    assert rules(Stuck, "pushed", "shut") == rules(Door, "pushed", "shut")
+    assert rules(Door, "pushed", "ajar") == [("wide", ())]
+    assert {rule.declared_in for rule in Stuck.rules if rule.event == "pushed"} == {"Stuck", "Door"}
+    stuck = Stuck()
+    stuck.pushed()
+    assert stuck.pushed() == []
+    assert Stuck.pushed.__doc__ == Door.pushed.__doc__
+
+
+def test_a_guarded_row_put_first_falls_through_to_the_inherited_ones() -> None:
+    """Only if its guards pass."""
+
+    class Shy(Door):
+        pushed = Door.pushed.first(row(Door.shut, to=Door.gone, when=Door.is_hard))
+
+    gentle, rough = Shy(), Shy()
+    gentle.pushed()
+    rough.pushed(99.0)
+    assert (gentle.state, rough.state) == ("ajar", "gone")
+
+
+def test_rows_put_first_twice_stand_above_each_other() -> None:
+    """The most derived class is asked first, then its base, then the base's base."""
+
+    class Shy(Door):
+        pushed = Door.pushed.first(refuse(Door.ajar, because="shy"))
+
+    class Bold(Shy):
+        pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone))
+
+    assert [layer for layer, _ in Bold.pushed.layers()] == ["Bold", "Shy", "Door"]
+    assert rules(Bold, "pushed", "ajar") == [("gone", ())]
+
+
+def test_what_the_most_derived_class_decides_stays_decided() -> None:
+    """However many classes with rows of their own are between it and the base."""
+
+    class Shy(Door):
+        pushed = Door.pushed.first(refuse(Door.gone, because="shy"))
+
+    class Bold(Shy):
+        pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone))
+
+    assert rules(Bold, "pushed", "ajar") == [("gone", ())]
+    assert {rule.because for rule in Bold.rules if (rule.event, rule.source) == ("pushed", "gone")} == {"shy"}
+
+
+def test_rows_put_first_may_decide_everything() -> None:
+    """What they overrule is not dead: it was written for the inherited class."""
+
+    class Welded(Door):
+        pushed = Door.pushed.first(refuse(ANY, because="it is welded"))
+
+    assert {rule.because for rule in Welded.rules if rule.event == "pushed"} == {"it is welded"}
+
+
+def test_rows_put_first_may_leave_nothing_to_an_inherited_rest() -> None:
+    """An inherited REST may find every state decided."""
+
+    class Wall(Door):
+        slammed = Door.slammed.first(refuse(any_but(Door.shut), because="not now"))
+
+    assert rules(Wall, "slammed", "shut") == [("shut", ())]
+    assert rules(Wall, "slammed", "wide") == [(None, ())]
+
+
+def test_a_subclass_adds_a_state_that_any_rest_and_any_but_cover() -> None:
+    """Groups are expanded for each class anew."""
+
+    class Revolving(Door):
+        turning = state("open")
+        pulled = Door.pulled.first(row(Door.wide, to=turning))
+
+    assert rules(Revolving, "knocked", "turning") == [(None, ())]  # ANY
+    assert rules(Revolving, "slammed", "turning") == [("gone", ())]  # REST
+    assert rules(Revolving, "pulled", "turning") == [(None, ())]  # any_but
+    assert list(Revolving.states) == [*Door.states, "turning"]
+    door = Revolving()
+    door.pushed(99.0)
+    door.pulled()
+    assert door.state == "turning"
+
+
+def test_a_state_like_another_has_its_rows() -> None:
+    """Where it has none of its own; a row of its own comes first."""
+
+    class Hatch(Door):
+        cracked = state("open", like=Door.ajar)
+        split = state("open", like=Door.ajar)
+        pulled = Door.pulled.first(row(split, to=Door.gone))
+
+    assert rules(Hatch, "pushed", "cracked") == [("wide", ())]
+    assert rules(Hatch, "pulled", "cracked") == [("shut", ())]
+    assert rules(Hatch, "pushed", "split") == [("wide", ())]
+    assert rules(Hatch, "pulled", "split") == [("gone", ())]
+
+
+def test_a_state_like_another_may_be_named_beside_it() -> None:
+    """It then has a row of its own, and borrows none: not the same one twice, and not one that it has overruled."""
+
+    class Hatch(Door):
+        cracked = state("open", like=Door.ajar)
+        pulled = Door.pulled.first(row((Door.ajar, cracked), to=Door.gone))
+        pushed = Door.pushed.first(refuse(cracked, because="it is cracked"), row(Door.ajar, to=Door.gone))
+
+    assert rules(Hatch, "pulled", "cracked") == rules(Hatch, "pulled", "ajar") == [("gone", ())]
+    assert rules(Hatch, "pushed", "cracked") == [(None, ())]
+    assert rules(Hatch, "pushed", "ajar") == [("gone", ())]
+
+
+def test_a_state_like_another_that_is_like_a_third_has_the_rows_of_the_third() -> None:
+    """Rows are borrowed through as many states as it takes."""
+
+    class Hatch(Door):
+        cracked = state("open", like=Door.ajar)
+        torn = state("open", like=cracked)
+
+    assert rules(Hatch, "pushed", "torn") == [("wide", ())]
+
+
+def test_a_subclass_adds_an_event() -> None:
+    """Its rows may name inherited states, guards and actions."""
+
+    class Bell(Door):
+        @event(row(Door.shut, to=Door.ajar, do=Door.grunt), refuse(REST, because="nobody listens"))
+        def rang(self, times: int) -> None:
+            self.force = times
+
+    bell = Bell()
+    assert words(bell.rang(2)) == ["grunt", "creak", "now ajar", "closed, then open"]
+    assert list(Bell.events) == [*Door.events, "rang"]
+    assert "rang" not in Door.events
+
+
+def test_a_subclass_declares_an_inherited_state_anew() -> None:
+    """Under the same name, with other actions; inherited rows lead to the new one."""
+
+    class Soft(Door):
+        wide = state("open", exit="creak")
+
+    soft = Soft()
+    assert "bump" not in words(soft.pushed(99.0))
+    assert words(soft.pulled())[:2] == ["creak", "bang"]
+
+
+def test_a_subclass_begins_in_another_state() -> None:
+    """`initial` is inherited, and may be overridden."""
+
+    class Open(Door):
+        initial = Door.wide
+
+    assert Open().state == "wide"
+    assert list(Open.states) == list(Door.states)
+
+
+def test_a_base_without_states_and_events_is_no_machine_yet() -> None:
+    """Such as one that only shares guards or actions."""
+
+    class Talking(FSM[str]):
+        def talk(self) -> None:
+            self.emit(Said("hello"))
+
+    class Parrot(Talking):
+        awake = state("awake")
+        initial = awake
+
+        @event(row(awake, to=STAY, do="talk"))
+        def poked(self) -> None: ...
+
+    assert not hasattr(Talking, "machine")
+    assert words(Parrot().poked()) == ["hello"]
+
+
+# ------------------------------------------------------------------------------------------------ what is refused, when
+
+
+def door_with(**attributes: Any) -> Callable[[], type[FSM[Any]]]:
+    """A function that makes a subclass of Door with these attributes."""
+    return lambda: type("Odd", (Door,), attributes)
+
+
+def pushed(*rows: Any) -> Callable[[], type[FSM[Any]]]:
+    """A function that makes a subclass of Door with these rows put first."""
+    return door_with(pushed=Door.pushed.first(*rows))
+
+
+def fresh(*rows: Any) -> Callable[[], type[FSM[Any]]]:
+    """A function that makes a subclass of Door with an event of these rows."""
+
+    @event(*rows)
+    def rang(self: Any) -> None: ...
+
+    return door_with(rang=rang)
+
+
+def elsewhere() -> Any:
+    """A state that no Door has."""
+
+    class Window(FSM[str]):
+        wild = state("open")
+        initial = wild
+
+    return Window.wild
+
+
+DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
+    "unknown target": (
+        pushed(row(Door.shut, to="wied")),
+        "Odd: event pushed, row 1, to: there is no state 'wied'; did you mean 'wide'?",
+    ),
+    "unknown target, nothing like it": (
+        pushed(row(Door.shut, to="zzz")),
+        "Odd: event pushed, row 1, to: there is no state 'zzz'",
+    ),
+    "unknown source": (
+        pushed(row(elsewhere(), to=Door.shut)),
+        "Odd: event pushed, row 1: there is no state 'wild'; did you mean 'wide'?",
+    ),
+    "unknown state in any_but": (
+        pushed(row(any_but(elsewhere()), to=Door.shut)),
+        "Odd: event pushed, row 1: there is no state 'wild'; did you mean 'wide'?",
+    ),
+    "unknown like": (
+        door_with(cellar=state("closed", like=elsewhere())),
+        "Odd: state cellar, like: there is no state 'wild'; did you mean 'wide'?",
+    ),
+    "misspelt guard": (
+        pushed(row(Door.shut, to=Door.wide), row(Door.ajar, to=Door.gone, when="is_loked")),
+        "Odd: event pushed, row 2, when: there is no method 'is_loked'; did you mean 'is_locked'?",
+    ),
+    "misspelt action": (
+        pushed(row(Door.shut, to=Door.wide, do="grnt")),
+        "Odd: event pushed, row 1, do: there is no method 'grnt'; did you mean 'grunt'?",
+    ),
+    "misspelt enter": (
+        door_with(cellar=state("closed", enter="bnag")),
+        "Odd: state cellar, enter: there is no method 'bnag'; did you mean 'bang'?",
+    ),
+    "misspelt exit": (
+        door_with(cellar=state("closed", exit=["bang", "creek"])),
+        "Odd: state cellar, exit: there is no method 'creek'; did you mean 'creak'?",
+    ),
+    "a lambda": (
+        pushed(row(Door.shut, to=Door.wide, when=lambda door: True)),
+        "Odd: event pushed, row 1, when: there is no method '<lambda>'",
+    ),
+    "something without a name": (
+        pushed(row(Door.shut, to=Door.wide, when=Said)),
+        "Odd: event pushed, row 1, when: there is no method 'Said'",
+    ),
+    "a property": (
+        pushed(row(Door.shut, to=Door.wide, when="status")),
+        "Odd: event pushed, row 1, when: there is no method 'status'",
+    ),
+    "undecided pair": (
+        fresh(row(Door.shut, to=Door.ajar), row(Door.ajar, to=Door.shut, when="is_locked")),
+        "Odd: event rang is not decided in ajar, wide, gone",
+    ),
+    "dead: an unguarded twin above": (
+        fresh(row(Door.shut, to=Door.ajar), row(Door.shut, to=Door.wide, when="is_locked"), row(REST, to=STAY)),
+        "Odd: event rang, row 2 can never be reached in shut",
+    ),
+    "dead: the same guard above": (
+        fresh(
+            row(ANY, to=STAY, when="is_locked"),
+            row(Door.OPEN, to=Door.shut, when=("is_hard", "is_locked")),
+            row(REST, to=STAY),
+        ),
+        "Odd: event rang, row 2 can never be reached in ajar, wide",
+    ),
+    "dead: in one of its states": (
+        fresh(row(Door.wide, to=Door.ajar), row(Door.OPEN, to=Door.shut), row(REST, to=STAY)),
+        "Odd: event rang, row 2 can never be reached in wide",
+    ),
+    "dead: all of ANY": (
+        fresh(row(ANY, to=STAY), row(ANY, to=Door.shut, when="is_locked")),
+        "Odd: event rang, row 2 can never be reached in shut, ajar, wide, gone",
+    ),
+    "dead: a REST of nothing": (
+        fresh(row(ANY, to=STAY), refuse(REST, because="never")),
+        "Odd: event rang, row 2 can never be reached in any state",
+    ),
+    "dead: in the rows put first": (
+        pushed(row(Door.shut, to=Door.gone), row(Door.shut, to=Door.wide)),
+        "Odd: event pushed, row 2 can never be reached in shut",
+    ),
+    "an event under another name": (
+        door_with(shoved=Door.pushed.first(row(Door.shut, to=Door.gone))),
+        "Odd: event pushed was assigned to 'shoved': keep its name, or declare a new event",
+    ),
+    "an initial of another machine": (
+        door_with(initial=elsewhere()),
+        "Odd: say in which state it begins: initial = <one of its states>",
+    ),
+    "an initial that is no state": (
+        door_with(initial="shut"),
+        "Odd: say in which state it begins: initial = <one of its states>",
+    ),
+    "no initial": (
+        lambda: type("Odd", (FSM,), {"only": state("open")}),
+        "Odd: say in which state it begins: initial = <one of its states>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_a_wrong_definition_is_refused_when_the_class_is_made(name: str) -> None:
+    """With what is wrong, where, and what may have been meant."""
+    make, message = DEFINITIONS[name]
+    with pytest.raises(MachineDefinitionError) as caught:
+        make()
+    assert str(caught.value).startswith(message)
+    assert isinstance(caught.value, TypeError)
+
+
+def test_what_may_have_been_meant_is_something_else() -> None:
+    """A property is no method, so its own name is no advice."""
+    with pytest.raises(MachineDefinitionError) as caught:
+        pushed(row(Door.shut, to=Door.wide, when="status"))()
+    assert "did you mean 'status'" not in str(caught.value)
+
+
+def test_an_undecided_pair_is_told_what_to_do() -> None:
+    """Most often it is a state that a subclass added: it can borrow rows."""
+    with pytest.raises(MachineDefinitionError, match=r"refuse\(REST.*like=<another state>"):
+        fresh(row(Door.shut, to=Door.ajar))()
+
+
+@pytest.mark.parametrize("name", ["pushed", "ajar"])
+def test_a_method_cannot_take_the_name_of_an_event_or_a_state(name: str) -> None:
+    """It would silently win over the event, whose callers expect effects."""
+    with pytest.raises(MachineDefinitionError, match=name):
+        door_with(**{name: lambda self: None})()
+
+
+# ------------------------------------------------------------------------------------------------------ when it goes on
+
+
+class Clumsy(Door):
+    """A door whose parts raise when told to."""
+
+    __slots__ = ("broken",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = ""
+
+    def breaks(self, part: str) -> None:
+        if self.broken == part:
+            raise OSError(part)
+
+    def is_hard(self) -> bool:
+        self.breaks("guard")
+        return super().is_hard()
+
+    def grunt(self) -> None:
+        self.breaks("action")
+        super().grunt()
+
+    def creak(self) -> None:
+        self.breaks("exit")
+        super().creak()
+
+    def bump(self) -> None:
+        self.breaks("enter")
+        super().bump()
+
+
+@pytest.mark.parametrize("part", ["guard", "action", "exit"])
+def test_what_raises_leaves_the_machine_usable(part: str) -> None:
+    """In the old state, with what the fact told; the effects are lost."""
+    door = Clumsy()
+    door.broken = part
+    with pytest.raises(OSError, match=part):
+        door.pushed(99.0)
+    assert (door.state, door.told_status, door.force) == ("shut", "closed", 99.0)
+    door.broken = ""
+    assert words(door.knocked()) == ["grunt"]
+
+
+def test_a_state_whose_enter_action_raises_is_entered_and_announced_later() -> None:
+    """The state is the new one, but nobody has heard of it: the next event tells them, and nobody hears it twice."""
+    door = Clumsy()
+    door.broken = "enter"
+    with pytest.raises(OSError, match="enter"):
+        door.pushed(99.0)
+    assert (door.state, door.status, door.told_status) == ("wide", "open", "closed")
+    assert words(door.knocked()) == ["grunt", "now wide", "closed, then open"]
+    assert door.told_status == "open"
+    assert words(door.knocked()) == ["grunt"]
+
+
+def test_a_machine_can_be_put_into_a_state() -> None:
+    """`jump_to` leaves and enters nothing: for what has to be done after an action raised."""
+
+    class Quiet(Door):
+        def state_changed(self) -> None:
+            self.force = -1.0
+
+    door = Quiet()
+    door.jump_to(Door.gone)
+    assert (door.state, door.status, door.told_status) == ("gone", "gone", "gone")
+    assert words(door.knocked()) == ["grunt"]
+
+
+def test_wrong_arguments_of_a_fact_are_a_type_error() -> None:
+    """The trigger has the signature of the event's method."""
+    door: Any = Door()
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        door.pushed(speed=1)
+    assert words(door.knocked()) == ["grunt"]
+
+
+def test_an_event_cannot_be_fired_inside_an_event() -> None:
+    """Actions only emit effects; the machine stays usable."""
+
+    class Eager(Door):
+        def creak(self) -> None:
+            self.pulled()
+
+    door = Eager()
+    with pytest.raises(RuntimeError, match="pulled was fired inside an event of the same machine"):
+        door.pushed()
+    assert words(door.knocked()) == ["grunt"]
+
+
+def test_an_event_of_another_machine_can_be_fired_inside_an_event() -> None:
+    """Each instance runs its own events one at a time."""
+    other = Door()
+
+    class Linked(Door):
+        def creak(self) -> None:
+            for effect in other.pushed():
+                self.emit(effect)
+
+    assert "now ajar" in words(Linked().pushed(99.0))
+    assert other.state == "ajar"
+
+
+def test_effects_are_asked_for_inside_an_event_only() -> None:
+    """Outside there is nobody to hand them to."""
+    with pytest.raises(RuntimeError, match=r"emit\(\) is for actions"):
+        Door().emit(Said("boo"))
+
+
+def test_without_overrides_a_machine_announces_nothing() -> None:
+    """Changes of state and status are news only for machines that say so."""
+
+    class Lamp(FSM[bool]):
+        on = state(True)
+        off = state(False)
+        initial = off
+
+        @event(row(off, to=on), row(on, to=off))
+        def switched(self) -> None: ...
+
+    lamp = Lamp()
+    assert lamp.switched() == []
+    assert lamp.status is True
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
+def test_an_instance_is_its_slots() -> None:
+    """No Machine, no dict, and few bytes: there may be a hundred thousand rooms."""
+    door = Door()
+    assert not hasattr(door, "__dict__")
+    assert sys.getsizeof(door) <= 80
+
+
+def test_there_is_one_machine_a_class() -> None:
+    """Instances share that of their class, and are not registered with it."""
+
+    class Other(Door):
+        __slots__ = ()
+
+    one, two = Door(), Door()
+    one.pushed()
+    assert two.state == "shut"
+    assert one.machine is two.machine is Door.machine is not Other.machine
+    assert Door.machine.models == []
+
+
+# --------------------------------------------------------------------------------------- what we rely on of transitions
+
+
+def test_transitions_runs_callbacks_in_the_order_that_we_rely_on() -> None:
+    """Rows and ``exit`` see the old state, ``enter`` the new one, and the announcement comes last."""
+    seen: list[str] = []
+
+    class Lamp(FSM[bool]):
+        on = state(True, enter="entering")
+        off = state(False, exit="leaving")
+        initial = off
+
+        def is_whole(self) -> bool:
+            seen.append(f"guard in {self.state}")
+            return True
+
+        def acting(self) -> None:
+            seen.append(f"action in {self.state}")
+
+        def leaving(self) -> None:
+            seen.append(f"exit in {self.state}")
+
+        def entering(self) -> None:
+            seen.append(f"enter in {self.state}")
+
+        def state_changed(self) -> None:
+            seen.append(f"changed in {self.state}")
+
+        @event(row(off, to=on, when=is_whole, do=acting), refuse(REST, because="no"))
+        def switched(self) -> None:
+            seen.append(f"recorded in {self.state}")
+
+    Lamp().switched()
+    assert seen == [
+        "recorded in off",
+        "guard in off",
+        "action in off",
+        "exit in off",
+        "enter in on",
+        "changed in on",
+    ]
+
+
+def test_transitions_asks_no_guard_after_one_that_does_not_pass() -> None:
+    """So a guard may rely on those before it."""
+
+    class Lamp(FSM[bool]):
+        off = state(False)
+        initial = off
+
+        def is_whole(self) -> bool:
+            return False
+
+        def is_bright(self) -> bool:
+            raise AssertionError("asked in vain")
+
+        @event(row(off, to=STAY, when=(is_whole, is_bright)), refuse(REST, because="no"))
+        def looked(self) -> None: ...
+
+    assert Lamp().looked() == []
+
+
+def test_transitions_makes_only_the_triggers_that_are_declared() -> None:
+    """No ``to_…`` for every state, no trigger method on the model."""
+    assert set(Door.machine.events) == set(Door.events)
+    assert list(Door.machine.states) == list(Door.states)
+    assert not hasattr(Door(), "trigger")
+
+
+@pytest.fixture
+def _logger_as_it_was() -> Iterator[None]:
+    logger = logging.getLogger("transitions")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("_logger_as_it_was")
+@pytest.mark.parametrize(("before", "after"), [(logging.NOTSET, logging.WARNING), (logging.DEBUG, logging.DEBUG)])
+def test_transitions_is_quiet_unless_the_user_says_otherwise(before: int, after: int) -> None:
+    """It logs several lines a trigger; a level that the user has set stays."""
+    logger = logging.getLogger("transitions")
+    logger.setLevel(before)
+    spec = importlib.util.find_spec("reconnect_fsm.machine")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # once more, beside the one that is imported
+    assert logger.level == after

@@ -1,0 +1,379 @@
+"""The small parts of the drivers: `Pump`, `Promise`, `Outcome`, `Lazily`, `Listeners`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from reconnect_fsm.pump import Lazily, Listeners, Outcome, Promise, Pump
+
+# ----------------------------------------------------------------------------------------------------------------- Pump
+
+
+def post_all(pump: Pump, ran: list[Any], jobs: int) -> None:
+    """A job that posts many."""
+    for number in range(jobs):
+        pump.post(ran.append, number)
+
+
+def test_a_job_runs_at_once() -> None:
+    """Posted while nothing runs, a job has run when `post` returns."""
+    ran: list[str] = []
+    Pump().post(ran.append, "now")
+    assert ran == ["now"]
+
+
+def test_nothing_re_enters() -> None:
+    """A job posted by a job waits until that one, and all posted before, have come to their end."""
+    pump = Pump()
+    ran: list[Any] = []
+
+    def outer() -> None:
+        pump.post(inner, "first")
+        pump.post(ran.append, "second")
+        ran.append("outer")
+
+    def inner(name: str) -> None:
+        pump.post(ran.append, "third")
+        ran.append(name)
+
+    pump.post(outer)
+    assert ran == ["outer", "first", "second", "third"]
+
+
+def test_a_job_that_raises_is_logged_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """What a job raises goes to the log, with its traceback; the jobs behind it, and later ones, run."""
+    pump = Pump()
+    ran: list[Any] = []
+
+    def outer() -> None:
+        pump.post(ran.append, "behind")
+        raise RuntimeError("a fault")
+
+    pump.post(outer)
+    pump.post(ran.append, "later")
+    assert ran == ["behind", "later"]
+    assert "RuntimeError: a fault" in caplog.text
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_without_a_loop_a_queue_runs_to_its_end() -> None:
+    """Before a client is started there is no loop to give way to: everything runs at once, in order."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.post(post_all, pump, ran, 1000)
+    assert ran == list(range(1000))
+
+
+async def test_a_long_queue_gives_way_to_the_loop() -> None:
+    """Slices of `Pump.SLICE` jobs run in one turn of the loop, and what is posted in between queues up behind."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.bind(asyncio.get_running_loop())
+    pump.post(post_all, pump, ran, 2 * Pump.SLICE)
+    assert len(ran) == Pump.SLICE - 1  # the job that posted them was the first
+    pump.post(ran.append, -1)
+    assert ran[-1] != -1
+    turns = 0
+    while ran[-1] != -1:
+        await asyncio.sleep(0)
+        turns += 1
+    assert ran == [*range(2 * Pump.SLICE), -1]
+    assert turns == 2
+    pump.post(ran.append, -2)  # idle again: at once
+    assert ran[-1] == -2
+
+
+async def test_a_raising_job_does_not_lose_the_rest_of_a_slice() -> None:
+    """Even what is no Exception (a KeyboardInterrupt) leaves the queue running."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.bind(asyncio.get_running_loop())
+
+    def interrupt() -> None:
+        pump.post(ran.append, "rest")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pump.post(interrupt)
+    await asyncio.sleep(0)
+    assert ran == ["rest"]
+
+
+def test_a_closed_loop_is_not_asked() -> None:
+    """When its loop was closed with jobs in the queue, the pump is idle, not stuck."""
+    pump = Pump()
+    ran: list[Any] = []
+
+    async def main() -> None:
+        pump.bind(asyncio.get_running_loop())
+
+    asyncio.run(main())
+    pump.post(post_all, pump, ran, Pump.SLICE + 1)
+    pump.post(ran.append, -1)
+    assert ran == [*range(Pump.SLICE + 1), -1]
+
+
+async def test_post_each_runs_for_every_item_before_what_comes_later() -> None:
+    """`post_each` keeps its place in the queue, gives way like any queue, and asks for each item in its turn."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.bind(asyncio.get_running_loop())
+    items = iter(range(300))
+    pump.post_each(lambda item, tag: ran.append((item, tag)), items, "x")
+    assert 0 < len(ran) <= Pump.SLICE
+    assert next(items) == len(ran)  # one taken out from under it
+    pump.post(ran.append, ("later", ""))
+    await pump.idle()
+    assert len(ran) == 300
+    assert ran[-2] == (299, "x")
+
+
+async def test_idle_waits_for_the_end_of_the_queue() -> None:
+    """`idle` returns at once if nothing waits, and otherwise when all of it has run, also what was posted meanwhile."""
+    pump = Pump()
+    ran: list[Any] = []
+    await pump.idle()
+    pump.bind(asyncio.get_running_loop())
+    pump.post(post_all, pump, ran, 3 * Pump.SLICE)
+    waiters = [asyncio.create_task(pump.idle()) for _ in range(2)]
+    await asyncio.sleep(0)
+    pump.post(ran.append, -1)
+    waiters[0].cancel()
+    await waiters[1]
+    assert ran == [*range(3 * Pump.SLICE), -1]
+    assert waiters[0].cancelled()
+
+
+def test_post_each_of_nothing() -> None:
+    """No items, no jobs; what waits behind runs."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.post_each(ran.append, [])
+    pump.post(ran.append, "behind")
+    assert ran == ["behind"]
+
+
+def test_post_each_survives_an_item_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """One item that raises does not keep the others from their turn."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.post_each(lambda item: ran.append(1 // item), [1, 0, 1])
+    assert ran == [1, 1]
+    assert "ZeroDivisionError" in caplog.text
+
+
+# -------------------------------------------------------------------------------------------------------------- Promise
+
+
+async def test_everyone_who_waits_gets_the_value_in_order_of_arrival() -> None:
+    """A kept promise wakes all who wait, first come first served, and begins anew."""
+    promise: Promise[int] = Promise()
+    woken: list[tuple[str, int]] = []
+
+    async def wait(name: str) -> None:
+        woken.append((name, await promise.wait()))
+
+    tasks = [asyncio.create_task(wait(name)) for name in "abc"]
+    await asyncio.sleep(0)
+    promise.keep(1)
+    late = asyncio.create_task(wait("late"))
+    await asyncio.wait(tasks)
+    await asyncio.sleep(0)
+    assert woken == [("a", 1), ("b", 1), ("c", 1)]
+    promise.keep(2)
+    await late
+    assert woken[-1] == ("late", 2)
+
+
+async def test_a_broken_promise_raises_in_everyone() -> None:
+    """`fail` raises the error in all who wait, and in nobody who comes later."""
+    promise: Promise[int] = Promise()
+    tasks = [asyncio.create_task(promise.wait()) for _ in range(2)]
+    await asyncio.sleep(0)
+    promise.fail(ValueError("no"))
+    assert [str(each) for each in await asyncio.gather(*tasks, return_exceptions=True)] == ["no", "no"]
+    late = asyncio.create_task(promise.wait())
+    await asyncio.sleep(0)
+    promise.keep(3)
+    assert await late == 3
+
+
+async def test_a_cancelled_waiter_harms_no_one() -> None:
+    """Cancelled before, or in the very turn in which the promise is kept: the others get their value."""
+    promise: Promise[int] = Promise()
+    before, same, other = (asyncio.create_task(promise.wait()) for _ in range(3))
+    await asyncio.sleep(0)
+    before.cancel()
+    await asyncio.sleep(0)
+    same.cancel()
+    promise.keep(1)
+    assert await other == 1
+    await asyncio.wait([same])
+    assert before.cancelled()
+    assert same.cancelled()
+
+
+async def test_a_promise_nobody_waits_for_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    """Failing one with no waiters, or with a waiter that is cancelled in the same turn, warns of nothing."""
+    promise: Promise[int] = Promise()
+    promise.fail(ValueError("no"))
+    task = asyncio.create_task(promise.wait())
+    await asyncio.sleep(0)
+    promise.fail(ValueError("no"))
+    task.cancel()
+    await asyncio.wait([task])
+    del task
+    gc.collect()
+    assert caplog.text == ""
+
+
+# -------------------------------------------------------------------------------------------------------------- Outcome
+
+
+async def test_an_outcome_can_be_awaited_often() -> None:
+    """Before and after it is known, once or often, by one or many."""
+    outcome = Outcome()
+
+    async def wait() -> str:
+        await outcome
+        return "well"
+
+    tasks = [asyncio.create_task(wait()) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert not outcome.done
+    outcome.succeed()
+    assert outcome.done
+    assert await asyncio.gather(*tasks, wait(), wait()) == ["well"] * 4
+
+
+async def test_a_failed_outcome_raises_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    """It raises in whoever awaits it; left alone it warns of nothing."""
+    outcome, ignored = Outcome(), Outcome()
+
+    async def wait() -> None:
+        await outcome
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    outcome.fail(ValueError("no"))
+    ignored.fail(ValueError("ignored"))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            await outcome
+    with pytest.raises(ValueError, match="no"):
+        await task
+    del ignored
+    gc.collect()
+    assert caplog.text == ""
+
+
+async def test_lazily_runs_only_when_awaited() -> None:
+    """Work that nobody awaits neither runs nor warns; each await begins it."""
+    ran: list[int] = []
+
+    async def work() -> None:
+        ran.append(1)
+
+    lazily = Lazily(work)
+    await asyncio.sleep(0)
+    assert ran == []
+    await lazily
+    assert ran == [1]
+    Lazily(work)
+    gc.collect()
+    assert ran == [1]
+
+
+# ------------------------------------------------------------------------------------------------------------ Listeners
+
+
+def test_d_listen_listeners_are_told_in_order() -> None:
+    """D-LISTEN: in the order in which they were added; one that is taken out is told no more."""
+    listeners: Listeners[str] = Listeners("on_news")
+    told: list[str] = []
+    listeners.add(lambda news: told.append(f"a {news}"))
+    remove = listeners.add(lambda news: told.append(f"b {news}"))
+    listeners.add(lambda news: told.append(f"c {news}"))
+    listeners.tell("1")
+    remove()
+    listeners.tell("2")
+    assert told == ["a 1", "b 1", "c 1", "a 2", "c 2"]
+
+
+def test_d_listen_one_that_raises_is_logged_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """D-LISTEN: the others are told, and the log names the kind of listener and the error."""
+    listeners: Listeners[str] = Listeners("on_news")
+    told: list[str] = []
+    listeners.add(lambda news: 1 // 0)
+    listeners.add(told.append)
+    listeners.tell("x")
+    assert told == ["x"]
+    assert "a callback of on_news raised" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_taking_out_is_safe_while_telling() -> None:
+    """A listener may take itself out, or add others, while it is told."""
+    listeners: Listeners[str] = Listeners("on_news")
+    told: list[str] = []
+
+    def once(news: str) -> None:
+        told.append(news)
+        remove()
+        listeners.add(told.append)
+
+    remove = listeners.add(once)
+    listeners.tell("1")
+    assert told == ["1"]
+    listeners.tell("2")
+    assert told == ["1", "2"]
+    remove()  # a second time: nothing
+    listeners.tell("3")
+    assert told == ["1", "2", "3"]
+
+
+def test_taking_one_out_twice_spares_its_twin() -> None:
+    """The same function added twice is told twice; taking out the first one, however often, leaves the second."""
+    listeners: Listeners[str] = Listeners("on_news")
+    told: list[str] = []
+    first, _ = listeners.add(told.append), listeners.add(told.append)
+    listeners.tell("1")
+    first()
+    first()
+    listeners.tell("2")
+    assert told == ["1", "1", "2"]
+
+
+async def _coroutine_function(*_: Any) -> None: ...
+
+
+class _AsyncCallable:
+    async def __call__(self, news: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        pytest.param(_coroutine_function, id="function"),
+        pytest.param(functools.partial(_coroutine_function, 1), id="partial"),
+        pytest.param(_AsyncCallable(), id="object"),
+    ],
+)
+def test_d_listen_a_coroutine_function_is_refused(callback: Callable[[str], object]) -> None:
+    """D-LISTEN: nobody would await it, so it is a TypeError that says so, however it is wrapped."""
+    with pytest.raises(TypeError, match="on_news takes a plain function"):
+        Listeners[str]("on_news").add(callback)
+
+
+@pytest.mark.parametrize("callback", [None, "print", 5])
+def test_d_listen_what_cannot_be_called_is_refused(callback: Any) -> None:
+    """D-LISTEN: anything but a function is a TypeError, at once."""
+    with pytest.raises(TypeError, match="on_news takes a function"):
+        Listeners[str]("on_news").add(callback)

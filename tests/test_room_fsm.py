@@ -1,0 +1,788 @@
+"""Every decision of a room, clause by clause: facts in, effects out; no loop, no socket, no clock."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import golden
+from golden import Story, said
+from reconnect_fsm.effects import Effect, FailWaiters, NotifyStatus, StartTimer
+from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft
+from reconnect_fsm.machine import row, state
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import RoomStatus, StatusChange
+
+UNKNOWN = JoinRefused(0, "no such room")
+VERSION_UNKNOWN = JoinRefused(1, "cannot read that version")
+AUTH_FAILED = JoinRefused(2, "who are you?")
+REJOIN = JoinRefused(1, "come back")
+EVICTED = JoinRefused(2, "out with you")
+QUEUED: list[tuple[Any, ...]] = [("join_requested",)]
+JOINING = [*QUEUED, ("connection_opened", "connected")]
+JOINED = [*JOINING, ("join_accepted",)]
+STALE = [*JOINED, ("connection_lost", "the connection was lost")]
+REJOINING = [*STALE, ("connection_opened", "connected")]
+ROUTES: dict[str, list[tuple[Any, ...]]] = {
+    "disconnected": [],
+    "queued": QUEUED,
+    "joining": JOINING,
+    "join_delayed": [*JOINING, ("timer_fell_due",)],
+    "joined": JOINED,
+    "stale": STALE,
+    "rejoining": REJOINING,
+    "rejoin_delayed": [*REJOINING, ("timer_fell_due",)],
+    "left": [*QUEUED, ("leave_requested",)],
+    "error": [*JOINING, ("join_refused", UNKNOWN)],
+}
+"""How to get into each state."""
+TRACKED = [where for where in ROUTES if where not in ("left", "error")]
+ONLINE = ["joining", "join_delayed", "joined", "rejoining", "rejoin_delayed"]
+ASKING = ["joining", "rejoining"]
+DELAYED = ["join_delayed", "rejoin_delayed"]
+
+
+def room(where: str = "disconnected", cls: type[RoomFSM] = RoomFSM) -> RoomFSM:
+    """A machine in that state, whose waits are not spread."""
+    fsm = cls(RetryPolicy(jitter=0))
+    for fact, *args in ROUTES[where]:
+        getattr(fsm, fact)(*args)
+    assert fsm.state == where
+    return fsm
+
+
+def waits(effects: list[Effect]) -> list[float]:
+    """The seconds of every timer that is started."""
+    return [each.seconds for each in effects if isinstance(each, StartTimer)]
+
+
+def change(effects: list[Effect]) -> StatusChange[Any]:
+    """The one change of status that listeners are told."""
+    (news,) = [each for each in effects if isinstance(each, NotifyStatus)]
+    return news.change
+
+
+def error_of(effects: list[Effect]) -> Exception:
+    """What those who wait are told."""
+    (failing,) = [each for each in effects if isinstance(each, FailWaiters)]
+    return failing.error
+
+
+# -------------------------------------------------------------------------------------------------------------- joining
+
+
+def test_join_1_a_join_before_there_is_a_connection_is_kept() -> None:
+    """JOIN-1: nothing is sent, nothing is raised; once connected it is asked for."""
+    fsm = room()
+    assert said(fsm.join_requested()) == ["NotifyStatus(disconnected → connecting, 'asked to join')"]
+    assert fsm.state == "queued"
+    assert said(fsm.connection_opened("connected")) == ["RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert (fsm.state, fsm.reason) == ("joining", "connected")
+
+
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [
+        ("disconnected", "disconnected"),
+        ("queued", "connecting"),
+        ("joining", "connecting"),
+        ("join_delayed", "connecting"),
+        ("joined", "joined"),
+        ("stale", "reconnecting"),
+        ("rejoining", "reconnecting"),
+        ("rejoin_delayed", "reconnecting"),
+        ("left", "disconnected"),
+        ("error", "error"),
+    ],
+)
+def test_join_3_every_state_shows_one_of_five_statuses(where: str, status: str) -> None:
+    """JOIN-3: and a room that was joined shows another than one that never was."""
+    assert room(where).status == status
+    assert {each.status for each in RoomFSM.states.values()} == set(RoomStatus)
+
+
+def test_obs_2_listeners_hear_the_wait_only_where_there_is_one() -> None:
+    """OBS-2: a room that comes back at once tells no seconds, one that waits does."""
+    fsm = room("joined")
+    news = change(fsm.put_out(REJOIN, 100.0))
+    assert (news.old, news.new, news.retry_in) == ("joined", "reconnecting", None)
+    fsm.join_accepted()
+    news = change(fsm.put_out(REJOIN, 110.0))
+    assert (news.old, news.new, news.retry_in) == ("joined", "reconnecting", 20.0)
+
+
+@pytest.mark.parametrize(("fact", "args"), [("leave_requested", ()), ("broke", ("why",)), ("join_refused", (UNKNOWN,))])
+def test_obs_2_listeners_hear_of_no_attempt_once_it_is_over(fact: str, args: tuple[Any, ...]) -> None:
+    """OBS-2: ``attempt`` is 0 when there is no next one."""
+    assert change(getattr(room("join_delayed"), fact)(*args)).attempt == 0
+
+
+@pytest.mark.parametrize(("where", "old"), [("joining", "connecting"), ("rejoining", "reconnecting")])
+def test_ok_4_an_answer_begins_the_session(where: str, old: str) -> None:
+    """OK-4: the deadline is off, and what the server lacks is sent."""
+    fsm = room(where)
+    assert said(fsm.join_accepted()) == [
+        "StopTimer()",
+        "AbandonRequest()",
+        "Synchronise()",
+        f"NotifyStatus({old} → joined, 'joined')",
+    ]
+    assert (fsm.state, fsm.reason) == ("joined", "joined")
+
+
+@pytest.mark.parametrize("where", DELAYED)
+def test_ok_4_an_answer_that_comes_late_counts(where: str) -> None:
+    """OK-4 D-TIMEOUT: the server let us in, so we are."""
+    fsm = room(where)
+    assert said(fsm.join_accepted())[:2] == ["StopTimer()", "Synchronise()"]
+    assert (fsm.state, fsm.attempt) == ("joined", 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ rejoining
+
+
+def test_rejoin_2_a_joined_room_is_asked_for_again_after_a_reconnect() -> None:
+    """REJOIN-2: it shows ``reconnecting`` meanwhile."""
+    fsm = room("joined")
+    assert said(fsm.connection_lost("ping timeout")) == [
+        "EndSession()",
+        "NotifyStatus(joined → reconnecting, 'ping timeout')",
+    ]
+    assert fsm.state == "stale"
+    assert said(fsm.connection_opened("connected")) == ["RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert fsm.state == "rejoining"
+
+
+@pytest.mark.parametrize(
+    ("where", "then", "effects"),
+    [
+        ("joining", "queued", ["StopTimer()", "AbandonRequest()"]),
+        ("join_delayed", "queued", ["StopTimer()"]),
+        ("rejoining", "stale", ["StopTimer()", "AbandonRequest()"]),
+        ("rejoin_delayed", "stale", ["StopTimer()"]),
+    ],
+)
+def test_d_intent_a_request_in_flight_is_sent_again(where: str, then: str, effects: list[str]) -> None:
+    """D-INTENT REJOIN-2: what is queued is the intent; on the next connection it is asked for afresh."""
+    fsm = room(where)
+    assert said(fsm.connection_lost("lost")) == effects
+    assert (fsm.state, fsm.attempt) == (then, 0)
+    assert said(fsm.connection_opened("connected"))[0] == "RequestJoin(CURRENT)"
+
+
+@pytest.mark.parametrize(("where", "old"), [("joining", "connecting"), ("rejoining", "reconnecting")])
+def test_rejoin_3_a_refusal_is_the_end(where: str, old: str) -> None:
+    """REJOIN-3 OK-4: untracked before anyone is told, so that whoever is told can join again."""
+    fsm = room(where)
+    effects = fsm.join_refused(AUTH_FAILED)
+    assert said(effects) == [
+        "StopTimer()",
+        "AbandonRequest()",
+        "Untrack()",
+        f"FailWaiters(JoinRefused('{AUTH_FAILED}'))",
+        f"NotifyStatus({old} → error, '{AUTH_FAILED}')",
+    ]
+    assert error_of(effects) is AUTH_FAILED
+    assert fsm.state == "error"
+
+
+@pytest.mark.parametrize("where", DELAYED)
+def test_rejoin_3_a_refusal_that_comes_late_counts(where: str) -> None:
+    """REJOIN-3 D-TIMEOUT: asking again would get the same answer."""
+    fsm = room(where)
+    assert said(fsm.join_refused(UNKNOWN))[:2] == ["StopTimer()", "Untrack()"]
+    assert fsm.state == "error"
+
+
+# ----------------------------------------------------------------------------------------- where the clauses are silent
+
+
+@pytest.mark.parametrize("where", [where for where in TRACKED if where != "disconnected"])
+def test_d_stop_a_stopped_client_keeps_the_room(where: str) -> None:
+    """D-STOP: disconnected, still tracked, and whoever waits is told why."""
+    fsm = room(where)
+    effects = fsm.client_stopped("closed by this program")
+    error = error_of(effects)
+    assert isinstance(error, ClientStopped)
+    assert error.reason == "closed by this program"
+    assert "Untrack()" not in said(effects)
+    assert (fsm.state, fsm.status) == ("disconnected", "disconnected")
+    assert change(effects).attempt == 0
+
+
+def test_d_stop_a_stopped_session_ends_first() -> None:
+    """D-STOP: in this order."""
+    assert said(room("joined").client_stopped("closed")) == [
+        "EndSession()",
+        "FailWaiters(ClientStopped('the client stopped: closed (connect() or retry_now() starts it again)'))",
+        "NotifyStatus(joined → disconnected, 'closed')",
+    ]
+
+
+def test_d_stop_the_room_is_joined_when_the_client_is_back() -> None:
+    """D-STOP: started, then connected."""
+    fsm = room("joined")
+    fsm.client_stopped("closed")
+    assert said(fsm.client_started("asked to connect")) == [
+        "NotifyStatus(disconnected → connecting, 'asked to connect')"
+    ]
+    assert fsm.state == "queued"
+    fsm.connection_opened("connected")
+    assert fsm.state == "joining"
+
+
+def test_d_stop_a_room_that_missed_the_start_is_joined_all_the_same() -> None:
+    """D-STOP: a connection is all it needs."""
+    fsm = room()
+    assert said(fsm.connection_opened("connected"))[:2] == ["RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert fsm.state == "joining"
+
+
+def test_d_stop_stopping_twice_is_stopping_once() -> None:
+    """D-STOP: nothing is reported twice."""
+    assert room().client_stopped("closed") == []
+
+
+@pytest.mark.parametrize("where", ["queued", "stale", "joined"])
+def test_d_stop_a_client_that_starts_is_no_news_for_a_room_that_waits(where: str) -> None:
+    """D-STOP: it waits for a connection already."""
+    fsm = room(where)
+    assert fsm.client_started("again") == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", ASKING)
+def test_d_timeout_a_request_without_an_answer_is_made_again_later_and_later(where: str) -> None:
+    """D-TIMEOUT: 10 s for the answer, then a backoff of the room's own, for ever."""
+    fsm = room(where)
+    seen = []
+    for _ in range(7):
+        effects = fsm.timer_fell_due()
+        assert said(effects)[:2] == ["StopTimer()", "AbandonRequest()"]
+        seen += waits(effects)
+        again = fsm.timer_fell_due()
+        assert said(again) == ["StopTimer()", "RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert seen == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+    assert fsm.state == where
+
+
+def test_d_timeout_waits_are_spread_by_the_policy() -> None:
+    """D-TIMEOUT D-JITTER: so that ten thousand rooms do not ask at once; a seeded source repeats it."""
+    one, two = (RoomFSM(RetryPolicy(random=random.Random(3))) for _ in range(2))
+    for fsm in (one, two):
+        fsm.connection_opened("connected")
+        fsm.timer_fell_due()
+    assert one.delay == two.delay != 0.5
+
+
+def test_d_timeout_the_backoff_begins_anew_once_joined() -> None:
+    """D-TIMEOUT: the next time it is asked for in vain is the first."""
+    fsm = room("join_delayed")
+    fsm.join_accepted()
+    fsm.connection_lost("lost")
+    fsm.connection_opened("connected")
+    assert waits(fsm.timer_fell_due()) == [0.5]
+
+
+@pytest.mark.parametrize("where", DELAYED)
+def test_d_timeout_the_reason_for_asking_again_is_that_of_the_wait(where: str) -> None:
+    """D-TIMEOUT: when a wait ends, it is not for want of an answer; nor is a refused fact a reason."""
+    fsm = room({"join_delayed": "joining", "rejoin_delayed": "rejoining"}[where])
+    fsm.credentials_failed("the auth function raised OSError", False)
+    fsm.join_requested()
+    fsm.timer_fell_due()
+    assert fsm.reason == "the auth function raised OSError"
+    fsm.timer_fell_due()
+    assert fsm.reason == "no answer to the request to join within 10 s"
+
+
+@pytest.mark.parametrize(("where", "then"), [("joining", "join_delayed"), ("rejoining", "rejoin_delayed")])
+def test_d_intent_an_auth_callable_that_raises_is_asked_again_later(where: str, then: str) -> None:
+    """D-INTENT: with backoff; the room is not lost."""
+    fsm = room(where)
+    assert said(fsm.credentials_failed("the auth function raised OSError", False)) == [
+        "StopTimer()",
+        "AbandonRequest()",
+        "StartTimer(0.5)",
+    ]
+    assert (fsm.state, fsm.reason) == (then, "the auth function raised OSError")
+
+
+@pytest.mark.parametrize("where", ASKING)
+def test_d_intent_unauthorized_is_the_end(where: str) -> None:
+    """D-INTENT REJOIN-3: the user's own word that asking again is of no use."""
+    fsm = room(where)
+    error = error_of(fsm.credentials_failed("the auth function raised Unauthorized", True))
+    assert isinstance(error, JoinRefused)
+    assert (error.code, error.message) == (None, "the auth function raised Unauthorized")
+    assert fsm.state == "error"
+
+
+@pytest.mark.parametrize("where", [where for where in ROUTES if where not in ASKING])
+def test_d_intent_credentials_that_nobody_waits_for_change_nothing(where: str) -> None:
+    """D-INTENT: the connection was lost meanwhile, or it is over."""
+    fsm = room(where)
+    assert fsm.credentials_failed("the auth function raised Unauthorized", True) == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", [where for where in TRACKED if where != "disconnected"])
+def test_d_dedupe_a_second_join_changes_nothing(where: str) -> None:
+    """D-DEDUPE: it is the same room."""
+    fsm = room(where)
+    assert fsm.join_requested() == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", TRACKED)
+def test_d_leave_drops_the_room_at_once(where: str) -> None:
+    """D-LEAVE: online or not; the server is told if it can be."""
+    fsm = room(where)
+    effects = fsm.leave_requested()
+    told = [each for each in said(effects) if each == "SendLeave()"]
+    assert told == (["SendLeave()"] if where in ONLINE else [])
+    assert said(effects).count("Untrack()") == 1
+    assert isinstance(error_of(effects), RoomLeft)
+    assert (fsm.state, fsm.status) == ("left", "disconnected")
+
+
+def test_d_leave_the_server_is_told_before_the_session_ends() -> None:
+    """D-LEAVE: in this order."""
+    assert said(room("joined").leave_requested()) == [
+        "SendLeave()",
+        "EndSession()",
+        "Untrack()",
+        "FailWaiters(RoomLeft('leave() was called on the room while this operation waited for it'))",
+        "NotifyStatus(joined → disconnected, 'left by this program')",
+    ]
+
+
+def test_d_leave_a_room_that_is_disconnected_reports_nothing_twice() -> None:
+    """D-LEAVE D-LISTEN: the status is the same before and after."""
+    effects = said(room("disconnected").leave_requested())
+    assert not any(each.startswith("NotifyStatus") for each in effects)
+
+
+OVER: list[tuple[Any, ...]] = [
+    ("join_requested",),
+    ("connection_opened", "connected"),
+    ("connection_lost", "lost"),
+    ("client_stopped", "closed"),
+    ("client_started", "again"),
+    ("join_accepted",),
+    ("join_refused", UNKNOWN),
+    ("credentials_failed", "raised", True),
+    ("timer_fell_due",),
+    ("put_out", EVICTED, 1.0),
+    ("acks_overdue",),
+    ("leave_requested",),
+    ("broke", "raised"),
+]
+
+
+@pytest.mark.parametrize("where", ["left", "error"])
+@pytest.mark.parametrize(("fact", "args"), [(fact, args) for fact, *args in OVER], ids=[fact for fact, *_ in OVER])
+def test_d_leave_what_is_over_is_over(where: str, fact: str, args: list[Any]) -> None:
+    """D-LEAVE REJOIN-3: the handle is done with; joining again makes a new room."""
+    fsm = room(where)
+    assert getattr(fsm, fact)(*args) == []
+    assert fsm.state == where
+    assert {fact for fact, *_ in OVER} == set(RoomFSM.events)
+
+
+@pytest.mark.parametrize("where", ONLINE)
+def test_d_roomerr_eviction_is_the_end(where: str) -> None:
+    """D-ROOMERR: any code but 1; the set is cleared before listeners hear of it."""
+    fsm = room(where)
+    effects = said(fsm.put_out(EVICTED, 100.0))
+    assert effects[-3:-1] == ["Untrack()", f"FailWaiters(JoinRefused('{EVICTED}'))"]
+    assert f"→ error, '{EVICTED}'" in effects[-1]
+    assert fsm.state == "error"
+
+
+def test_d_roomerr_a_refusal_after_the_join_is_a_room_error() -> None:
+    """D-ROOMERR: servers answer a state too large to send with Ok, then a JoinError."""
+    fsm = room("joined")
+    assert said(fsm.join_refused(UNKNOWN))[:2] == ["EndSession()", "Untrack()"]
+    assert fsm.state == "error"
+
+
+def test_d_roomerr_a_refused_version_after_the_join_is_the_end() -> None:
+    """D-ROOMERR D-VERSION: nothing is asked again in the middle of a session."""
+    fsm = room("joined")
+    fsm.join_refused(VERSION_UNKNOWN)
+    assert fsm.state == "error"
+
+
+def test_d_roomerr_a_suggestion_is_followed_at_once() -> None:
+    """D-ROOMERR: the first one."""
+    fsm = room("joined")
+    assert said(fsm.put_out(REJOIN, 100.0)) == [
+        "EndSession()",
+        "RequestJoin(CURRENT)",
+        "StartTimer(10)",
+        f"NotifyStatus(joined → reconnecting, '{REJOIN}')",
+    ]
+    assert fsm.state == "rejoining"
+
+
+def test_d_roomerr_then_at_most_once_in_30_seconds() -> None:
+    """D-ROOMERR: a server that suggests it without end is followed at 100, 130, 160 … s, by the clock of the facts."""
+    fsm = room("joined")
+    now, followed = 100.0, []
+    for _ in range(4):
+        effects = fsm.put_out(REJOIN, now)
+        if fsm.state == "rejoin_delayed":
+            (wait,) = waits(effects)
+            now += wait
+            fsm.timer_fell_due()
+        assert fsm.state == "rejoining"
+        followed.append(now)
+        now += 1
+        fsm.join_accepted()
+    assert followed == [100.0, 130.0, 160.0, 190.0]
+
+
+def test_d_roomerr_the_interval_is_over() -> None:
+    """D-ROOMERR: 30 s later it is followed at once again."""
+    fsm = room("joined")
+    fsm.put_out(REJOIN, 100.0)
+    fsm.join_accepted()
+    fsm.put_out(REJOIN, 130.0)
+    assert fsm.state == "rejoining"
+
+
+def test_d_roomerr_a_suggestion_waits_no_longer_than_the_interval() -> None:
+    """D-ROOMERR: also if the connection is lost, time and again, before it could be followed."""
+    fsm = room("joined")
+    fsm.put_out(REJOIN, 100.0)
+    fsm.join_accepted()
+    for _ in range(3):
+        (wait,) = waits(fsm.put_out(REJOIN, 101.0))
+        assert 29 <= wait <= 30
+        for fact, *args in REJOINING[-2:]:
+            getattr(fsm, fact)(*args)
+        fsm.join_accepted()
+
+
+@pytest.mark.parametrize("where", [*ASKING, *DELAYED])
+def test_d_roomerr_a_suggestion_is_no_news_while_asking(where: str) -> None:
+    """D-ROOMERR: it is what the room does."""
+    fsm = room(where)
+    assert fsm.put_out(REJOIN, 100.0) == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", ["disconnected", "queued", "stale"])
+def test_d_roomerr_without_a_connection_it_is_nobodys(where: str) -> None:
+    """D-ROOMERR: a message of an earlier connection."""
+    fsm = room(where)
+    assert fsm.put_out(EVICTED, 100.0) == []
+    assert fsm.join_refused(UNKNOWN) == []
+    assert fsm.join_accepted() == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", ASKING)
+def test_d_version_the_alternative_then_empty_then_error(where: str) -> None:
+    """D-VERSION: each is asked with once, at once, and then it is over."""
+    fsm = room(where)
+    for choice in ("ALTERNATIVE", "EMPTY"):
+        assert said(fsm.join_refused(VERSION_UNKNOWN)) == [
+            "StopTimer()",
+            "AbandonRequest()",
+            f"RequestJoin({choice})",
+            "StartTimer(10)",
+        ]
+        assert fsm.state == where
+    assert error_of(fsm.join_refused(VERSION_UNKNOWN)) is VERSION_UNKNOWN
+    assert fsm.state == "error"
+
+
+@pytest.mark.parametrize("where", DELAYED)
+def test_d_version_an_answer_that_comes_late_counts_for_the_next_request(where: str) -> None:
+    """D-VERSION D-TIMEOUT: it says nothing about when to ask again."""
+    fsm = room(where)
+    assert fsm.join_refused(VERSION_UNKNOWN) == []
+    assert said(fsm.timer_fell_due()) == ["StopTimer()", "RequestJoin(ALTERNATIVE)", "StartTimer(10)"]
+
+
+@pytest.mark.parametrize("way", ["joined", "lost", "stopped"])
+def test_d_version_begins_anew(way: str) -> None:
+    """D-VERSION: once joined, on the next connection, and after a stop: the server may be another."""
+    fsm = room("joining")
+    fsm.join_refused(VERSION_UNKNOWN)
+    if way == "joined":
+        fsm.join_accepted()
+        fsm.acks_overdue()
+    elif way == "lost":
+        fsm.connection_lost("lost")
+        fsm.connection_opened("connected")
+    else:
+        fsm.client_stopped("closed")
+        fsm.connection_opened("connected")
+    assert said(fsm.join_refused(VERSION_UNKNOWN))[2] == "RequestJoin(ALTERNATIVE)"
+
+
+def test_d_ack_too_many_updates_without_an_ack_lead_to_a_rejoin() -> None:
+    """D-ACK: its version exchange supersedes them."""
+    fsm = room("joined")
+    assert said(fsm.acks_overdue()) == [
+        "EndSession()",
+        "RequestJoin(CURRENT)",
+        "StartTimer(10)",
+        "NotifyStatus(joined → reconnecting, 'too many updates without an Ack')",
+    ]
+    assert fsm.state == "rejoining"
+
+
+@pytest.mark.parametrize("where", TRACKED)
+def test_d_error_what_broke_ends_the_room(where: str) -> None:
+    """D-ERROR: the adaptor or a guard raised; the server is told that we leave, if it can be."""
+    fsm = room(where)
+    effects = fsm.broke("the adaptor raised KeyError")
+    assert said(effects)[0] == ("SendLeave()" if where in ONLINE else "Untrack()")
+    error = error_of(effects)
+    assert isinstance(error, JoinRefused)
+    assert (error.code, error.message) == (None, "the adaptor raised KeyError")
+    assert (fsm.state, fsm.reason) == ("error", "the adaptor raised KeyError")
+
+
+def test_d_error_the_last_resort_asks_nobody() -> None:
+    """D-ERROR: when a user's action raises on the way to error too, the driver still has all that is to be done."""
+
+    class Hopeless(RoomFSM):
+        def untrack(self) -> None:
+            raise ZeroDivisionError
+
+    fsm = room("joining", Hopeless)
+    with pytest.raises(ZeroDivisionError):
+        fsm.broke("why")
+    assert said(fsm.give_up("the machine raised")) == [
+        "Untrack()",
+        "FailWaiters(JoinRefused('the room was refused: the machine raised'))",
+        "NotifyStatus(connecting → error, 'the machine raised')",
+    ]
+    assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
+    assert len(fsm.give_up("again")) == 2  # nobody is told a status twice
+
+
+def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
+    """D-ERROR: `state_changed` is the user's to override, and may be what raised."""
+
+    class Hopeless(RoomFSM):
+        def state_changed(self) -> None:
+            raise OSError
+
+    assert said(Hopeless().give_up("the machine raised"))[0] == "Untrack()"
+
+
+IMPOSSIBLE = [
+    ("join_accepted", ["joined", "queued", "stale", "disconnected"]),
+    ("timer_fell_due", ["joined", "queued", "stale", "disconnected"]),
+    ("acks_overdue", [where for where in TRACKED if where != "joined"]),
+]
+
+
+@pytest.mark.parametrize(("fact", "where"), [(fact, where) for fact, states in IMPOSSIBLE for where in states])
+def test_a_fact_that_cannot_be_changes_nothing(fact: str, where: str) -> None:
+    """It is refused, with a reason."""
+    fsm = room(where)
+    assert getattr(fsm, fact)() == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", ONLINE)
+def test_a_second_connection_changes_nothing(where: str) -> None:
+    """It has been asked for on this one."""
+    fsm = room(where)
+    assert fsm.connection_opened("connected") == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", ["disconnected", "queued", "stale"])
+def test_a_connection_that_it_did_not_know_of_can_be_lost(where: str) -> None:
+    """It has none."""
+    fsm = room(where)
+    assert fsm.connection_lost("lost") == []
+    assert fsm.state == where
+
+
+# ----------------------------------------------------------------------------------------------------------- subclasses
+
+
+def test_a_user_changes_the_deadlines() -> None:
+    """Class attributes, in seconds."""
+
+    class Hasty(RoomFSM):
+        join_timeout = 2.0
+        rejoin_interval = 5.0
+
+    fsm = room("joined", Hasty)
+    assert waits(fsm.put_out(REJOIN, 0.0)) == [2.0]
+    fsm.join_accepted()
+    assert waits(fsm.put_out(REJOIN, 1.0)) == [4.0]
+
+
+def test_a_user_may_never_follow_a_suggestion_at_once() -> None:
+    """The guard says so; the room then waits a whole interval, from the first suggestion on."""
+
+    class Slow(RoomFSM):
+        def is_rejoin_due(self) -> bool:
+            return False
+
+    fsm = room("joined", Slow)
+    assert waits(fsm.put_out(REJOIN, 100.0)) == [30.0]
+    assert fsm.state == "rejoin_delayed"
+
+
+def test_a_users_state_and_row_are_part_of_the_machine() -> None:
+    """A room that waits a minute when it is told that it is full."""
+
+    class Patient(RoomFSM):
+        full = state(RoomStatus.CONNECTING, enter="wait_a_minute", exit="stop_timer", like=RoomFSM.join_delayed)
+
+        def is_full(self) -> bool:
+            return self.is_refused_with(0x7F)
+
+        def wait_a_minute(self) -> None:
+            self.delay = 60.0
+            self.wait()
+
+        join_refused = RoomFSM.join_refused.first(row(RoomFSM.joining, to=full, when=is_full))
+
+    fsm = room("joining", Patient)
+    assert said(fsm.join_refused(JoinRefused(0x7F, "full", "room_full"))) == [
+        "StopTimer()",
+        "AbandonRequest()",
+        "StartTimer(60)",
+    ]
+    assert said(fsm.timer_fell_due()) == ["StopTimer()", "RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert fsm.state == "joining"
+
+
+def test_an_instance_is_small() -> None:
+    """It has slots only; there may be a hundred thousand of them."""
+    fsm = room()
+    assert not hasattr(fsm, "__dict__")
+    assert sys.getsizeof(fsm) <= 160
+
+
+def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
+    """As `Client(url)` makes it; guards may read all of it at any time."""
+    fsm = RoomFSM()
+    assert fsm.policy == RetryPolicy()
+    assert (fsm.reason, fsm.attempt, fsm.delay, fsm.now) == ("not asked for yet", 0, 0.0, 0.0)
+    assert not any([fsm.is_unauthorized(), fsm.may_try_another_version(), fsm.is_rejoin_suggested()])
+    assert not fsm.is_rejoin_due()
+
+
+# --------------------------------------------------------------------------------------------------------------- golden
+
+
+def join_and_leave(story: Story) -> None:
+    """Asked for before there is a connection, joined, left."""
+    story.tell("join_requested")
+    story.tell("connection_opened", "connected")
+    story.tell("join_accepted")
+    story.tell("join_requested")
+    story.tell("leave_requested")
+    story.tell("join_accepted")
+
+
+def rejoin(story: Story) -> None:
+    """Two outages, one of them in the middle of joining; then a stop and a start."""
+    story.tell("join_requested")
+    story.tell("connection_opened", "connected")
+    story.tell("connection_lost", "the connection was lost")
+    story.tell("connection_opened", "connected")
+    story.tell("join_accepted")
+    story.tell("connection_lost", "closed with code 1001: going down")
+    story.tell("connection_opened", "connected")
+    story.tell("join_accepted")
+    story.tell("acks_overdue")
+    story.tell("join_accepted")
+    story.tell("client_stopped", "closed by this program")
+    story.tell("client_started", "asked to connect")
+    story.tell("connection_opened", "connected")
+    story.tell("join_accepted")
+
+
+def no_answer(story: Story) -> None:
+    """The server does not answer; then it does, late."""
+    story.tell("join_requested")
+    story.tell("connection_opened", "connected")
+    for _ in range(5):
+        story.tell("timer_fell_due")
+    story.tell("join_accepted")
+    story.tell("connection_lost", "the connection was lost")
+    story.tell("connection_opened", "connected")
+    story.tell("timer_fell_due")
+    story.tell("timer_fell_due")
+    story.tell("join_accepted")
+
+
+def evicted(story: Story) -> None:
+    """Put out: come back; come back, but later; do not come back."""
+    story.tell("connection_opened", "connected")
+    story.tell("join_accepted")
+    story.tell("put_out", REJOIN, 100.0)
+    story.tell("put_out", REJOIN, 100.0)
+    story.tell("join_accepted")
+    story.tell("put_out", REJOIN, 110.0)
+    story.tell("timer_fell_due")
+    story.tell("join_accepted")
+    story.tell("put_out", EVICTED, 140.0)
+    story.tell("leave_requested")
+
+
+def version_unknown(story: Story) -> None:
+    """The server knows none of our versions."""
+    story.tell("connection_opened", "connected")
+    for _ in range(3):
+        story.tell("join_refused", VERSION_UNKNOWN)
+
+
+def auth(story: Story) -> None:
+    """The token provider fails, and then says that there is no use; on another server, it is refused."""
+    story.tell("connection_opened", "connected")
+    story.tell("credentials_failed", "the auth function raised OSError", False)
+    story.tell("timer_fell_due")
+    story.tell("join_accepted")
+    story.tell("connection_lost", "the connection was lost")
+    story.tell("connection_opened", "connected")
+    story.tell("credentials_failed", "the auth function raised OSError", False)
+    story.tell("connection_lost", "the connection was lost")
+    story.tell("connection_opened", "connected")
+    story.tell("credentials_failed", "the auth function raised Unauthorized", True)
+
+
+def refused(story: Story) -> None:
+    """The server refuses a room that it had let in."""
+    story.tell("connection_opened", "connected")
+    story.tell("join_accepted")
+    story.tell("connection_lost", "the connection was lost")
+    story.tell("connection_opened", "connected")
+    story.tell("join_refused", JoinRefused(2, "token revoked"))
+    story.tell("connection_opened", "connected")
+
+
+STORIES = [join_and_leave, rejoin, no_answer, evicted, version_unknown, auth, refused]
+
+
+@pytest.mark.parametrize("tell", STORIES, ids=lambda tell: tell.__name__)
+def test_golden_transcripts(tell: Callable[[Story], None]) -> None:
+    """A typical story, line by line; see tests/golden for how to write it anew."""
+    story = Story(room())
+    tell(story)
+    golden.check(f"room_{tell.__name__}", story)
+
+
+def test_golden_transcripts_have_a_story_each() -> None:
+    """No transcript is left over from a story that is told no more."""
+    assert golden.names("room") == {f"room_{tell.__name__}" for tell in STORIES}

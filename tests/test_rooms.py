@@ -1,0 +1,2031 @@
+"""Rooms: each clause about joining, rejoining, leaving and syncing, against servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import loro
+import pytest
+from aiohttp import WSMsgType, web
+from loro import LoroDoc
+
+import leaks
+from reconnect_fsm import (
+    Client,
+    ClientStatus,
+    ClientStopped,
+    JoinRefused,
+    Keepalive,
+    RetryPolicy,
+    Room,
+    RoomFSM,
+    RoomLeft,
+    RoomStatus,
+    StatusChange,
+    Unauthorized,
+    rooms,
+)
+from reconnect_fsm.adaptors import Adaptor, LoroAdaptor
+from reconnect_fsm.effects import Effect
+from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.loro_protocol import (
+    FRAGMENT_SIZE,
+    Ack,
+    CrdtType,
+    DocUpdate,
+    DocUpdateFragment,
+    DocUpdateFragmentHeader,
+    JoinError,
+    JoinErrorCode,
+    JoinRequest,
+    JoinResponseOk,
+    Leave,
+    Message,
+    Permission,
+    RoomError,
+    RoomErrorCode,
+    UpdateStatusCode,
+    decode,
+    encode,
+    split,
+)
+from reconnect_fsm.machine import event, refuse, row
+from reconnect_fsm.rooms import Auth
+from reconnect_fsm.transport import UrlSource
+from virtual_time import run, serving
+
+pytestmark = pytest.mark.virtual_time
+
+M = TypeVar("M", bound="Message | str")
+PATIENCE = 120.0  # seconds of virtual time for what must come
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def client_of(url: UrlSource, **options: Any) -> Client:
+    """A client that reconnects soon and does not ping."""
+    options = {
+        "retry": RetryPolicy(base=0.125, cap=0.25, jitter=0, stable_after=0),
+        "keepalive": Keepalive(enabled=False),
+        **options,
+    }
+    return Client(url, **options)
+
+
+def new_doc() -> LoroDoc:
+    return LoroDoc()  # type: ignore[no-untyped-call]  # loro's stub
+
+
+def write(doc: LoroDoc, words: str) -> None:
+    """Put words at the front of the document, and commit."""
+    doc.get_text("text").insert(0, words)
+    doc.commit()
+
+
+def text(doc: LoroDoc) -> str:
+    return doc.get_text("text").to_string()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(1 / 64)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Heard(list[str]):
+    """A status listener that remembers the new statuses."""
+
+    def __call__(self, change: StatusChange[RoomStatus]) -> None:
+        assert change.old is not change.new
+        self.append(change.new.value)
+
+
+class Notebook:
+    """An adaptor that writes down what it is told, and raises where it is told to."""
+
+    crdt_type = CrdtType.ELO
+
+    def __init__(self, *, alternative: bytes | None = None, missing: Sequence[bytes] = ()) -> None:
+        self.alternative = alternative
+        self.missing = missing
+        self.applied: list[bytes] = []
+        self.refusals: list[tuple[tuple[bytes, ...], UpdateStatusCode]] = []
+        self.asked: Counter[str] = Counter()
+        self.raises: dict[str, BaseException] = {}
+        self.edit: Callable[[bytes], None] = self._nobody_listens
+        self.attached = False
+
+    def _nobody_listens(self, update: bytes) -> None: ...
+
+    def _called(self, name: str) -> None:
+        self.asked[name] += 1
+        if name in self.raises:
+            raise self.raises[name]
+
+    def version(self) -> bytes:
+        self._called("version")
+        return b"current"
+
+    def alternative_version(self, server_version: bytes) -> bytes | None:
+        self._called("alternative_version")
+        return self.alternative
+
+    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
+        self._called("missing_from")
+        return self.missing
+
+    def covers(self, server_version: bytes) -> bool:
+        self._called("covers")
+        return True
+
+    def apply(self, updates: Sequence[bytes]) -> None:
+        self._called("apply")
+        self.applied += updates
+
+    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+        self._called("attach")
+        self.edit, self.attached = send, True
+        return self._detach
+
+    def _detach(self) -> None:
+        self.attached = False
+        self._called("detach")
+
+    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
+        self.refusals.append((tuple(updates), status))
+        self._called("refused")
+
+
+class Peer:
+    """The server's end of one connection: a test says what it answers."""
+
+    def __init__(self, ws: web.WebSocketResponse, transport: asyncio.Transport) -> None:
+        self._ws = ws
+        self._transport = transport
+        self.inbox: asyncio.Queue[Message | str] = asyncio.Queue()
+
+    async def next(self, kind: type[M]) -> M:
+        """What comes next; it has to be of this kind."""
+        async with asyncio.timeout(PATIENCE):
+            message = await self.inbox.get()
+        assert isinstance(message, kind), message
+        return message
+
+    async def send(self, *messages: Message | bytes | str) -> None:
+        for message in messages:
+            if isinstance(message, str):
+                await self._ws.send_str(message)
+            else:
+                await self._ws.send_bytes(message if isinstance(message, bytes) else encode(message))
+
+    async def let_in(self, version: bytes = b"", permission: Permission = "write") -> JoinRequest:
+        """Take the JoinRequest that comes next, and accept it."""
+        request = await self.next(JoinRequest)
+        await self.send(JoinResponseOk(request.crdt, request.room_id, permission, version))
+        return request
+
+    async def turn_away(
+        self, code: JoinErrorCode, message: str = "no", *, version: bytes | None = None, app_code: str | None = None
+    ) -> JoinRequest:
+        """Take the JoinRequest that comes next, and refuse it."""
+        request = await self.next(JoinRequest)
+        await self.send(JoinError(request.crdt, request.room_id, code, message, version, app_code))
+        return request
+
+    async def hears_nothing_else(self) -> None:
+        """Answers come in order: when that to a ping is next, there was nothing before it."""
+        await self._ws.send_str("ping")
+        assert await self.next(str) == "pong"
+
+    def drop(self) -> None:
+        """End the TCP connection without a close frame."""
+        self._transport.abort()
+
+    async def close(self, code: int) -> None:
+        await self._ws.close(code=code)
+
+
+class ScriptedServer:
+    """A server that does nothing by itself."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self._peers: asyncio.Queue[Peer] = asyncio.Queue()
+
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        ws = web.WebSocketResponse(max_msg_size=0)
+        await ws.prepare(request)
+        assert isinstance(request.transport, asyncio.Transport)
+        peer = Peer(ws, request.transport)
+        self._peers.put_nowait(peer)
+        async for message in ws:
+            peer.inbox.put_nowait(message.data if message.type is WSMsgType.TEXT else decode(message.data))
+        return ws
+
+    async def peer(self) -> Peer:
+        """The connection that comes next."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._peers.get()
+
+
+@asynccontextmanager
+async def scripted_server() -> AsyncIterator[ScriptedServer]:
+    server = ScriptedServer()
+    async with serving(server.handle) as url:
+        server.url = str(url)
+        yield server
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedServer]:
+    async with scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[EmbeddedServer]:
+    async with EmbeddedServer() as server:
+        yield server
+
+
+@asynccontextmanager
+async def joined(
+    scripted: ScriptedServer, adaptor: Adaptor | None = None, **options: Any
+) -> AsyncIterator[tuple[Client, Room, Peer]]:
+    """A client in one room of a scripted server."""
+    async with client_of(scripted.url, **options) as client:
+        room = client.join("r", adaptor or Notebook())
+        peer = await scripted.peer()
+        await peer.let_in()
+        await room
+        yield client, room, peer
+
+
+def room_error(code: RoomErrorCode, message: str = "") -> RoomError:
+    return RoomError(CrdtType.ELO, "r", code, message)
+
+
+# ---------------------------------------------------------------------------------------------------------------- JOIN
+
+
+async def test_join_1_before_start_is_kept_and_sent_once_connected(server: EmbeddedServer) -> None:
+    """JOIN-1: a room joined on a client that was not even started is joined as soon as it is."""
+    client = client_of(server.url)
+    room = client.join("r", Notebook())
+    assert (room.status, client.rooms) == (RoomStatus.CONNECTING, (room,))
+    async with client:
+        assert await room is room
+        assert room.status.value == "joined"
+    assert server.stats.joins == 1
+
+
+async def test_join_1_before_the_socket_is_open_is_kept_and_sent_once_connected(server: EmbeddedServer) -> None:
+    """JOIN-1: while the server is down a join does not throw; it is sent when the server is there."""
+    await server.stop()
+    async with client_of(server.url) as client:
+        await until(lambda: client.status is ClientStatus.RECONNECTING)
+        room = client.join("r", Notebook())
+        await asyncio.sleep(1)
+        assert room.state == "queued"
+        await server.start()
+        await room
+    assert server.stats.joins == 1
+
+
+async def test_join_1_while_connected_is_sent_at_once(scripted: ScriptedServer) -> None:
+    """JOIN-1: and with a connection there is no wait at all."""
+    async with client_of(scripted.url) as client:
+        peer = await scripted.peer()
+        await client.wait_connected()
+        began = now()
+        room = client.join("r", Notebook())
+        assert room.state == "joining"
+        await peer.let_in()
+        await room
+        assert now() - began < 0.1
+
+
+async def test_join_2_there_is_no_bound_on_what_is_kept() -> None:
+    """JOIN-2: thousands of joins of a client that never connects are all kept, and none throws."""
+    client = client_of("ws://127.0.0.1:1")
+    kept = [client.join(f"room {number}", Notebook()) for number in range(5000)]
+    assert client.rooms == tuple(kept)
+    assert {room.state for room in kept} == {"queued"}
+
+
+async def test_join_3_the_status_callback_hears_of_every_status(server: EmbeddedServer) -> None:
+    """JOIN-3: connecting, joined, reconnecting, disconnected and error, each when it happens, and in order."""
+    refused = False
+    server = EmbeddedServer(authenticate=lambda *_: None if refused else "write")
+    heard = Heard()
+    async with server, client_of(server.url) as client:
+        room = client.join("r", Notebook(), on_status=heard)
+        await room
+        server.reset_all()
+        await until(lambda: room.status is RoomStatus.RECONNECTING)
+        await room
+        await client.close()
+        assert heard == ["connecting", "joined", "reconnecting", "joined", "disconnected"]
+        refused = True
+        await client.connect()
+        with pytest.raises(JoinRefused):
+            await room
+    assert heard[5:] == ["connecting", "error"]
+
+
+async def test_join_3_a_change_says_why_and_which_attempt(scripted: ScriptedServer) -> None:
+    """JOIN-3: a StatusChange holds the words of the server, one line and short."""
+    changes: list[StatusChange[RoomStatus]] = []
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(), on_status=changes.append)
+        await (await scripted.peer()).turn_away(JoinErrorCode.APP_ERROR, "too\nlate " + "x" * 999, app_code="E42")
+        with pytest.raises(JoinRefused) as caught:
+            await room
+    assert (caught.value.code, caught.value.app_code) == (JoinErrorCode.APP_ERROR, "E42")
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) == 200
+    assert changes[-1].new is RoomStatus.ERROR
+    assert changes[-1].reason == room.reason == str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- REJOIN
+
+
+async def test_rejoin_1_rooms_are_tracked_with_id_type_and_auth(scripted: ScriptedServer) -> None:
+    """REJOIN-1: the same id may be joined once for each CRDT type; each is asked for with its own auth, every time."""
+    other = Notebook()
+    other.crdt_type = CrdtType.FLOCK
+    async with client_of(scripted.url) as client:
+        first = client.join("r", Notebook(), auth=b"one")
+        second = client.join("r", other, auth=b"two")
+        assert client.rooms == (first, second)
+        assert [(room.id, room.crdt_type) for room in client.rooms] == [("r", CrdtType.ELO), ("r", CrdtType.FLOCK)]
+        for _ in range(2):
+            peer = await scripted.peer()
+            asked = [await peer.let_in(), await peer.let_in()]
+            assert [(each.crdt, each.auth, each.version) for each in asked] == [
+                (CrdtType.ELO, b"one", b"current"),
+                (CrdtType.FLOCK, b"two", b"current"),
+            ]
+            await asyncio.gather(first, second)
+            peer.drop()
+
+
+async def test_rejoin_2_every_tracked_room_is_asked_for_again(server: EmbeddedServer) -> None:
+    """REJOIN-2: after each reconnect all rooms are joined again, be it after a close frame or without one."""
+    async with client_of(server.url) as client:
+        tracked = [client.join(f"room {number}", Notebook()) for number in range(300)]
+        await asyncio.gather(*tracked)
+        server.reset_all()
+        await until(lambda: all(room.status is RoomStatus.RECONNECTING for room in tracked))
+        await asyncio.gather(*tracked)
+        await server.close_all(1001, "restart")
+        await until(lambda: server.stats.joins == 900)
+        await asyncio.gather(*tracked)
+
+
+async def test_rejoin_3_a_fatal_rejoin_leads_to_error_and_out_of_the_tracked_set(scripted: ScriptedServer) -> None:
+    """REJOIN-3 OK-4: a refused rejoin shows as error, the room is dropped, and never asked for again."""
+    heard = Heard()
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        room.on_status(heard)
+        peer.drop()
+        peer = await scripted.peer()
+        await peer.turn_away(JoinErrorCode.AUTH_FAILED, "expired")
+        await until(lambda: room.status is RoomStatus.ERROR)
+        assert heard == ["reconnecting", "error"]
+        assert client.rooms == ()
+        assert not adaptor.attached
+        with pytest.raises(JoinRefused, match="expired"):
+            await room  # awaiting a room that is in error raises at once
+        with pytest.raises(JoinRefused, match="expired"):
+            await room.synced()
+        peer.drop()
+        await (await scripted.peer()).hears_nothing_else()
+
+
+async def test_ok_4_queued_joins_complete_once_connected_and_failed_ones_show_as_error(
+    scripted: ScriptedServer,
+) -> None:
+    """OK-4: of two rooms that were kept, one is let in and one refused; each hears its own outcome."""
+    client = client_of(scripted.url)
+    good, bad = client.join("good", Notebook()), client.join("bad", Notebook())
+    async with client:
+        peer = await scripted.peer()
+        await peer.let_in()
+        await peer.turn_away(JoinErrorCode.UNKNOWN, "nope")
+        assert await good is good
+        with pytest.raises(JoinRefused, match="nope"):
+            await bad
+        assert client.rooms == (good,)
+
+
+# --------------------------------------------------------------------------------------------------- OBS-2, D-LISTEN
+
+
+async def test_obs_2_every_listener_of_a_room_hears_of_it_until_taken_out(server: EmbeddedServer) -> None:
+    """OBS-2 D-LISTEN: several listeners are told in order; one that raises harms none; one taken out hears no more."""
+    told: list[str] = []
+
+    def shout(change: StatusChange[RoomStatus]) -> None:
+        told.append("shout")
+        raise RuntimeError("a fault of the listener's own")
+
+    async with client_of(server.url) as client:
+        room = client.join("r", Notebook())
+        room.on_status(shout)
+        room.on_status(lambda _: told.append("second"))
+        remove = room.on_status(lambda _: told.append("third"))
+        await room
+        assert told == ["shout", "second", "third"]
+        remove()
+        remove()  # twice is harmless
+        await room.leave()
+        assert told[3:] == ["shout", "second"]
+
+
+async def test_d_listen_a_coroutine_function_is_refused_as_listener(server: EmbeddedServer) -> None:
+    """D-LISTEN: nobody would await it, so it is an error at once, and nothing is joined."""
+
+    async def listener(change: StatusChange[RoomStatus]) -> None: ...
+
+    client = client_of(server.url)
+    adaptor = Notebook()
+    with pytest.raises(TypeError, match="plain function"):
+        client.join("r", adaptor, on_status=listener)
+    assert (client.rooms, adaptor.attached) == ((), False)
+    with pytest.raises(TypeError, match="takes a function"):
+        client.join("r", adaptor).on_status(b"no function")  # type: ignore[arg-type]
+
+
+async def test_d_listen_a_listener_may_join_leave_and_close(server: EmbeddedServer) -> None:
+    """D-LISTEN: a listener that joins, leaves or closes runs after the transition is complete, so all of it is safe."""
+    heard = Heard()
+    async with client_of(server.url) as client:
+
+        def once_joined(change: StatusChange[RoomStatus]) -> None:
+            if change.new is RoomStatus.JOINED:
+                first.leave()
+                client.join("second", Notebook(), on_status=lambda change: second_heard(change))
+
+        def second_heard(change: StatusChange[RoomStatus]) -> None:
+            heard(change)
+            if change.new is RoomStatus.JOINED:
+                client.close()
+
+        first = client.join("first", Notebook(), on_status=once_joined)
+        await until(lambda: client.status is ClientStatus.DISCONNECTED)
+        assert heard == ["connecting", "joined", "disconnected"]
+        assert [room.id for room in client.rooms] == ["second"]
+        assert first.state == "left"
+
+
+# -------------------------------------------------------------------------------------------------------------- D-STOP
+
+
+async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(scripted: ScriptedServer) -> None:
+    """D-STOP: `await client.join` and `synced` raise ClientStopped; the room is kept, and joined after connect()."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook())
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        waiting = [asyncio.ensure_future(room), asyncio.create_task(room.synced())]
+        await asyncio.sleep(0)
+        await client.close()
+        for each in waiting:
+            with pytest.raises(ClientStopped, match="closed by this program"):
+                await each
+        assert (room.status, client.rooms) == (RoomStatus.DISCONNECTED, (room,))
+        again = asyncio.ensure_future(room)  # a new wait is for the next start
+        await asyncio.sleep(1)
+        assert not again.done()
+        client.connect()
+        await (await scripted.peer()).let_in()
+        await again
+        assert room.status is RoomStatus.JOINED
+
+
+async def test_d_stop_a_fatal_close_and_used_up_attempts_raise_too(scripted: ScriptedServer) -> None:
+    """D-STOP: whatever stops the client, nobody is left waiting."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook())
+        await (await scripted.peer()).close(1008)
+        with pytest.raises(ClientStopped, match="1008"):
+            await room
+        assert room.status.value == "disconnected"
+    async with client_of("ws://127.0.0.1:1", retry=RetryPolicy(max_attempts=0)) as client:
+        with pytest.raises(ClientStopped):
+            await client.join("r", Notebook())
+
+
+async def test_d_stop_a_joined_room_is_joined_again_after_connect(scripted: ScriptedServer) -> None:
+    """D-STOP: a room that was joined when the client stopped goes through connecting, and keeps its edits for then."""
+    adaptor, heard = Notebook(), Heard()
+    async with joined(scripted, adaptor) as (client, room, _):
+        room.on_status(heard)
+        await client.close()
+        assert room.permission is None
+        adaptor.edit(b"made while stopped")
+        adaptor.missing = (b"made while stopped",)
+        client.connect()
+        peer = await scripted.peer()
+        await peer.let_in()
+        assert (await peer.next(DocUpdate)).updates == (b"made while stopped",)
+    assert heard == ["disconnected", "connecting", "joined", "disconnected"]
+
+
+async def test_d_stop_a_join_on_a_stopped_client_is_kept(scripted: ScriptedServer) -> None:
+    """D-STOP JOIN-1: joined after a close, it waits for the next start."""
+    async with client_of(scripted.url) as client:
+        await client.close()
+        room = client.join("r", Notebook())
+        assert room.status is RoomStatus.CONNECTING
+        client.retry_now()
+        await (await scripted.peer()).let_in()
+        await room
+
+
+async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_before(scripted: ScriptedServer) -> None:
+    """D-STOP: a listener of `joined` that closes the client leaves nobody waiting for the join."""
+    async with client_of(scripted.url) as client:
+
+        def close(change: StatusChange[RoomStatus]) -> None:
+            if change.new is RoomStatus.JOINED:
+                client.close()
+
+        room = client.join("r", Notebook(), on_status=close)
+        waiting = asyncio.ensure_future(room)
+        await (await scripted.peer()).let_in()
+        async with asyncio.timeout(60):
+            with suppress(ClientStopped):  # or not: it was joined, for a moment
+                await waiting
+        assert room.status is RoomStatus.DISCONNECTED
+
+
+# ----------------------------------------------------------------------------------------------------------- D-TIMEOUT
+
+
+async def test_d_timeout_a_join_without_an_answer_is_asked_again_with_a_backoff_of_its_own(
+    scripted: ScriptedServer,
+) -> None:
+    """D-TIMEOUT: 10 s for the answer, then the policy's delays; the connection stays, the room stays `connecting`."""
+    heard, asked = Heard(), []
+    async with client_of(scripted.url, retry=RetryPolicy(jitter=0)) as client:
+        client.join("r", Notebook(), on_status=heard)
+        peer = await scripted.peer()
+        for _ in range(8):
+            await peer.next(JoinRequest)
+            asked.append(now())
+        gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
+        assert gaps == pytest.approx([10.5, 11, 12, 14, 18, 25, 25], abs=0.01)
+        assert client.status is ClientStatus.CONNECTED
+        assert heard == ["connecting"]
+
+
+async def test_d_timeout_the_same_holds_for_a_rejoin(scripted: ScriptedServer) -> None:
+    """D-TIMEOUT: a rejoin that is not answered is asked again as well, and the backoff begins anew once joined."""
+    heard = Heard()
+    async with joined(scripted, retry=RetryPolicy(jitter=0)) as (_, room, peer):
+        room.on_status(heard)
+        for _ in range(2):
+            peer.drop()
+            peer = await scripted.peer()
+            await peer.next(JoinRequest)
+            asked = now()
+            await peer.let_in()
+            assert now() - asked == pytest.approx(10.5, abs=0.01)
+            await room
+    assert heard == ["reconnecting", "joined"] * 2 + ["disconnected"]
+
+
+@pytest.mark.parametrize("state", ["join_delayed", "rejoin_delayed"])
+async def test_d_timeout_a_late_answer_is_accepted(scripted: ScriptedServer, state: str) -> None:
+    """D-TIMEOUT: an answer that comes while the room waits to ask again counts, and it is not asked again."""
+    async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
+        room = client.join("r", Notebook())
+        peer = await scripted.peer()
+        if state == "rejoin_delayed":
+            await peer.let_in()
+            await room
+            peer.drop()
+            peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await asyncio.sleep(11)
+        assert room.state == state
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        await room
+        await asyncio.sleep(60)
+        await peer.hears_nothing_else()
+
+
+async def test_d_timeout_a_second_answer_does_no_harm(scripted: ScriptedServer) -> None:
+    """D-TIMEOUT: when both requests are answered after all, the second answer changes nothing."""
+    heard = Heard()
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(), on_status=heard)
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await peer.let_in()
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        await peer.hears_nothing_else()
+        assert (heard, room.status) == (["connecting", "joined"], RoomStatus.JOINED)
+
+
+async def test_d_timeout_a_late_refusal_counts(scripted: ScriptedServer) -> None:
+    """D-TIMEOUT REJOIN-3: so does a refusal that comes while the room waits to ask again."""
+    async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
+        room = client.join("r", Notebook())
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await asyncio.sleep(11)
+        await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.AUTH_FAILED, "late"))
+        with pytest.raises(JoinRefused, match="late"):
+            await room
+
+
+# ------------------------------------------------------------------------------------------------------------ D-INTENT
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "future"])
+async def test_d_intent_the_auth_function_is_asked_at_each_join(scripted: ScriptedServer, kind: str) -> None:
+    """D-INTENT: a fresh token for the join and for every rejoin, from a plain function, an async one, or a future."""
+    count = itertools.count(1)
+
+    def plain() -> bytes:
+        return b"token %d" % next(count)
+
+    async def coroutine() -> bytes:
+        await asyncio.sleep(0.5)
+        return plain()
+
+    def future() -> asyncio.Future[bytes]:
+        given: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        given.set_result(plain())
+        return given
+
+    async with client_of(scripted.url) as client:
+        functions: dict[str, Auth] = {"plain": plain, "async": coroutine, "future": future}
+        room = client.join("r", Notebook(), auth=functions[kind])
+        for number in (1, 2, 3):
+            peer = await scripted.peer()
+            assert (await peer.let_in()).auth == b"token %d" % number
+            await room
+            peer.drop()
+
+
+async def test_d_intent_the_token_of_a_queued_join_is_not_stale(server: EmbeddedServer) -> None:
+    """D-INTENT: what is queued is the intent; the token is taken when the request is sent."""
+    token, seen = [b"old"], []
+
+    def authenticate(room: str, crdt: CrdtType, auth: bytes) -> Permission:
+        seen.append(auth)
+        return "write"
+
+    await server.stop()
+    server = EmbeddedServer(port=server.port, authenticate=authenticate)
+    async with client_of(server.url) as client:
+        room = client.join("r", Notebook(), auth=lambda: token[0])
+        await asyncio.sleep(1)
+        token[0] = b"new"
+        async with server:
+            await room
+            await client.close()
+    assert seen == [b"new"]
+
+
+async def test_d_intent_a_request_in_flight_at_a_drop_is_sent_again(scripted: ScriptedServer) -> None:
+    """D-INTENT: the answer never came, so the next connection begins with the same question."""
+    heard = Heard()
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(), on_status=heard)
+        for _ in range(3):
+            peer = await scripted.peer()
+            await peer.next(JoinRequest)
+            peer.drop()
+        await (await scripted.peer()).let_in()
+        await room
+    assert heard == ["connecting", "joined", "disconnected"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("rejoining", [False, True])
+async def test_d_intent_an_auth_function_that_raises_is_tried_again_with_backoff(
+    scripted: ScriptedServer, is_async: bool, rejoining: bool
+) -> None:
+    """D-INTENT: the token service being down costs waits, not the room."""
+    failing, asked = [not rejoining], []
+
+    def plain() -> bytes:
+        asked.append(now())
+        if failing[0]:
+            raise OSError("the token service is down")
+        return b"token"
+
+    async def coroutine() -> bytes:
+        return plain()
+
+    async with client_of(scripted.url, retry=RetryPolicy(jitter=0)) as client:
+        room = client.join("r", Notebook(), auth=coroutine if is_async else plain)
+        peer = await scripted.peer()
+        if rejoining:
+            await peer.let_in()
+            await room
+            failing[0] = True
+            asked.clear()
+            peer.drop()
+            peer = await scripted.peer()
+        await asyncio.sleep(8)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
+        assert gaps == pytest.approx([0.5, 1, 2, 4], abs=0.01)
+        assert room.state == ("rejoin_delayed" if rejoining else "join_delayed")
+        assert room.reason == "the auth function raised OSError"
+        failing[0] = False
+        assert (await peer.let_in()).auth == b"token"
+        await room
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("rejoining", [False, True])
+async def test_d_intent_unauthorized_puts_the_room_in_error(
+    scripted: ScriptedServer, is_async: bool, rejoining: bool
+) -> None:
+    """D-INTENT: asking again would be of no use, says the token provider; nothing reaches the server."""
+    given = [b"token"] if rejoining else []
+
+    def plain() -> bytes:
+        if not given:
+            raise Unauthorized("logged out")
+        return given.pop()
+
+    async def coroutine() -> bytes:
+        return plain()
+
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(), auth=coroutine if is_async else plain)
+        peer = await scripted.peer()
+        if rejoining:
+            await peer.let_in()
+            await room
+            peer.drop()
+            peer = await scripted.peer()
+        with pytest.raises(JoinRefused, match="Unauthorized") as caught:
+            await room
+        assert caught.value.code is None
+        assert (room.status, client.rooms) == (RoomStatus.ERROR, ())
+        await asyncio.sleep(30)
+        await peer.hears_nothing_else()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_d_intent_an_auth_function_that_returns_no_bytes_is_a_clear_error(
+    scripted: ScriptedServer, is_async: bool
+) -> None:
+    """D-INTENT: it will return a str next time too, so the room goes to error and the reason says what is wrong."""
+
+    def plain() -> Any:
+        return "a str"
+
+    async def coroutine() -> Any:
+        return "a str"
+
+    async with client_of(scripted.url) as client:
+        with pytest.raises(JoinRefused, match="the auth function returned str instead of bytes"):
+            await client.join("r", Notebook(), auth=coroutine if is_async else plain)
+        assert client.rooms == ()
+
+
+async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_again(scripted: ScriptedServer) -> None:
+    """D-INTENT D-TIMEOUT: a coroutine that never returns is cancelled with the join's deadline, then asked anew."""
+    cancelled: list[float] = []
+
+    async def hang() -> bytes:
+        try:
+            if len(cancelled) < 2:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(now())
+            raise
+        return b"at last"
+
+    async with client_of(scripted.url, retry=RetryPolicy(jitter=0)) as client:
+        room = client.join("r", Notebook(), auth=hang)
+        peer = await scripted.peer()
+        began = now()
+        assert (await peer.let_in()).auth == b"at last"
+        assert [when - began for when in cancelled] == pytest.approx([10, 20.5], abs=0.01)
+        await room
+
+
+@pytest.mark.parametrize("end", ["leave", "close", "drop"])
+async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(scripted: ScriptedServer, end: str) -> None:
+    """D-INTENT: nobody waits for credentials of a room left, a client closed or a connection lost: no task is left."""
+    ended = asyncio.Event()
+
+    async def hang() -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return b""
+
+    async with client_of(scripted.url, retry=RetryPolicy(base=1, jitter=0)) as client:
+        room = client.join("r", Notebook(), auth=hang)
+        peer = await scripted.peer()
+        await client.wait_connected()
+        await asyncio.sleep(1)
+        if end == "leave":
+            room.leave()
+        elif end == "close":
+            await client.close()
+        else:
+            peer.drop()
+        async with asyncio.timeout(0.5):
+            await ended.wait()
+        await asyncio.sleep(0)
+        assert not [task for task in asyncio.all_tasks() if "credentials" in task.get_name()]
+
+
+async def test_d_intent_credentials_that_come_too_late_are_not_used(scripted: ScriptedServer) -> None:
+    """D-INTENT: a function that takes no notice of being cancelled cannot slip a stale token, or a failure, in."""
+    answers: list[bytes | Exception] = [b"stale", OSError("stale too"), b"fresh"]
+
+    async def stubborn() -> bytes:
+        answer = answers.pop(0)
+        if answers:
+            try:
+                await asyncio.sleep(20)
+            except asyncio.CancelledError:
+                await asyncio.sleep(2)  # still 'busy'
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with client_of(scripted.url, retry=RetryPolicy(base=1, jitter=0)) as client:
+        room = client.join("r", Notebook(), auth=stubborn)
+        peer = await scripted.peer()
+        assert (await peer.let_in()).auth == b"fresh"
+        await room
+        await asyncio.sleep(30)
+        await peer.hears_nothing_else()
+
+
+async def test_d_intent_a_join_that_is_left_at_once_does_not_warn(
+    scripted: ScriptedServer, recwarn: pytest.WarningsRecorder
+) -> None:
+    """D-INTENT D-LEAVE: an async auth function that never got to run leaves no "coroutine was never awaited" behind."""
+
+    async def token() -> bytes:
+        return b"token"
+
+    async with client_of(scripted.url) as client:
+        await scripted.peer()
+        await client.wait_connected()
+        client.join("r", Notebook(), auth=token).leave()
+        await asyncio.sleep(1)
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+async def test_d_intent_auth_that_no_frame_can_hold_is_blamed_on_the_auth(scripted: ScriptedServer) -> None:
+    """D-INTENT: credentials too large for a frame are a clear error, and not the adaptor's fault."""
+    async with client_of(scripted.url) as client:
+        with pytest.raises((JoinRefused, ValueError)) as caught:
+            await client.join("r", Notebook(), auth=b"x" * 300_000)
+        assert "adaptor" not in str(caught.value)
+        assert client.rooms == ()
+
+
+# ------------------------------------------------------------------------------------------------------------ D-DEDUPE
+
+
+async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callback(scripted: ScriptedServer) -> None:
+    """D-DEDUPE: in every state; nothing more is sent, and both callbacks hear what follows."""
+    first, second = Heard(), Heard()
+    adaptor = Notebook()
+    async with client_of(scripted.url) as client:
+        room = client.join("r", adaptor, on_status=first)
+        assert client.join("r", adaptor, on_status=second) is room  # queued
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        assert client.join("r", adaptor) is room  # joining
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        assert await client.join("r", Notebook()) is room  # joined, and the first adaptor stays
+        assert room.adaptor is adaptor
+        await peer.hears_nothing_else()
+        assert (first, second) == (["connecting", "joined"], ["joined"])
+        assert adaptor.asked["attach"] == 1
+        assert client.rooms == (room,)
+
+
+# ------------------------------------------------------------------------------------------------------------- D-LEAVE
+
+
+async def test_d_leave_online_the_server_is_told_and_the_room_is_not_rejoined(scripted: ScriptedServer) -> None:
+    """D-LEAVE: untracked at once, the server hears it, edits stay here, and a reconnect does not bring it back."""
+    adaptor, heard = Notebook(), Heard()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        room.on_status(heard)
+        going = room.leave()
+        assert (client.rooms, room.status, room.permission) == ((), RoomStatus.DISCONNECTED, None)
+        assert not adaptor.attached
+        await going
+        assert await peer.next(Leave) == Leave(CrdtType.ELO, "r")
+        adaptor.edit(b"too late")
+        await room.leave()  # twice is harmless
+        await peer.hears_nothing_else()
+        with pytest.raises(RoomLeft):
+            await room
+        peer.drop()
+        await (await scripted.peer()).hears_nothing_else()
+    assert heard == ["disconnected"]
+
+
+async def test_d_leave_offline_works_at_once_and_the_room_is_not_rejoined(server: EmbeddedServer) -> None:
+    """D-LEAVE: without a connection there is nobody to tell; the room is forgotten all the same."""
+    async with client_of(server.url) as client:
+        room, kept = client.join("r", Notebook()), client.join("kept", Notebook())
+        await asyncio.gather(room, kept)
+        await server.stop()
+        await until(lambda: room.status is RoomStatus.RECONNECTING)
+        await room.leave()
+        assert client.rooms == (kept,)
+        queued = client.join("queued", Notebook())
+        await queued.leave()
+        joins = server.stats.joins
+        await server.start()
+        await kept
+        assert server.stats.joins == joins + 1
+
+
+async def test_d_leave_before_the_client_is_started() -> None:
+    """D-LEAVE: a room that was only queued is left, and awaiting it says so."""
+    client = client_of("ws://127.0.0.1:1")
+    room = client.join("r", Notebook())
+    await room.leave()
+    assert client.rooms == ()
+    with pytest.raises(RoomLeft):
+        await room
+
+
+async def test_d_leave_while_joining_ends_those_who_wait(scripted: ScriptedServer) -> None:
+    """D-LEAVE: RoomLeft for who waits to be joined; the answer that comes after it brings nothing back."""
+    heard = Heard()
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(), on_status=heard)
+        waiting = asyncio.ensure_future(room)
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        room.leave()
+        with pytest.raises(RoomLeft):
+            await waiting
+        await peer.next(Leave)
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        await peer.hears_nothing_else()
+        assert (heard, client.rooms) == (["connecting", "disconnected"], ())
+
+
+async def test_d_leave_and_join_again_is_a_new_room(server: EmbeddedServer) -> None:
+    """D-LEAVE: left and joined in one breath, it is another room, and it works."""
+    doc = new_doc()
+    async with client_of(server.url) as client:
+        room = await client.join("r", LoroAdaptor(doc))
+        room.leave()
+        again = await client.join("r", LoroAdaptor(doc))
+        assert again is not room
+        assert client.rooms == (again,)
+        write(doc, "still here")
+        await again.synced()
+        assert text(server.document("r")) == "still here"
+
+
+async def test_d_leave_not_awaited_warns_of_nothing(scripted: ScriptedServer, recwarn: pytest.WarningsRecorder) -> None:
+    """D-LEAVE: leave() acts at once; what it returns may be dropped."""
+    async with joined(scripted) as (_, room, peer):
+        room.leave()
+        await peer.next(Leave)
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+# ----------------------------------------------------------------------------------------------------------- D-ROOMERR
+
+
+async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in_30_s(scripted: ScriptedServer) -> None:
+    """D-ROOMERR: however often the server suggests it, there is one immediate rejoin and then one per 30 s."""
+    heard, asked = Heard(), []
+    async with joined(scripted) as (_, room, peer):
+        room.on_status(heard)
+        began = now()
+        for _ in range(4):
+            await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
+            await peer.let_in()
+            asked.append(now() - began)
+            await room
+        assert asked == pytest.approx([0, 30, 60, 90], abs=0.1)
+        await asyncio.sleep(200)
+        began = now()
+        await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))  # long after the last one: at once again
+        await peer.let_in()
+        assert now() - began < 0.1
+        await room
+    assert heard == ["reconnecting", "joined"] * 5 + ["disconnected"]
+
+
+async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: ScriptedServer) -> None:
+    """D-ROOMERR: suggestions that come while the room is asked for, or waits to be, change nothing."""
+    flood = [room_error(RoomErrorCode.REJOIN_SUGGESTED)] * 50
+    async with joined(scripted) as (_, room, peer):
+        await peer.send(*flood)
+        await peer.let_in()
+        await room
+        await peer.send(*flood)
+        await peer.hears_nothing_else()
+        assert room.state == "rejoin_delayed"
+        await asyncio.sleep(25)
+        await peer.hears_nothing_else()
+        await peer.let_in()
+        await room
+
+
+async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: ScriptedServer) -> None:
+    """D-ROOMERR: one per 30 s means a wait of 30 s at most, also when the connection drops during the waits."""
+    async with joined(scripted) as (_, room, peer):
+        await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
+        await peer.let_in()
+        for _ in range(3):
+            await room
+            await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
+            await until(lambda: room.state == "rejoin_delayed")
+            peer.drop()
+            peer = await scripted.peer()
+            await peer.let_in()  # REJOIN-2: a new connection asks at once
+        await room
+        began = now()
+        await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
+        await peer.next(JoinRequest)
+        assert now() - began <= 31
+
+
+@pytest.mark.parametrize("code", [RoomErrorCode.EVICTED, RoomErrorCode.UNKNOWN])
+async def test_d_roomerr_any_other_code_is_error_and_out_of_the_tracked_set(
+    scripted: ScriptedServer, code: RoomErrorCode
+) -> None:
+    """D-ROOMERR: evicted rooms show as error, with the server's words, and are not rejoined."""
+    heard = Heard()
+    async with joined(scripted) as (client, room, peer):
+        room.on_status(heard)
+        await peer.send(room_error(code, "out with you"))
+        await until(lambda: room.status is RoomStatus.ERROR)
+        assert "out with you" in room.reason
+        with pytest.raises(JoinRefused) as caught:
+            await room
+        assert caught.value.code == code
+        assert (heard, client.rooms) == (["error"], ())
+        await asyncio.sleep(60)
+        await peer.hears_nothing_else()
+
+
+async def test_d_roomerr_while_joining_is_error_too(scripted: ScriptedServer) -> None:
+    """D-ROOMERR: a room that is being asked for can be put out as well."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook())
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))  # it is being asked for already
+        await peer.hears_nothing_else()
+        assert room.state == "joining"
+        await peer.send(room_error(RoomErrorCode.EVICTED))
+        with pytest.raises(JoinRefused):
+            await room
+
+
+async def test_d_roomerr_a_join_error_in_session_is_a_room_error(scripted: ScriptedServer) -> None:
+    """D-ROOMERR: the reference server lets a client in, then sends a JoinError if the state is too large for it."""
+    async with joined(scripted) as (client, room, peer):
+        await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.UNKNOWN, "too large"))
+        await until(lambda: room.status is RoomStatus.ERROR)
+        assert client.rooms == ()
+
+
+async def test_d_roomerr_a_listener_can_rejoin_inside_the_callback(scripted: ScriptedServer) -> None:
+    """D-ROOMERR: the status is delivered after the set is cleared, so a join in the callback makes a new room."""
+    async with joined(scripted) as (client, room, peer):
+        again: list[Room] = []
+        adaptor = Notebook()
+
+        def rejoin(change: StatusChange[RoomStatus]) -> None:
+            if change.new is RoomStatus.ERROR:
+                assert client.rooms == ()
+                again.append(client.join("r", adaptor, auth=b"fresh"))
+
+        room.on_status(rejoin)
+        await peer.send(room_error(RoomErrorCode.EVICTED))
+        assert (await peer.let_in()).auth == b"fresh"
+        (new,) = again
+        await new
+        assert new is not room
+        assert client.rooms == (new,)
+        adaptor.edit(b"through the new room")
+        assert (await peer.next(DocUpdate)).updates == (b"through the new room",)
+
+
+# ----------------------------------------------------------------------------------------------------------- D-VERSION
+
+
+async def test_d_version_an_unknown_version_is_asked_with_the_alternative_then_empty_then_error(
+    scripted: ScriptedServer,
+) -> None:
+    """D-VERSION: three requests in all, never a loop."""
+    heard = Heard()
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(alternative=b"other"), on_status=heard)
+        peer = await scripted.peer()
+        asked = [await peer.turn_away(JoinErrorCode.VERSION_UNKNOWN, version=b"mine") for _ in range(3)]
+        assert [request.version for request in asked] == [b"current", b"other", b""]
+        with pytest.raises(JoinRefused) as caught:
+            await room
+        assert caught.value.code == JoinErrorCode.VERSION_UNKNOWN
+        await asyncio.sleep(60)
+        await peer.hears_nothing_else()
+        assert (heard, client.rooms) == (["connecting", "error"], ())
+
+
+async def test_d_version_without_an_alternative_the_empty_one_is_next(scripted: ScriptedServer) -> None:
+    """D-VERSION: an adaptor that has no other version goes straight to the empty one."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook())
+        peer = await scripted.peer()
+        assert (await peer.turn_away(JoinErrorCode.VERSION_UNKNOWN)).version == b"current"
+        assert (await peer.let_in()).version == b""
+        await room
+        await peer.hears_nothing_else()
+
+
+async def test_d_version_each_connection_begins_with_the_current_version(scripted: ScriptedServer) -> None:
+    """D-VERSION: what one server did not know, the next may."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(alternative=b"other"))
+        for _ in range(2):
+            peer = await scripted.peer()
+            assert (await peer.turn_away(JoinErrorCode.VERSION_UNKNOWN)).version == b"current"
+            assert (await peer.let_in()).version == b"other"
+            await room
+            peer.drop()
+
+
+async def test_d_version_a_late_unknown_version_is_taken_up_when_asked_again(scripted: ScriptedServer) -> None:
+    """D-VERSION D-TIMEOUT: the refusal came after the deadline; the next request carries the next version."""
+    async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
+        room = client.join("r", Notebook(alternative=b"other"))
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await asyncio.sleep(11)
+        await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.VERSION_UNKNOWN, "late"))
+        assert (await peer.let_in()).version == b"other"
+        await room
+
+
+# --------------------------------------------------------------------------------------------------------------- D-ACK
+
+
+async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchange(scripted: ScriptedServer) -> None:
+    """D-ACK: an update without an Ack is not sent again blindly; the rejoin asks the adaptor what the server lacks."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        adaptor.edit(b"one")
+        first = await peer.next(DocUpdate)
+        syncing = asyncio.create_task(room.synced())
+        peer.drop()
+        peer = await scripted.peer()
+        adaptor.missing = (b"one", b"two")
+        await peer.let_in()
+        second = await peer.next(DocUpdate)
+        assert second.updates == (b"one", b"two")
+        await peer.send(Ack(CrdtType.ELO, "r", first.batch_id, UpdateStatusCode.INVALID_UPDATE))  # of the old session
+        await peer.hears_nothing_else()
+        assert not syncing.done()
+        await peer.send(Ack(CrdtType.ELO, "r", second.batch_id, UpdateStatusCode.OK))
+        await syncing
+        assert adaptor.refusals == []
+
+
+async def test_d_ack_a_refusal_reaches_the_adaptor_with_its_updates(scripted: ScriptedServer) -> None:
+    """D-ACK: whatever the code, `refused` gets the very updates; the room goes on."""
+    adaptor = Notebook()
+    codes = [code for code in UpdateStatusCode if code is not UpdateStatusCode.OK]
+    async with joined(scripted, adaptor) as (_, room, peer):
+        for code in codes:
+            adaptor.edit(code.name.encode())
+            batch = await peer.next(DocUpdate)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, code))
+        await room.synced()
+        assert adaptor.refusals == [((code.name.encode(),), code) for code in codes]
+        assert room.status is RoomStatus.JOINED
+
+
+async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ScriptedServer) -> None:
+    """D-ACK: with permission "read" nothing goes out; edits, and what was made offline, reach `refused` at once."""
+    adaptor = Notebook(missing=(b"offline",))
+    async with client_of(scripted.url) as client:
+        room = client.join("r", adaptor)
+        peer = await scripted.peer()
+        await peer.let_in(permission="read")
+        await room.synced()
+        assert room.permission == "read"
+        adaptor.edit(b"online")
+        await peer.hears_nothing_else()
+    denied = UpdateStatusCode.PERMISSION_DENIED
+    assert adaptor.refusals == [((b"offline",), denied), ((b"online",), denied)]
+
+
+async def test_d_ack_an_update_too_large_to_be_sent_is_refused_here(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D-ACK: more than 16 MiB can never arrive: PAYLOAD_TOO_LARGE without asking, and smaller ones go on."""
+    adaptor = Notebook()
+    huge = bytes(16 * 1024 * 1024 + 1)
+    async with joined(scripted, adaptor) as (_, room, peer):
+        adaptor.edit(huge)
+        assert adaptor.refusals == [((huge,), UpdateStatusCode.PAYLOAD_TOO_LARGE)]
+        adaptor.edit(b"small")
+        assert (await peer.next(DocUpdate)).updates == (b"small",)
+        assert room.status is RoomStatus.JOINED
+    assert "16777217 bytes" in caplog.text
+
+
+@pytest.mark.parametrize("limit", ["MAX_UNACKED_UPDATES", "MAX_UNACKED_BYTES"])
+async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """D-ACK: what is kept is bounded; at the bound the room is rejoined once, and the exchange supersedes it all."""
+    monkeypatch.setattr(rooms, limit, 5)
+    adaptor, heard = Notebook(), Heard()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        room.on_status(heard)
+        for _ in range(20):
+            adaptor.edit(b"x")
+        for _ in range(6):
+            await peer.next(DocUpdate)
+        adaptor.missing = (b"all of it",)
+        assert (await peer.let_in()).version == b"current"
+        batch = await peer.next(DocUpdate)
+        assert batch.updates == (b"all of it",)
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await room.synced()
+        await peer.hears_nothing_else()
+    assert heard == ["reconnecting", "joined", "disconnected"]
+
+
+async def test_d_ack_synced_waits_for_acks_and_for_the_servers_version(server: EmbeddedServer) -> None:
+    """D-ACK: `synced` returns once every update has its Ack and the document holds what the server had."""
+    write(server.document("r"), "theirs")
+    server.hold_acks = True
+    doc = new_doc()
+    write(doc, "ours ")
+    async with client_of(server.url) as client:
+        room = client.join("r", LoroAdaptor(doc))
+        syncing = asyncio.create_task(room.synced())
+        await room
+        await asyncio.sleep(5)
+        assert not syncing.done()
+        server.release_acks()
+        await syncing
+        assert sorted(text(doc)) == sorted("ours theirs")
+
+
+async def test_d_ack_synced_waits_for_what_the_server_has(scripted: ScriptedServer) -> None:
+    """D-ACK: JoinResponseOk tells the server's version; until the backfill has come the room is not synced."""
+    theirs, ours = new_doc(), new_doc()
+    write(theirs, "theirs")
+    async with client_of(scripted.url) as client:
+        room = client.join("r", LoroAdaptor(ours))
+        peer = await scripted.peer()
+        await peer.let_in(theirs.oplog_vv.encode())
+        await room
+        syncing = asyncio.create_task(room.synced())
+        await asyncio.sleep(5)
+        assert not syncing.done()
+        update = theirs.export(loro.ExportMode.Updates(ours.oplog_vv))
+        await peer.send(DocUpdate(CrdtType.LORO, "r", (update,), 1))
+        await syncing
+        assert text(ours) == "theirs"
+
+
+# --------------------------------------------------------------------------------------------------- no edit is lost
+
+
+async def test_d_ack_edits_made_before_during_and_between_connections_all_arrive(server: EmbeddedServer) -> None:
+    """D-ACK: before the start, in session, while offline, at the very drop, while stopped: nothing is lost."""
+    doc = new_doc()
+    client = client_of(server.url)
+    write(doc, "A")
+    room = client.join("r", LoroAdaptor(doc))
+    write(doc, "B")
+    async with client:
+        await room
+        write(doc, "C")
+        server.reset_all()
+        write(doc, "D")  # written into a connection that is gone, though nobody knows it yet
+        await until(lambda: room.status is RoomStatus.RECONNECTING)
+        write(doc, "E")
+        await room
+        write(doc, "F")
+        await client.close()
+        write(doc, "G")
+        client.connect()
+        await room.synced()
+    assert text(server.document("r")) == text(doc) == "GFEDCBA"
+
+
+async def test_d_ack_an_edit_before_the_join_is_answered_arrives(scripted: ScriptedServer) -> None:
+    """D-ACK: nothing is sent before JoinResponseOk; the exchange that follows it carries the edit."""
+    doc = new_doc()
+    async with client_of(scripted.url) as client:
+        room = client.join("r", LoroAdaptor(doc))
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        write(doc, "early")
+        await peer.hears_nothing_else()
+        await peer.send(JoinResponseOk(CrdtType.LORO, "r", "write", b""))
+        await room
+        batch = await peer.next(DocUpdate)
+        copy = new_doc()
+        copy.import_(batch.updates[0])
+        assert text(copy) == "early"
+
+
+async def test_d_ack_an_edit_not_committed_yet_arrives(server: EmbeddedServer) -> None:
+    """D-ACK: what the user has not committed when the room is joined is committed for them, and sent once."""
+    doc = new_doc()
+    async with client_of(server.url) as client:
+        doc.get_text("text").insert(0, "pending")
+        room = await client.join("r", LoroAdaptor(doc))
+        await room.synced()
+        assert text(server.document("r")) == "pending"
+
+
+async def test_d_ack_two_clients_converge_and_nothing_is_applied_twice(server: EmbeddedServer) -> None:
+    """D-ACK: across drops both documents are the same, and a subscriber of the document hears of each edit once."""
+    ours, theirs = new_doc(), new_doc()
+    events: list[object] = []
+    subscription = ours.subscribe_root(events.append)
+    async with client_of(server.url) as one, client_of(server.url) as two:
+        mine, others = one.join("r", LoroAdaptor(ours)), two.join("r", LoroAdaptor(theirs))
+        await asyncio.gather(mine, others)
+        for number in range(5):
+            write(theirs, f"[t{number}]")
+            write(ours, f"[o{number}]")
+            await asyncio.gather(mine.synced(), others.synced())
+            await until(lambda: text(ours) == text(theirs))
+            server.reset_all()
+            await until(lambda: RoomStatus.RECONNECTING in (mine.status, others.status))
+            await asyncio.gather(mine.synced(), others.synced())
+        assert text(ours) == text(theirs) == text(server.document("r"))
+        assert Counter(text(ours).strip("[]").split("][")).most_common(1)[0][1] == 1
+        assert len(events) == 10  # five edits here, five from there
+    subscription.unsubscribe()
+
+
+# ----------------------------------------------------------------------------------------------------------- fragments
+
+
+@pytest.fixture
+async def fragments_time_out() -> AsyncIterator[None]:
+    """Let the timers of fragments run out; `test_fragments_leave_no_timer_behind` is about them."""
+    yield
+    await asyncio.sleep(11)
+
+
+@pytest.mark.usefixtures("fragments_time_out")
+async def test_fragments_carry_large_updates_both_ways(server: EmbeddedServer) -> None:
+    """D-ACK: a document of 3 MB goes up, comes down, and a further 1 MB update reaches the other member."""
+    ours, theirs = new_doc(), new_doc()
+    large, larger = bytes(range(256)) * 4096, bytes(reversed(range(256))) * 12288
+    ours.get_map("map").insert("larger", larger)
+    ours.commit()
+    async with client_of(server.url) as one, client_of(server.url) as two:
+        mine = one.join("r", LoroAdaptor(ours))
+        await mine.synced()
+        others = two.join("r", LoroAdaptor(theirs))
+        await others.synced()
+        assert theirs.get_deep_value() == {"map": {"larger": larger}}
+        theirs.get_map("map").insert("large", large)
+        theirs.commit()
+        await others.synced()
+        await until(lambda: ours.get_deep_value() == theirs.get_deep_value())
+        assert server.document("r").get_deep_value() == {"map": {"larger": larger, "large": large}}
+
+
+def fragments(batch_id: int, update: bytes) -> list[bytes]:
+    """The frames of one update that is larger than a fragment."""
+    (batch,) = split(CrdtType.ELO, "r", [update], lambda: batch_id)
+    assert len(batch.frames) > 2
+    return list(batch.frames)
+
+
+@pytest.mark.usefixtures("fragments_time_out")
+async def test_fragments_in_any_order_make_one_update(scripted: ScriptedServer) -> None:
+    """Fragments of two batches, interleaved and out of order, are put together."""
+    adaptor = Notebook()
+    one, two = b"1" * (2 * FRAGMENT_SIZE), b"2" * (2 * FRAGMENT_SIZE + 1)
+    async with joined(scripted, adaptor) as (_, _, peer):
+        first, second = fragments(1, one), fragments(2, two)
+        await peer.send(first[0], second[0], second[3], first[2], second[1], first[1], second[2])
+        await until(lambda: len(adaptor.applied) == 2)
+        assert adaptor.applied == [one, two]
+        await peer.hears_nothing_else()
+
+
+@pytest.mark.usefixtures("fragments_time_out")
+@pytest.mark.parametrize(
+    ("count", "total", "status"),
+    [
+        (2**32 - 1, 2**32 - 1, UpdateStatusCode.PAYLOAD_TOO_LARGE),
+        (1, 2**32 - 1, UpdateStatusCode.PAYLOAD_TOO_LARGE),
+        (0, 10, UpdateStatusCode.INVALID_UPDATE),
+        (1, 1, UpdateStatusCode.PAYLOAD_TOO_LARGE),
+        (1, 100, UpdateStatusCode.INVALID_UPDATE),
+    ],
+)
+async def test_fragments_whose_header_lies_are_refused_and_the_room_goes_on(
+    scripted: ScriptedServer, count: int, total: int, status: UpdateStatusCode
+) -> None:
+    """The header is not believed: the server gets one Ack that says so, and the next batch is applied."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        await peer.send(
+            DocUpdateFragmentHeader(CrdtType.ELO, "r", 9, count, total),
+            DocUpdateFragment(CrdtType.ELO, "r", 9, 0, b"abc"),
+        )
+        assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 9, status)
+        await peer.send(*fragments(10, b"y" * FRAGMENT_SIZE * 2))
+        await until(lambda: adaptor.applied)
+        await peer.hears_nothing_else()
+        assert room.status is RoomStatus.JOINED
+
+
+async def test_fragments_that_stay_away_are_given_up_after_10_s(scripted: ScriptedServer) -> None:
+    """D-TIMEOUT: a batch that is not complete 10 s after its header is refused with Ack 0x07; late ones are ignored."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, _, peer):
+        header, *rest = fragments(5, b"z" * FRAGMENT_SIZE * 2)
+        began = now()
+        await peer.send(header, rest[0])
+        assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 5, UpdateStatusCode.FRAGMENT_TIMEOUT)
+        assert now() - began == pytest.approx(10, abs=0.1)
+        await peer.send(*rest)
+        await peer.hears_nothing_else()
+        assert adaptor.applied == []
+
+
+async def test_fragments_of_an_earlier_session_are_forgotten(scripted: ScriptedServer) -> None:
+    """What was half received when the connection dropped neither mixes with the next session nor is refused there."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        header, *rest = fragments(5, b"z" * FRAGMENT_SIZE * 2)
+        await peer.send(header, rest[0])
+        await peer.hears_nothing_else()
+        peer.drop()
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await peer.send(*rest)  # before we are let in: not for this session
+        await peer.hears_nothing_else()
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        await room
+        await asyncio.sleep(20)
+        await peer.hears_nothing_else()
+        assert adaptor.applied == []
+
+
+async def test_fragments_leave_no_timer_behind(scripted: ScriptedServer) -> None:
+    """A batch that arrived whole, a room left and a client closed: no timer of theirs is left (law 6)."""
+    before = leaks.in_loop()
+    async with joined(scripted) as (_, _, peer):
+        await peer.send(*fragments(5, b"z" * FRAGMENT_SIZE * 2))
+        await peer.hears_nothing_else()
+    left = [what for key, what in leaks.in_loop().items() if key not in before and "_fall_due" in what]
+    await asyncio.sleep(20)  # else whatever there is would also be an error of the fixture
+    assert left == []
+
+
+# ---------------------------------------------------------------------------------------------- what servers may send
+
+
+async def test_a_bad_update_is_refused_and_the_rest_goes_on(server: EmbeddedServer) -> None:
+    """D-ACK: an update that the document cannot read gets Ack 0x04; good ones of the batch and other rooms go on."""
+    good = new_doc()
+    write(good, "good")
+    update = good.export(loro.ExportMode.Updates(new_doc().oplog_vv))
+    ours, others = new_doc(), new_doc()
+    async with client_of(server.url) as client:
+        room = await client.join("r", LoroAdaptor(ours))
+        other = await client.join("other", LoroAdaptor(others))
+        await server.send("r", CrdtType.LORO, DocUpdate(CrdtType.LORO, "r", (b"junk", update, b""), 77))
+        await until(lambda: text(ours) == "good")
+        write(others, "fine")
+        await other.synced()
+        assert text(server.document("other")) == "fine"
+        assert room.status is RoomStatus.JOINED
+
+
+async def test_a_bad_update_gets_ack_4(scripted: ScriptedServer) -> None:
+    """D-ACK: and the Ack names the batch."""
+    adaptor = Notebook()
+    adaptor.raises["apply"] = ValueError("junk")
+    async with joined(scripted, adaptor) as (_, room, peer):
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"junk",), 77))
+        assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
+        adaptor.raises.clear()
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"better",), 78))
+        await peer.hears_nothing_else()
+        assert (adaptor.applied, room.status) == ([b"better"], RoomStatus.JOINED)
+
+
+async def test_malformed_frames_lose_nothing_and_do_not_flood_the_log(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Garbage from the server is dropped with a warning; a thousand pieces of it do not make a thousand warnings."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        junk = [b"", b"\0", b"%ELO", b"%XXX\x01r\x07", b"%ELO\x01r\xff", b"%ELO\x01r\x03\xff\xff\xff\xff\x0f"] * 200
+        await peer.send(*junk, DocUpdate(CrdtType.ELO, "r", (b"good",), 1))
+        await until(lambda: adaptor.applied)
+        await peer.hears_nothing_else()
+        assert (client.status, room.status) == (ClientStatus.CONNECTED, RoomStatus.JOINED)
+    warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert 1 <= len(warnings) <= 20
+    assert "malformed" in warnings[0].getMessage()
+
+
+async def test_messages_for_rooms_that_are_not_tracked_are_ignored(scripted: ScriptedServer) -> None:
+    """Rooms never joined, or of another CRDT type, are no concern of ours; nothing is answered."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        for crdt, name in ((CrdtType.ELO, "unknown"), (CrdtType.LORO, "r")):
+            await peer.send(
+                JoinResponseOk(crdt, name, "write", b""),
+                DocUpdate(crdt, name, (b"x",), 1),
+                DocUpdateFragment(crdt, name, 1, 0, b"x"),
+                Ack(crdt, name, 1, UpdateStatusCode.INVALID_UPDATE),
+                RoomError(crdt, name, RoomErrorCode.EVICTED, ""),
+                JoinError(crdt, name, JoinErrorCode.UNKNOWN, ""),
+            )
+        await peer.hears_nothing_else()
+        assert (adaptor.applied, adaptor.refusals, client.rooms) == ([], [], (room,))
+        assert room.status is RoomStatus.JOINED
+
+
+async def test_messages_that_only_clients_send_are_ignored(scripted: ScriptedServer) -> None:
+    """A JoinRequest or Leave from a server means nothing; neither does an Ack for what was never sent."""
+    async with joined(scripted) as (_, room, peer):
+        await peer.send(
+            JoinRequest(CrdtType.ELO, "r", b"", b""),
+            Leave(CrdtType.ELO, "r"),
+            Ack(CrdtType.ELO, "r", 12345, UpdateStatusCode.UNKNOWN),
+        )
+        await peer.hears_nothing_else()
+        assert room.status is RoomStatus.JOINED
+
+
+async def test_updates_before_the_join_is_accepted_are_left_to_the_version_exchange(scripted: ScriptedServer) -> None:
+    """An update that comes before JoinResponseOk is not applied: it belongs to no session."""
+    adaptor = Notebook()
+    async with client_of(scripted.url) as client:
+        client.join("r", adaptor)
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"early",), 1))
+        await peer.hears_nothing_else()
+        assert adaptor.applied == []
+
+
+async def test_text_messages_are_passed_on(scripted: ScriptedServer) -> None:
+    """Text that is no ping or pong goes to on_message; ping is answered; binary frames are the protocol's."""
+    async with joined(scripted) as (client, _, peer):
+        said: list[str | bytes] = []
+        client.on_message(said.append)
+        await peer.send("hello", "ping", "pong", Leave(CrdtType.ELO, "nowhere"))
+        assert await peer.next(str) == "pong"
+        await peer.hears_nothing_else()
+        assert said == ["hello"]
+
+
+# ------------------------------------------------------------------------------------------------- adaptors that raise
+
+
+@pytest.mark.parametrize("method", ["version", "missing_from", "alternative_version"])
+async def test_an_adaptor_that_raises_while_joining_puts_only_its_room_in_error(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """The log has the traceback, the reason says which method; the other room does not notice."""
+    bad = LoroAdaptorThatRaises(method)
+    doc = new_doc()
+    async with client_of(server.url) as client:
+        good = client.join("good", LoroAdaptor(doc))
+        broken = client.join("bad", bad)
+        with pytest.raises(JoinRefused, match="the adaptor raised ZeroDivisionError while asked for") as caught:
+            await broken
+        assert caught.value.code is None
+        assert (broken.status, client.rooms) == (RoomStatus.ERROR, (good,))
+        write(doc, "fine")
+        await good.synced()
+        assert text(server.document("good")) == "fine"
+    assert "ZeroDivisionError" in caplog.text
+
+
+class LoroAdaptorThatRaises(LoroAdaptor):
+    """Raises in one method. Its version is junk, so that the alternative is asked for."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(new_doc())
+        self._method = method
+        if method != "alternative_version":
+            setattr(self, method, self._raise)
+
+    def _raise(self, *_: object) -> Any:
+        raise ZeroDivisionError("a fault of the adaptor's own")
+
+    def version(self) -> bytes:
+        return b"\xff\xff" if self._method == "alternative_version" else super().version()
+
+    def alternative_version(self, server_version: bytes) -> bytes | None:
+        return self._raise()  # type: ignore[no-any-return]
+
+
+async def test_an_adaptor_that_raises_in_session_harms_nothing_else(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`refused` and detaching are logged, `covers` raises in who asked; the room works, and can be left."""
+    adaptor = Notebook()
+    for name in ("refused", "detach", "covers"):
+        adaptor.raises[name] = ZeroDivisionError(name)
+    async with joined(scripted, adaptor) as (client, room, peer):
+        adaptor.edit(b"x")
+        batch = await peer.next(DocUpdate)
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.INVALID_UPDATE))
+        await peer.hears_nothing_else()
+        with pytest.raises(ZeroDivisionError):
+            await room.synced()
+        assert (room.status, client.status) == (RoomStatus.JOINED, ClientStatus.CONNECTED)
+        await room.leave()
+        assert client.rooms == ()
+        await peer.next(Leave)
+    assert "told of a refusal" in caplog.text
+    assert "on being detached" in caplog.text
+
+
+async def test_an_adaptor_that_cannot_be_attached_is_not_joined(scripted: ScriptedServer) -> None:
+    """`join` raises what `attach` raised, at once, and nothing is tracked."""
+    adaptor = Notebook()
+    adaptor.raises["attach"] = ZeroDivisionError("attach")
+    async with joined(scripted) as (client, room, peer):
+        with pytest.raises(ZeroDivisionError):
+            client.join("another", adaptor)
+        assert client.rooms == (room,)
+        await peer.hears_nothing_else()
+
+
+async def test_an_adaptor_whose_detach_raises_is_detached_from_a_room_in_error(scripted: ScriptedServer) -> None:
+    """Refused and raising on the way out: the room is in error and untracked, and its listener hears of it."""
+    adaptor, heard = Notebook(), Heard()
+    adaptor.raises["detach"] = ZeroDivisionError("detach")
+    async with joined(scripted, adaptor) as (client, room, peer):
+        room.on_status(heard)
+        await peer.send(room_error(RoomErrorCode.EVICTED))
+        await until(lambda: room.status is RoomStatus.ERROR)
+        assert (heard, client.rooms) == (["error"], ())
+
+
+async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(scripted: ScriptedServer) -> None:
+    """loro raises bare BaseException; an adaptor of one's own that lets it through costs no connection."""
+    adaptor = Notebook()
+    adaptor.raises["apply"] = BaseException("what loro raises")
+    async with joined(scripted, adaptor) as (client, room, peer):
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"junk",), 77))
+        assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
+        await peer.hears_nothing_else()
+        assert (client.status, room.status) == (ClientStatus.CONNECTED, RoomStatus.JOINED)
+
+
+@pytest.mark.parametrize("missing", [[None], 5])
+async def test_an_adaptor_that_returns_nonsense_puts_only_its_room_in_error(
+    scripted: ScriptedServer, missing: Any
+) -> None:
+    """What `missing_from` returns is not updates: who waits hears of it, as it would of an exception."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(missing=missing))
+        peer = await scripted.peer()
+        await peer.let_in()
+        with pytest.raises(JoinRefused):
+            async with asyncio.timeout(60):
+                await room.synced()
+        assert client.rooms == ()
+        assert client.status is ClientStatus.CONNECTED
+
+
+async def test_an_adaptor_that_sends_no_bytes_is_not_told_that_they_are_too_large(scripted: ScriptedServer) -> None:
+    """An update that is not bytes is the adaptor's fault, and is not refused as one of more than 16 MiB."""
+    adaptor = Notebook()
+    wrong: Any = bytearray(b"not bytes")
+    async with joined(scripted, adaptor):
+        adaptor.edit(wrong)
+        assert UpdateStatusCode.PAYLOAD_TOO_LARGE not in [status for _, status in adaptor.refusals]
+
+
+async def test_an_adaptor_whose_crdt_type_changes_is_still_untracked(scripted: ScriptedServer) -> None:
+    """A room is known by what it was joined with, whatever its adaptor says later."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        adaptor.crdt_type = CrdtType.YJS
+        await room.leave()
+        assert client.rooms == ()
+        assert await peer.next(Leave) == Leave(CrdtType.ELO, "r")
+
+
+# ------------------------------------------------------------------------------------------------------- bad arguments
+
+
+async def test_bad_arguments_of_join_are_clear_errors_at_once() -> None:
+    """What cannot work is said when join is called: what it is, what is wanted, and never the auth bytes."""
+    client = client_of("ws://127.0.0.1:1")
+    bad: Any
+    for bad in (new_doc(), object(), None):
+        with pytest.raises(TypeError, match=r"is not an adaptor, it has no .*version.*LoroAdaptor"):
+            client.join("r", bad)
+    for bad in (b"r", 7, None):
+        with pytest.raises(TypeError, match="room id must be a str"):
+            client.join(bad, Notebook())
+    with pytest.raises(ValueError, match="129 bytes of UTF-8, the limit is 128"):
+        client.join("x" * 129, Notebook())
+    with pytest.raises(ValueError, match="limit is 128"):
+        client.join("é" * 65, Notebook())
+    with pytest.raises(ValueError, match="surrogate"):
+        client.join("\ud800", Notebook())
+    for bad in ("hunter2", 7, None, bytearray(b"hunter2")):
+        with pytest.raises(TypeError, match="auth must be bytes, or a function") as caught:
+            client.join("r", Notebook(), auth=bad)
+        assert "hunter2" not in str(caught.value)
+    unknown = Notebook()
+    unknown.crdt_type = "%NEW"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="crdt must be one of"):
+        client.join("r", unknown)
+    assert client.rooms == ()
+
+
+async def test_a_room_id_of_128_bytes_can_be_joined(server: EmbeddedServer) -> None:
+    """The limit itself is allowed, and so is the empty id."""
+    async with client_of(server.url) as client:
+        await asyncio.gather(client.join("é" * 64, Notebook()), client.join("", Notebook()))
+
+
+@pytest.mark.parametrize("wrong", [RoomFSM(), dict, None, "RoomFSM"])
+async def test_room_fsm_has_to_be_a_subclass(wrong: Any) -> None:
+    """An instance, or another class, is refused when the client is made."""
+    with pytest.raises(TypeError, match="room_fsm must be a subclass of RoomFSM"):
+        client_of("ws://127.0.0.1:1", room_fsm=wrong)
+
+
+# ------------------------------------------------------------------------------------------------ machines of one's own
+
+
+async def test_room_fsm_a_subclass_may_be_less_patient(scripted: ScriptedServer) -> None:
+    """D-TIMEOUT: join_timeout is an attribute of the class."""
+
+    class Impatient(RoomFSM):
+        join_timeout = 1.0
+
+    async with client_of(scripted.url, room_fsm=Impatient, retry=RetryPolicy(jitter=0)) as client:
+        room = client.join("r", Notebook())
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        began = now()
+        await peer.let_in()
+        assert now() - began == pytest.approx(1.5, abs=0.01)
+        await room
+
+
+async def test_room_fsm_a_guard_that_raises_puts_only_that_room_in_error(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D-ERROR: the room goes to error with a reason, its waiters hear of it, the client and the other rooms go on."""
+
+    class Faulty(RoomFSM):
+        def is_rejoin_due(self) -> bool:
+            raise ZeroDivisionError("a fault of the guard's own")
+
+    heard = Heard()
+    async with joined(scripted, room_fsm=Faulty) as (client, room, peer):
+        room.on_status(heard)
+        other = client.join("other", Notebook())
+        await peer.let_in()
+        await other
+        await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
+        await peer.next(Leave)
+        assert (room.status, heard, client.rooms) == (RoomStatus.ERROR, ["error"], (other,))
+        assert room.reason == "the machine Faulty raised ZeroDivisionError; the log tells where"
+        with pytest.raises(JoinRefused, match="Faulty"):
+            await room
+        assert client.status is ClientStatus.CONNECTED
+    assert "a fault of the guard's own" in caplog.text
+
+
+async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scripted: ScriptedServer) -> None:
+    """D-ERROR: the room cannot even say goodbye, as there is no connection; the others come back."""
+
+    class Faulty(RoomFSM):
+        def begin_anew(self) -> None:
+            if self.news == "the connection was lost" and self.state == "joining":
+                raise ZeroDivisionError
+            super().begin_anew()
+
+    async with joined(scripted, room_fsm=Faulty) as (client, room, peer):
+        other = client.join("other", Notebook())
+        await peer.next(JoinRequest)
+        peer.drop()
+        peer = await scripted.peer()
+        await peer.let_in()
+        await room
+        await peer.hears_nothing_else()
+        assert (other.status, client.rooms) == (RoomStatus.ERROR, (room,))
+
+
+@pytest.mark.parametrize("when", ["joined", "error already"])
+async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted: ScriptedServer, when: str) -> None:
+    """D-ERROR: a machine that cannot even be told that it broke is in error all the same, and its waiters hear."""
+
+    class Hopeless(RoomFSM):
+        def is_rejoin_due(self) -> bool:
+            if when == "error already":
+                self.state = "error"
+            raise ZeroDivisionError
+
+        def say_goodbye(self) -> None:
+            raise ZeroDivisionError
+
+        @event(
+            row(RoomFSM.ONLINE, to=RoomFSM.error, do=say_goodbye),
+            refuse((*RoomFSM.OVER, RoomFSM.queued), because=""),
+            row((RoomFSM.disconnected, RoomFSM.stale), to=RoomFSM.error),
+        )
+        def broke(self, what: str) -> None:
+            if when == "error already":
+                raise ZeroDivisionError
+
+    heard = Heard()
+    async with joined(scripted, room_fsm=Hopeless) as (client, room, peer):
+        room.on_status(heard)
+        await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
+        await peer.hears_nothing_else()
+        assert (room.status, client.rooms) == (RoomStatus.ERROR, ())
+        assert heard == ["error"]
+        with pytest.raises(JoinRefused, match="Hopeless"):
+            await room
+
+
+async def test_room_fsm_may_ask_for_effects_that_rooms_do_not_know(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An effect that nobody knows how to run is logged; the rest of them run."""
+
+    class Sing(Effect):
+        def __repr__(self) -> str:
+            return "Sing()"
+
+    class Singing(RoomFSM):
+        def begin_session(self) -> None:
+            self.emit(Sing())
+            super().begin_session()
+
+    async with joined(scripted, room_fsm=Singing) as (_, room, _):
+        assert room.status is RoomStatus.JOINED
+    assert "Sing() is not an effect that rooms know how to run" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------------------- waiting
+
+
+async def test_cancelling_who_waits_harms_nobody(scripted: ScriptedServer) -> None:
+    """A cancelled `await client.join` leaves the room joining, and the other waiters waiting."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook())
+        one, two = asyncio.ensure_future(room), asyncio.ensure_future(room)
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        one.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await one
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await room
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        assert await two is room
+        assert client.rooms == (room,)
+
+
+async def test_a_rejoined_room_ends_a_wait_that_began_before_the_drop(scripted: ScriptedServer) -> None:
+    """`synced` holds across reconnects: it returns after the rejoin."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        adaptor.edit(b"x")
+        await peer.next(DocUpdate)
+        syncing = asyncio.create_task(room.synced())
+        await asyncio.sleep(0)
+        peer.drop()
+        await (await scripted.peer()).let_in()
+        await syncing
+
+
+def test_a_client_can_be_used_in_one_loop_after_another() -> None:
+    """Rooms outlive the loop: in the next one they are joined, and ask again when nobody answers, as in the first."""
+    addresses: list[str] = []
+    client = client_of(lambda: addresses[-1])
+    room = client.join("r", Notebook())
+
+    async def life() -> None:
+        async with scripted_server() as scripted:
+            addresses.append(scripted.url)
+            async with client:
+                peer = await scripted.peer()
+                await peer.next(JoinRequest)
+                await peer.let_in()
+                await room
+        assert room.status is RoomStatus.DISCONNECTED
+
+    run(life)
+    run(life)
+
+
+# ------------------------------------------------------------------------------------------------------------- secrets
+
+
+async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Joined, refused, raised, too large or of the wrong type: the credentials are nowhere to be read."""
+    caplog.set_level(logging.DEBUG)
+    shown: list[object] = []
+
+    def raising() -> bytes:
+        raise OSError("hunter2")
+
+    def unauthorized() -> bytes:
+        raise Unauthorized("hunter2")
+
+    async def a_str() -> Any:
+        return "hunter2"
+
+    async with client_of(scripted.url) as client:
+        fine = client.join("fine", Notebook(), auth=b"hunter2", on_status=shown.append)
+        refused = client.join("refused", Notebook(), auth=lambda: b"hunter2", on_status=shown.append)
+        failing = client.join("failing", Notebook(), auth=raising, on_status=shown.append)
+        out = client.join("out", Notebook(), auth=unauthorized, on_status=shown.append)
+        wrong = client.join("wrong", Notebook(), auth=a_str, on_status=shown.append)
+        too_large = client.join("large", Notebook(), auth=b"hunter2" * 50_000, on_status=shown.append)
+        peer = await scripted.peer()
+        shown += [await peer.let_in(), await peer.turn_away(JoinErrorCode.AUTH_FAILED)]
+        await fine
+        for room in (refused, out, wrong, too_large):
+            with pytest.raises(JoinRefused) as caught:
+                await room
+            shown += [caught.value, str(caught.value)]
+        shown += [fine, refused, failing, out, wrong, client, room.reason, client._rooms]
+        await asyncio.sleep(5)
+    assert fine.status is RoomStatus.DISCONNECTED
+    assert repr(fine) == "<Room 'fine' %ELO disconnected>"
+    assert "hunter2" not in caplog.text + repr(shown)
+    assert "reconnect_fsm" in caplog.text
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the coroutine that returns them is a task, and asyncio logs the result of a slow one"
+)
+async def test_auth_bytes_are_not_the_result_of_a_task(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In debug mode asyncio logs the repr of a task whose last step was slow, and in that is the task's result."""
+    asyncio.get_running_loop().slow_callback_duration = 0  # here all of them are slow
+
+    async def token() -> bytes:
+        await asyncio.sleep(1)
+        return b"hunter2"
+
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook(), auth=token)
+        await (await scripted.peer()).let_in()
+        await room
+    assert "Executing <Task finished" in caplog.text
+    assert "hunter2" not in caplog.text
