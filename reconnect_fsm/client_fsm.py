@@ -227,15 +227,6 @@ class ClientFSM(FSM[ClientStatus]):
     # fmt: off
 
     @event(
-        row(STOPPED, to=paused,     when=is_offline, do=start, clause="OFF-1"),
-        row(STOPPED, to=connecting,                  do=start, clause="CONN-2"),
-        refuse(REST, because="it is started already"),
-    )
-    def start_requested(self) -> None:
-        """The client is started: `start()`, or entering ``async with``."""
-        self.news = "started"
-
-    @event(
         row(STOPPED, to=connecting,                      do=start,           clause="CTRL-1 RETRY-4 OK-3"),
         row(BETWEEN, to=connecting, when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
         row(BETWEEN, to=connecting,                                          clause="CTRL-1"),
@@ -255,6 +246,15 @@ class ClientFSM(FSM[ClientStatus]):
         """Somebody asked for a fresh attempt now: `retry_now()`."""
         self.news = "asked for a fresh attempt"
         self.farewell = (NORMAL, "reconnecting")
+
+    @event(
+        row(STOPPED, to=paused,     when=is_offline, do=start, clause="OFF-1"),
+        row(STOPPED, to=connecting,                  do=start, clause="CONN-2"),
+        refuse(REST, because="it is started already"),
+    )
+    def start_requested(self) -> None:
+        """The client is started: `start()`, or entering ``async with``."""
+        self.news = "started"
 
     @event(
         refuse(disconnected, because="disconnected already"),

@@ -38,7 +38,7 @@ from .effects import (
     StopTimer,
     TellRooms,
 )
-from .errors import NotConnected
+from .errors import ClientStopped, NotConnected
 from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
 from .network import NetworkSource
 from .pump import Lazily, Listeners, Outcome, Promise, Pump
@@ -136,7 +136,7 @@ class Connection:
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._session: Session | None = None
         self._unsubscribe: Callable[[], None] | None = None
-        self._ending: set[asyncio.Future[Any]] = set()  # what was stopped and is not quite gone yet
+        self._ending: set[asyncio.Task[Any]] = set()  # what was stopped and is not quite gone yet
 
         self._latency: float | None = None
         self._connected: Promise[None] = Promise()  # CONN-5
@@ -306,7 +306,10 @@ class Connection:
                 self._unsubscribe = self._network.subscribe(self.set_online)
             except Exception as error:
                 logger.exception("the network source raised")
-                self._fire(self._fsm.broke, f"the network source raised {type(error).__name__}; the log tells where")
+                what = f"the network source raised {type(error).__name__}; the log tells where"
+                self._fire(self._fsm.broke, what)
+                if not outcome.done:  # it was in error before
+                    outcome.fail(ClientStopped(what))
                 return
             self._pump.post(self._asked, outcome, fact, *args)
             return
@@ -568,15 +571,22 @@ class Connection:
         assert self._loop is not None
         self._own_task(self._loop.create_task(work, name="reconnect_fsm teardown"))
 
-    def _own_task(self, task: asyncio.Future[Any]) -> None:
+    def _own_task(self, task: asyncio.Task[Any]) -> None:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _close_session(self, session: Session, ending: set[asyncio.Future[Any]]) -> None:
+    async def _close_session(self, session: Session, ending: set[asyncio.Task[Any]]) -> None:
         """Close the session once nothing of it is in use; the pending ends are all bounded."""
-        if ending:
-            await asyncio.wait(ending)
+        await self._ended(ending)
         await session.close()
+
+    async def _ended(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Wait for tasks that were told to end; give up on a user's coroutine that refuses (D-TIMEOUT)."""
+        if tasks:
+            _, refusing = await asyncio.wait(set(tasks), timeout=2 * self._close_timeout + 1)
+            for task in refusing:
+                logger.error("%s does not end though it was cancelled; it is left behind", task.get_name())
+                self._ending.discard(task)
 
     def _close_requested(self, outcome: Outcome) -> None:
         self._fire(self._fsm.close_requested)
@@ -586,7 +596,7 @@ class Connection:
         await outcome
         await self._pump.idle()  # all rooms and listeners have heard of it
         while self._ending:
-            await asyncio.wait(self._ending)
+            await self._ended(self._ending)
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

@@ -69,7 +69,7 @@ class Deadlines:
 
     def _fall_due(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        now = loop.time()
+        now = max(loop.time(), self._heap[0][0])  # asyncio may run a timer a little early
         while self._heap and self._heap[0][0] <= now:
             _, _, deadline = heapq.heappop(self._heap)
             job, deadline.job = deadline.job, None

@@ -112,7 +112,7 @@ class Room:
         self._timer: Deadline | None = None
         # What belongs to the request under way
         self._asked = 0
-        self._credentials: asyncio.Future[bytes] | None = None
+        self._credentials: asyncio.Task[None] | None = None
         # What belongs to the session
         self._server_version = b""
         self._unacked: dict[int, tuple[bytes, ...]] = NOTHING
@@ -211,7 +211,7 @@ class Rooms:
         pump: Pump,
         send: Callable[[bytes], None],
         written: Callable[[], Coroutine[Any, Any, None]],
-        own: Callable[[asyncio.Future[Any]], None],
+        own: Callable[[asyncio.Task[Any]], None],
         make_fsm: Callable[[], RoomFSM],
         random_bits: Callable[[int], int],
     ) -> None:
@@ -413,27 +413,33 @@ class Rooms:
         if not isinstance(auth, bytes):
             try:
                 given = auth()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:  # the latter from the result() of a cancelled task
                 # Posted: an effect never fires a fact itself.
                 self._pump.post(self._credentials_failed, room, room._asked, error)
                 return
             if inspect.isawaitable(given):
-                asked = room._asked
-                room._credentials = asyncio.ensure_future(given if inspect.iscoroutine(given) else _awaited(given))
-                room._credentials.add_done_callback(
-                    lambda task: self._pump.post(self._credentials_came, room, asked, choice, task)
-                )
+                assert self._loop is not None
+                asking = self._await_credentials(room, room._asked, choice, given)
+                room._credentials = self._loop.create_task(asking, name="reconnect_fsm credentials")
+                if inspect.iscoroutine(given):  # one that was cancelled before its first step would warn
+                    room._credentials.add_done_callback(lambda _: given.close())
                 return
             auth = given
         self._send_join_request(room, choice, auth)
 
-    def _credentials_came(self, room: Room, asked: int, choice: VersionChoice, task: asyncio.Future[bytes]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None:
-            self._credentials_failed(room, asked, error)
-        elif asked == room._asked:
+    async def _await_credentials(self, room: Room, asked: int, choice: VersionChoice, given: Awaitable[bytes]) -> None:
+        """Returns nothing: asyncio's debug log shows the results of tasks, and these are secrets."""
+        try:
+            auth = await given
+        except (Exception, asyncio.CancelledError) as error:
+            self._pump.post(self._credentials_failed, room, asked, error)
+        else:
+            self._pump.post(self._credentials_came, room, asked, choice, auth)
+
+    def _credentials_came(self, room: Room, asked: int, choice: VersionChoice, auth: object) -> None:
+        if asked == room._asked:
             room._credentials = None
-            self._send_join_request(room, choice, task.result())
+            self._send_join_request(room, choice, auth)
 
     def _credentials_failed(self, room: Room, asked: int, error: BaseException) -> None:
         if asked == room._asked:
@@ -611,10 +617,6 @@ class Rooms:
     def _now(self) -> float:
         assert self._loop is not None
         return self._loop.time()
-
-
-async def _awaited(given: Awaitable[bytes]) -> bytes:
-    return await given
 
 
 def _check(room_id: object, adaptor: object, auth: object) -> None:

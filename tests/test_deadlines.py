@@ -154,7 +154,6 @@ def test_what_comes_is_what_was_set_and_not_cancelled(plan: list[tuple[int, bool
     virtual_time.run(scenario)
 
 
-@pytest.mark.xfail(strict=True, reason="it sets the same timer again and again until the clock has moved")
 def test_a_timer_that_runs_a_little_early_counts() -> None:
     """asyncio runs a timer up to the clock's resolution before its time; to set it again would make the loop spin."""
 

@@ -22,7 +22,7 @@ from reconnect_fsm import (
     StatusChange,
 )
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
-from reconnect_fsm.loro_protocol import JoinErrorCode, Reassembler, RoomErrorCode, UpdateStatusCode
+from reconnect_fsm.loro_protocol import JoinErrorCode, RoomErrorCode, UpdateStatusCode
 
 pytestmark = requires_node
 
@@ -364,17 +364,13 @@ async def test_fragments_carry_a_large_update_up(server: NodeServer, client: Cli
     assert (await server.stats())["fragments"] >= 4
 
 
-async def test_fragments_of_the_javascript_client_come_down(
-    javascript: NodeClient, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_fragments_of_the_javascript_client_come_down(javascript: NodeClient, client: Client) -> None:
     """One edit of 1 MB that the JavaScript client made reaches us in fragments."""
     doc, large = new_doc(), "0123456789abcdef" * 65_536
-    monkeypatch.setattr(Reassembler, "TIMEOUT", 3.0)
     await javascript.join("r")
     await client.join("r", LoroAdaptor(doc))
     await javascript.insert("r", 0, large)
     await until(lambda: text(doc) == large)
-    await asyncio.sleep(3)  # the timer of the fragments runs on; test_fragments_leave_no_timer_behind is about that
 
 
 async def test_a_state_too_large_for_the_server_to_send_is_a_room_error(server: NodeServer, client: Client) -> None:

@@ -168,6 +168,31 @@ async def test_d_timeout_a_function_that_hangs() -> None:
         assert cancelled == [True]
 
 
+@pytest.mark.virtual_time
+async def test_d_timeout_a_function_that_refuses_to_be_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """D-TIMEOUT: `close()` is bounded though a user's coroutine swallows its cancellation; the log says what is left."""
+    release = asyncio.Event()
+
+    async def url() -> str:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                refused.append(True)
+        return "no url"
+
+    refused: list[bool] = []
+    connection = Connection(url, close_timeout=1.0)
+    connection.start()
+    await asyncio.sleep(0.1)
+    start = asyncio.get_running_loop().time()
+    await connection.close()
+    assert asyncio.get_running_loop().time() - start < 10
+    assert refused
+    assert "does not end though it was cancelled" in caplog.text
+    release.set()
+
+
 @pytest.mark.parametrize("given", ["ftp://h/", "h/path", "", "ws://", 5, None, b"ws://h/"])
 async def test_d_error_an_unusable_url_from_a_function(given: Any) -> None:
     """D-ERROR: an address that cannot be used puts the client in ``error``, without another attempt."""

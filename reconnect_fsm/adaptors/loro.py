@@ -39,6 +39,9 @@ class _Adaptor:
 class LoroAdaptor(_Adaptor):
     """Binds a `loro.LoroDoc` to a room.
 
+    Edit the document in the thread of the event loop. loro takes updates from other threads too, but two threads that
+    commit at the same moment can wait for each other for ever (loro 1.17), for it holds its lock while it calls Python.
+
     ``on_refused(updates, status)`` is called with updates that the server refused (D-ACK).
     Raises TypeError if ``doc`` is not a LoroDoc.
     """
