@@ -222,7 +222,7 @@ class Connection:
 
         `connect` or `retry_now` starts it again.
         """
-        if self._loop is not None:
+        if self._loop is not None and self.status not in STOPPED:
             self._bind()
         outcome = Outcome()
         self._pump.post(self._close_requested, outcome)

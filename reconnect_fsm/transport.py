@@ -45,6 +45,8 @@ OWN_OPTIONS: Final = {
     "timeout": "use connect_timeout=, close_timeout= and keepalive=",
     "decode_text": "text frames are always decoded",
 }
+NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)  # connect_timeout bounds the whole attempt
+
 # What is passed on to aiohttp's ws_connect as it is.
 PASSED_ON: Final = (
     "auth", "compress", "headers", "max_msg_size", "method", "origin", "params", "protocols", "proxy", "proxy_auth",
@@ -140,12 +142,15 @@ def make_session(given: Session | None) -> Session:
             cookie_jar=given.cookie_jar,
             headers=given.headers,
             trust_env=given.trust_env,
+            timeout=NO_TIMEOUT,
             middlewares=(_one_request,),
             ws_response_class=_WebSocket,
         )
     # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
     connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False)
-    return aiohttp.ClientSession(connector=connector, middlewares=(_one_request,), ws_response_class=_WebSocket)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=NO_TIMEOUT, middlewares=(_one_request,), ws_response_class=_WebSocket
+    )
 
 
 async def open_socket(
@@ -274,6 +279,7 @@ class Socket:
         self._wake = asyncio.Event()
         self._written: Promise[None] = Promise()
         self._closing = False
+        self._complaint: int | None = None  # the close code that says what the server did wrong
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self.opened_at = asyncio.get_running_loop().time()
 
@@ -314,7 +320,7 @@ class Socket:
             async with asyncio.timeout(self._close_timeout):
                 _, writer = self._tasks
                 await asyncio.wait([writer])
-                await self._ws.close(code=code, message=_fit(reason))
+                await self._ws.close(code=self._complaint or code, message=_fit(reason))
         except TimeoutError:
             pass
         except (aiohttp.ClientError, OSError):
@@ -375,6 +381,8 @@ class Socket:
                 await asyncio.sleep(0)  # receive() does not give way while there is something to read
 
     def _what_is_wrong(self, error: object) -> str:
+        if isinstance(error, aiohttp.WebSocketError):
+            self._complaint = error.code
         if isinstance(error, aiohttp.WebSocketError) and error.code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
             return f"the server sent a message of more than max_msg_size={self._max_msg_size} bytes"
         return f"the server broke the WebSocket protocol: {presentable(error)}"

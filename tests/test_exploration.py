@@ -243,7 +243,8 @@ def test_a_trap_is_found_with_the_shortest_way_into_it() -> None:
 
     (trap,) = of_client(Trapped).traps(goal={"connected"}, final={"disconnected", "error"}, without=BY_HAND)
     assert str(trap) == (
-        "no way leads from banished to connected, after connect_requested → socket_opened [not is_stable_at_once] → socket_closed [was_kicked]"
+        "no way leads from banished to connected, "
+        "after connect_requested → socket_opened [not is_stable_at_once] → socket_closed [was_kicked]"
     )
     assert trap.events == ["connect_requested", "socket_opened", "socket_closed"]
 

@@ -170,7 +170,7 @@ async def test_d_timeout_a_function_that_hangs() -> None:
 
 @pytest.mark.virtual_time
 async def test_d_timeout_a_function_that_refuses_to_be_cancelled(caplog: pytest.LogCaptureFixture) -> None:
-    """D-TIMEOUT: `close()` is bounded though a user's coroutine swallows its cancellation; the log says what is left."""
+    """D-TIMEOUT: `close()` is bounded though the url function will not be cancelled; the log says so."""
     release = asyncio.Event()
 
     async def url() -> str:
