@@ -280,3 +280,11 @@ def test_a_change_of_state_is_a_value() -> None:
     assert (change.attempt, change.retry_in) == (0, None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         change.new = "connected"
+
+
+@pytest.mark.parametrize("name", ["fatal_close_codes", "fatal_close_reasons", "fatal_http_statuses"])
+def test_retry_3_a_str_is_no_set_of_what_is_fatal(name: str) -> None:
+    """RETRY-3: "" is in every str, so each close without a reason would be fatal; a str is refused."""
+    options: dict[str, Any] = {name: "room_closed"}
+    with pytest.raises(TypeError, match=f"{name} must be a set or the like, not a str"):
+        RetryPolicy(**options)
