@@ -23,15 +23,25 @@ from .network import ManualNetwork, NetworkSource
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .rooms import Room
-from .status import ClientStatus, CloseInfo, RoomStatus, StateChange, StatusChange
+from .status import (
+    AttemptFailure,
+    ClientStatus,
+    CloseInfo,
+    FailureKind,
+    RoomStatus,
+    StateChange,
+    StatusChange,
+)
 
 __all__ = [
+    "AttemptFailure",
     "Client",
     "ClientFSM",
     "ClientStatus",
     "ClientStopped",
     "CloseInfo",
     "Connection",
+    "FailureKind",
     "InvalidURL",
     "JoinRefused",
     "Keepalive",

@@ -34,7 +34,7 @@ DESCRIPTION: Final = "A WebSocket client that stays connected: see it at work, d
 EPILOG: Final = """\
 examples:
   reconnect-fsm demo
-      watch a client live through six outages, in about 20 seconds
+      watch a client live through six outages, in about 15 seconds
   reconnect-fsm diagram reconnect_fsm.client_fsm:ClientFSM --format matrix
       what a client does about every event in every state, as Markdown
   reconnect-fsm diagram my_app.machines:MyClientFSM --out pictures
@@ -57,7 +57,7 @@ DEMO: Final = """\
 A server, two clients and the document that both edit, all in this process. The
 server is stopped, reset, frozen and restarted, the network goes away and comes
 back, and the clients see to it that no edit is lost. It ends by itself after
-about 20 seconds, with exit code 0 if everything was as expected, else 1.
+about 15 seconds, with exit code 0 if everything was as expected, else 1.
 """
 DEMO_EPILOG: Final = """\
 examples:

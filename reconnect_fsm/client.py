@@ -12,7 +12,7 @@ from .connection import Connection
 from .effects import TellRooms
 from .errors import NotConnected, ProtocolError
 from .keepalive import PING, PONG, Keepalive
-from .loro_protocol import decode
+from .loro_protocol import MAX_MESSAGE_SIZE, decode
 from .network import NetworkSource
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
@@ -70,6 +70,7 @@ class Client(Connection):
             self._own_task,
             lambda: room_fsm(self._retry),
             self._retry.random.getrandbits,
+            self._frames_waiting,
         )
 
     @property
@@ -114,7 +115,11 @@ class Client(Connection):
 
     def _received(self, data: Data) -> None:
         """Binary messages are the protocol's; text other than its ping and pong is passed on."""
-        if isinstance(data, bytes):
+        if isinstance(data, bytes) and len(data) > MAX_MESSAGE_SIZE:
+            self._rooms.complain(
+                "dropped a message of %d bytes: the protocol's limit is %d", len(data), MAX_MESSAGE_SIZE
+            )
+        elif isinstance(data, bytes):
             try:
                 message = decode(data)
             except ProtocolError as error:
@@ -124,13 +129,16 @@ class Client(Connection):
                 self._rooms.received(message)
         elif data == PING:
             if self._socket is not None:
-                self._socket.send(PONG)
+                self._socket.send_urgent(PONG)
         elif data != PONG:
             super()._received(data)
 
     def _send_frame(self, frame: bytes) -> None:
         if self._socket is not None:
             self._socket.send(frame)
+
+    def _frames_waiting(self) -> int:
+        return 0 if self._socket is None else self._socket.backlog
 
     async def _frames_written(self) -> None:
         if self._socket is None:

@@ -132,11 +132,11 @@ class ClientFSM(FSM[ClientStatus]):
     # Guards
 
     def is_fatal_close(self) -> bool:
-        """The server's close code or reason says: do not come back."""
+        """The server's close code or reason says: do not come back (by default 1008, 4400-4499, and three reasons)."""
         return self.policy.is_fatal_close(self.loss)
 
     def is_fatal_failure(self) -> bool:
-        """The server's answer to the handshake, or the token provider, says: do not try again."""
+        """The answer to the handshake (by default 401, 403), or the token provider, says: do not try again."""
         return self.policy.is_fatal_failure(self.failure)
 
     def is_misconfigured(self) -> bool:
@@ -204,7 +204,10 @@ class ClientFSM(FSM[ClientStatus]):
 
     def start_retry_timer(self) -> None:
         """RETRY-1, and never sooner than the server asked (D-HTTP)."""
-        self.retry_in = max(self.policy.delay(self.attempt), self.failure.retry_after)
+        wait = max(self.policy.delay(self.attempt), self.failure.retry_after)
+        if not 0 <= wait < float("inf"):
+            raise ValueError(f"{type(self.policy).__name__}.delay returned {wait!r}, which is no time to wait")
+        self.retry_in = wait
         self.emit(StartTimer(self.retry_in))
 
     def stop_retry_timer(self) -> None:
@@ -279,8 +282,8 @@ class ClientFSM(FSM[ClientStatus]):
         row(DIALING, to=error,        when=is_misconfigured,                       clause="D-ERROR"),
         row(DIALING, to=disconnected, when=is_fatal_failure,                       clause="RETRY-3 D-HTTP CONN-4"),
         row(DIALING, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
-        row(DIALING, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
         row(DIALING, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
+        row(DIALING, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
         row(DIALING, to=waiting,                                 do=count_attempt, clause="CONN-3 RETRY-1"),
         refuse(REST, because="no dial is under way"),
     )
@@ -292,8 +295,8 @@ class ClientFSM(FSM[ClientStatus]):
     @event(
         row(connected, to=disconnected, when=is_fatal_close,                         clause="RETRY-3 D-CODES CONN-4"),
         row(connected, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
-        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
         row(connected, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
+        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
         row(connected, to=waiting,                                 do=count_attempt, clause="CONN-3"),
         refuse(REST, because="there is no socket that could close"),
     )
@@ -305,8 +308,8 @@ class ClientFSM(FSM[ClientStatus]):
 
     @event(
         row(connected, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
-        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
         row(connected, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
+        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
         row(connected, to=waiting,                                 do=count_attempt, clause="LIVE-2 CONN-3 OK-2"),
         refuse(REST, because="there is no socket to be dead or alive"),
     )

@@ -15,6 +15,7 @@ facts for the machine, and runs the effects that the machine asks for. Its laws:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -121,6 +122,8 @@ class Connection:
         self._connect_timeout = connect_timeout
         self._close_timeout = close_timeout
         self._max_msg_size: int = options.pop("max_msg_size", MAX_MSG_SIZE)
+        if not isinstance(self._max_msg_size, int) or self._max_msg_size < 0:
+            raise ValueError(f"max_msg_size must be a number of bytes, or 0 for no limit, not {self._max_msg_size!r}")
         self._options = options
 
         self._fsm = fsm(self._retry)
@@ -220,6 +223,9 @@ class Connection:
     def close(self) -> Awaitable[None]:
         """Stop (CTRL-2). Acts at once; await the result to know that no task, timer, socket or descriptor is left.
 
+        That takes ``close_timeout`` seconds at most, and little more; 2 ``close_timeout`` + 1 s if a coroutine of yours
+        refuses to be cancelled, which is then left behind.
+
         `connect` or `retry_now` starts it again.
         """
         if self._loop is not None and self.status not in STOPPED:
@@ -244,7 +250,7 @@ class Connection:
         """
         if self._heartbeat is None or self._socket is None:
             raise NotConnected(f"cannot ping while {self.status.value}: {self.reason}")
-        if not self._heartbeat.in_flight:
+        if not self._heartbeat.in_flight or self._heartbeat.is_overdue(self._now()):
             self._send_ping(self._heartbeat, self._socket)
         async with asyncio.timeout(timeout):
             return await self._pong.wait()
@@ -266,11 +272,15 @@ class Connection:
         await self._socket.written()
 
     def set_online(self, online: bool) -> None:
-        """Say whether this machine has a network (OFF-1, OFF-2). May be called from any thread."""
+        """Say whether this machine has a network (OFF-1, OFF-2). May be called from any thread.
+
+        What is known already changes nothing: a connection made by hand while offline outlives a second "offline".
+        """
         if self._loop is None or threading.get_ident() == self._thread:
             self._pump.post(self._fire, self._fsm.went_online if online else self._fsm.went_offline)
         elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.set_online, online)
+            with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
+                self._loop.call_soon_threadsafe(self.set_online, online)
 
     # Whom you can have told (OBS-1, OBS-3)
 
@@ -349,7 +359,7 @@ class Connection:
         old = fsm.state
         try:
             effects = fact(*args)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             logger.exception("%s raised on %s in state %s", type(fsm).__name__, _name(fact), old)
             effects = self._broke(
                 f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
@@ -357,7 +367,7 @@ class Connection:
         for effect in effects:
             try:
                 self.run_effect(effect)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 logger.exception("running %r raised", effect)
                 what = f"running {type(effect).__name__} raised {type(error).__name__}; the log tells where"
                 self._pump.post(self._fire, fsm.broke, what)
@@ -396,6 +406,7 @@ class Connection:
                 lambda data: self._pump.post(self._heard, socket, data),
                 lambda: self._pump.post(self._heard, socket, None),
                 lambda info: self._pump.post(self._socket_closed, socket, info),
+                self._pump.idle,
             )
             self._fire(self._fsm.socket_opened)
             return
@@ -403,7 +414,8 @@ class Connection:
         if isinstance(error, AttemptFailed):
             failure = error.failure
         else:  # not foreseen; a failed attempt all the same, never a wedged client
-            failure = AttemptFailure(FailureKind.NETWORK, f"could not connect: {type(error).__name__}")
+            what = "the url function was cancelled" if error is None else f"could not connect: {type(error).__name__}"
+            failure = AttemptFailure(FailureKind.NETWORK, what)
         self._fire(self._fsm.dial_failed, failure)
 
     def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
@@ -441,6 +453,8 @@ class Connection:
         beat = heartbeat.tick(self._now())
         if beat is Beat.DEAD:
             why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"
+            if not heartbeat.was_ever_answered:
+                why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"
             self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted))
             return
         if beat is Beat.PING:
@@ -481,10 +495,10 @@ class Connection:
         self._dial.add_done_callback(lambda dial: self._pump.post(self._dial_ended, dial))
 
     async def _open(self) -> Socket:
+        if self._given_session is not None and self._given_session.closed:
+            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
         if self._session is None:
             self._session = make_session(self._given_session)
-        if self._session.closed or (self._given_session is not None and self._given_session.closed):
-            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
         return await open_socket(
             self._session,
             self._url,
@@ -556,7 +570,7 @@ class Connection:
     def _send_ping(self, heartbeat: Heartbeat, socket: Socket) -> None:
         heartbeat.sent(self._now())
         self._set_heartbeat_timer()
-        socket.send(PING)
+        socket.send_urgent(PING)
 
     def _set_heartbeat_timer(self) -> None:
         if self._heartbeat_timer is not None:

@@ -65,11 +65,11 @@ class Deadlines:
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._stop_timer()
         if self._heap:
-            self._timer = loop.call_at(self._heap[0][0], self._fall_due, loop)
+            self._timer = loop.call_at(self._heap[0][0], self._fall_due, loop, self._heap[0][0])
 
-    def _fall_due(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _fall_due(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
         self._timer = None
-        now = max(loop.time(), self._heap[0][0])  # asyncio may run a timer a little early
+        now = max(loop.time(), at)  # asyncio may run a timer a little early
         while self._heap and self._heap[0][0] <= now:
             _, _, deadline = heapq.heappop(self._heap)
             job, deadline.job = deadline.job, None

@@ -97,30 +97,27 @@ def _fans(cls: Machine, detail: Detail) -> list[Fan]:
 
 
 def _gist(moves: Iterable[Move], source: str | None = None) -> tuple[Move, ...]:
-    """One move for each state that can be reached, with the guards of all rows that lead there.
+    """One move for each run of rows that lead to the same state, with the guards of all of them.
 
     A guarded way back to the same state is a detail; an unguarded one is part of "from any state".
     """
-    gist: dict[str, list[tuple[str, ...]]] = {}
+    gist: list[tuple[str, list[tuple[str, ...]]]] = []
     for move in moves:
         if move.target is not None and (move.target != source or () in move.when):
-            guards = gist.setdefault(move.target, [])
-            guards += [each for each in move.when if each not in guards]
+            if not gist or gist[-1][0] != move.target:  # only neighbours: the order of the rows is what they mean
+                gist.append((move.target, []))
+            gist[-1][1].extend(each for each in move.when if each not in gist[-1][1])
     if len(gist) == 1:  # nowhere else to go: a guard matters only if it can keep the machine where it is
-        gist = {target: [()] if () in guards else guards for target, guards in gist.items()}
-    return tuple(Move(tuple(guards), target) for target, guards in gist.items())
+        gist = [(target, [()] if () in guards else guards) for target, guards in gist]
+    return tuple(Move(tuple(guards), target) for target, guards in gist)
 
 
 def _merged(fans: Iterable[Fan]) -> list[Fan]:
-    """Events that lead from the same states to the same states share a fan; to one state, only on the same guards."""
+    """Events that do the same in the same states share a fan."""
     alike: dict[tuple[object, ...], list[Fan]] = {}
     for fan in fans:
-        key = fan.moves if len(fan.targets) == 1 else frozenset(fan.targets)
-        alike.setdefault((fan.sources, key), []).append(fan)
-    return [
-        Fan(tuple(fan.events[0] for fan in group), group[0].sources, _gist(m for fan in group for m in fan.moves))
-        for group in alike.values()
-    ]
+        alike.setdefault((fan.sources, fan.moves), []).append(fan)
+    return [Fan(tuple(fan.events[0] for fan in group), group[0].sources, group[0].moves) for group in alike.values()]
 
 
 class Plan:

@@ -60,9 +60,11 @@ class JoinRefused(ReconnectError):
     that raised); ``message`` is the server's or ours; ``app_code`` the application's own code, where it gave one.
     """
 
-    def __init__(self, code: int | None, message: str, app_code: str | None = None) -> None:
-        known = "" if code is None else f" (code {code:#04x}{'' if app_code is None else f', {app_code}'})"
-        super().__init__(f"the room was refused: {message or 'no reason given'}{known}")
+    def __init__(self, code: int | None, message: str, app_code: str | None = None, *, put_out: bool = False) -> None:
+        what, kind = ("put us out of the room", "RoomError") if put_out else ("refused the room", "JoinError")
+        known = "" if code is None else f" ({kind} {code:#04x}{'' if app_code is None else f', {app_code}'})"
+        who = "this program" if code is None else "the server"
+        super().__init__(f"{who} {what}: {message or 'no reason given'}{known}")
         self.code = code
         self.message = message
         self.app_code = app_code

@@ -50,7 +50,7 @@ class Heartbeat:
     life, but only a pong gives a round trip.
     """
 
-    __slots__ = ("_config", "_grace_given", "_heard_at", "_next_ping", "_sent_at", "deadline")
+    __slots__ = ("_config", "_grace_given", "_heard_at", "_next_ping", "_sent_at", "deadline", "was_ever_answered")
 
     def __init__(self, config: Keepalive, now: float) -> None:
         self._config = config
@@ -58,6 +58,8 @@ class Heartbeat:
         self._sent_at: float | None = None
         self._next_ping = now + config.interval
         self._grace_given = False
+        self.was_ever_answered = False
+        """Whether a pong ever came on this socket."""
         self.deadline: float | None = self._next_ping if config.enabled else None
         """When to call `tick` next; None: never."""
 
@@ -66,13 +68,17 @@ class Heartbeat:
         """Whether a ping waits for its pong."""
         return self._sent_at is not None
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether a ping is in flight whose pong can hardly be expected any more."""
+        return self._sent_at is not None and now - self._sent_at > self._config.timeout
+
     def sent(self, now: float) -> None:
         """A ping goes out now: ours, or one that the user asked for."""
         self._sent_at = now
         self._grace_given = False
         if self._config.enabled:
             self._next_ping = now + self._config.interval
-            self.deadline = now + self._config.timeout
+            self.deadline = now + min(self._config.timeout, self._config.interval)
 
     def heard(self, now: float) -> None:
         """Something arrived: the other end is alive."""
@@ -83,6 +89,7 @@ class Heartbeat:
         if self._sent_at is None:
             return None
         round_trip = now - self._sent_at
+        self.was_ever_answered = True
         self._sent_at = None
         if self._config.enabled:
             self.deadline = self._next_ping
@@ -95,14 +102,17 @@ class Heartbeat:
             return Beat.WAIT
         if self._sent_at is None:
             return Beat.PING
-        proof_ends = max(self._sent_at, self._heard_at) + self._config.timeout
-        if now < proof_ends:  # no pong yet, but other traffic since: alive
-            self.deadline = proof_ends
+        if self._heard_at > self._sent_at:  # no pong, but other traffic since: alive, and asked again when it is time
             self._grace_given = False
+            if now >= self._next_ping:
+                return Beat.PING
+            self.deadline = self._next_ping
+            return Beat.WAIT
+        if now < self._sent_at + self._config.timeout:  # the interval is the shorter
+            self.deadline = min(self._sent_at + self._config.timeout, now + self._config.interval)
             return Beat.WAIT
         # LIVE-2: after a stall of our own loop (a busy callback, SIGSTOP, a laptop's lid) this timer runs before the
-        # pong that has long arrived is read. A verdict counts only if the timer was on time; otherwise: one grace
-        # period.
+        # pong that has long arrived is read. A verdict counts only if the timer was on time; otherwise one grace period.
         was_late = now - self.deadline > 0.1 * self._config.timeout
         if was_late and not self._grace_given:
             self._grace_given = True

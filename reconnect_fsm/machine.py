@@ -94,8 +94,11 @@ def state(
 ) -> State:
     """Declare a state: its public ``status``, and the actions that run when it is entered and left.
 
-    ``like`` names a state whose rows this one shares wherever it has none of its own; ``doc`` says what is alive in it.
+    ``like`` names a state whose rows this one shares wherever it has none of its own; its actions are not shared.
+    ``doc`` says what is alive in it.
     """
+    if like is not None and not isinstance(like, State):
+        raise MachineDefinitionError(f"like= takes a state, such as ClientFSM.waiting, not {like!r}")
     return State(status, _names(enter), _names(exit), like, doc)
 
 
@@ -126,7 +129,7 @@ class _Stay:
 STAY: Final = _Stay()
 """The target of a row that changes no state: nothing is left, nothing entered."""
 
-Source: TypeAlias = State | Group | Sequence[State]
+Source: TypeAlias = State | str | Group | Sequence[State | str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,8 +200,11 @@ class Event(Generic[P]):
         self.declared_in = self.declared_in or owner.__name__
 
     def first(self, *rows: Row) -> Event[P]:
-        """The same event with ``rows`` put before these; assign it to the same name in a subclass."""
-        return Event(rows, self._record, self)
+        """The same event with ``rows`` put before these; assign it to the same name in a subclass.
+
+        They win over everything below them, fatal closes and the attempt limit of `ClientFSM` included.
+        """
+        return Event(_rows(rows), self._record, self)
 
     def layers(self) -> Iterator[tuple[str, tuple[Row, ...]]]:
         """The rows and the class that declared them, the most derived class first."""
@@ -235,7 +241,7 @@ def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P
     """Declare an event by its rows. The method below it records the fact and has the signature of the trigger."""
 
     def decorate(record: Callable[Concatenate[Any, P], None]) -> Event[P]:
-        return Event(rows, record)
+        return Event(_rows(rows), record)
 
     return decorate
 
@@ -309,9 +315,16 @@ class FSM(Generic[StatusT]):
 
 def _names(items: Named | Sequence[Named]) -> tuple[str, ...]:
     """Guards and actions by name, so that a subclass can override them."""
-    if isinstance(items, str) or callable(items):
+    if isinstance(items, str) or not isinstance(items, Sequence):
         items = (items,)
     return tuple(item if isinstance(item, str) else getattr(item, "__name__", repr(item)) for item in items)
+
+
+def _rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    for each in rows:
+        if not isinstance(each, Row):
+            raise MachineDefinitionError(f"an event is made of row(...) and refuse(...), not of {each!r}")
+    return rows
 
 
 def _inherited(cls: type, kind: type) -> dict[str, Any]:
@@ -341,8 +354,13 @@ class _Declaration:
             self.check_methods(each.exit, f"state {each.name}, exit")
             if each.like is not None:
                 self.state_named(each.like, f"state {each.name}, like")
+            if type(each.status) is not type(cls.initial.status):
+                kind = type(cls.initial.status).__name__
+                raise self.error(f"state {each.name}: its status must be a {kind}, not {each.status!r}")
         rules = [rule for name, declared in cls.events.items() for rule in self.rules_of(name, declared)]
         cls.rules = tuple(rules)
+        self.check_new_states()
+        self.check_overrides()
         cls.machine = transitions.Machine(
             model=None,
             states=[
@@ -364,6 +382,36 @@ class _Declaration:
             after_state_change="_announce",
             name=cls.__name__,
         )
+
+    def check_new_states(self) -> None:
+        """A state that a subclass adds has rows; else the REST of all events would quietly make a trap of it."""
+        inherited = {name for base in self.cls.__mro__[1:] for name in getattr(base, "states", {})}
+        added = [each for each in self.cls.states.values() if inherited and each.name not in inherited]
+        with_rows = {
+            rule.source for rule in self.cls.rules if rule.declared_in == self.cls.__name__ and not rule.is_refusal
+        }
+        for each in added:
+            if each.like is None and each.name not in with_rows:
+                raise self.error(
+                    f"state {each.name} has no rows of its own, so that most events would be refused in it: "
+                    "give it rows, or say like=<a state whose rows it shares>"
+                )
+
+    def check_overrides(self) -> None:
+        """A method that nobody names, and that is called almost like a guard or an action, is a slip of the pen."""
+        used = {name for each in self.cls.states.values() for name in each.enter + each.exit}
+        used |= {name for rule in self.cls.rules for name in rule.when + rule.do}
+        for name, value in vars(self.cls).items():
+            unused = callable(value) and not name.startswith("_") and name not in used
+            close = difflib.get_close_matches(name, used, n=1, cutoff=0.9)
+            if unused and close and not self.is_inherited(name):
+                raise self.error(
+                    f"no row or state names the method {name!r}; did you mean to override {close[0]!r}? "
+                    "(If not, begin its name with an underscore.)"
+                )
+
+    def is_inherited(self, name: str) -> bool:
+        return any(hasattr(base, name) for base in self.cls.__bases__)
 
     def rules_of(self, name: str, declared: Event[Any]) -> list[Rule]:
         """The rules of one event, in order; every pair decided, no row dead."""
@@ -408,7 +456,7 @@ class _Declaration:
             if source is REST:
                 but = decided
             return [name for name in self.cls.states if name not in but]
-        if isinstance(source, State):
+        if isinstance(source, State | str):
             source = (source,)
         return [self.state_named(each, where) for each in source]
 
@@ -431,7 +479,10 @@ class _Declaration:
         for name in names:
             if not callable(getattr(self.cls, name, None)):
                 known = [each for each in dir(self.cls) if callable(getattr(self.cls, each, None)) and each[0] != "_"]
-                raise self.error(f"{where}: there is no method {name!r}{_did_you_mean(name, known)}")
+                hint = _did_you_mean(name, known)
+                if name == "<lambda>":
+                    hint = "; guards and actions are looked up by name, so define a method for it"
+                raise self.error(f"{where}: there is no method {name!r}{hint}")
 
     def error(self, text: str) -> MachineDefinitionError:
         return MachineDefinitionError(f"{self.cls.__qualname__}: {text}")

@@ -28,12 +28,16 @@ class Pump:
     def __init__(self) -> None:
         self._jobs: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._running = False
+        self._rest: asyncio.Handle | None = None  # what goes on with a long queue in the loop's next turn
         self._idle: Promise[None] = Promise()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let long queues give way to this loop; until then a queue runs to its end."""
         self._loop = loop
+        if self._rest is not None:  # it waited for a loop that has ended
+            self._rest.cancel()
+            self._rest = loop.call_soon(self._run)
 
     async def idle(self) -> None:
         """Wait until no job runs or waits for its turn."""
@@ -44,6 +48,7 @@ class Pump:
         """Forget what waits: the loop that it waited for has ended."""
         self._jobs.clear()
         self._running = False
+        self._rest = None
 
     def post(self, job: Callable[..., None], *args: Any) -> None:
         """Run the job: now if nothing runs or waits, else in its turn."""
@@ -66,6 +71,7 @@ class Pump:
 
     def _run(self) -> None:
         # _running stays True while a rest waits for the loop: whatever is posted then queues up behind it.
+        self._rest = None
         left = self.SLICE
         try:
             while self._jobs:
@@ -75,11 +81,11 @@ class Pump:
                 job, args = self._jobs.popleft()
                 try:
                     job(*args)
-                except Exception:
+                except (Exception, asyncio.CancelledError):
                     logger.exception("a job of the driver raised; this is a fault of reconnect_fsm, please report it")
         finally:
             if self._jobs and self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon(self._run)
+                self._rest = self._loop.call_soon(self._run)
             else:
                 self._running = False
                 self._idle.keep(None)
@@ -144,7 +150,7 @@ class Outcome:
         if not self.done:
             yield from self._promise.wait().__await__()
         elif self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
 
 
 class Lazily:

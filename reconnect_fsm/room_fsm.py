@@ -166,8 +166,19 @@ class RoomFSM(FSM[RoomStatus]):
 
     def is_rejoin_due(self) -> bool:
         """The server suggests to come back, and no such suggestion was followed within the last `rejoin_interval`."""
-        due = self.suggested_at is None or self.now - self.suggested_at >= self.rejoin_interval
-        return due and self.is_rejoin_suggested()
+        return self.is_interval_over() and self.is_rejoin_suggested()
+
+    def is_interval_over(self) -> bool:
+        """No rejoin of this kind was made within the last `rejoin_interval`."""
+        return self.suggested_at is None or self.now - self.suggested_at >= self.rejoin_interval
+
+    def was_asked(self) -> bool:
+        """A request was made in vain, so that its answer may still come."""
+        return self.attempt > 0
+
+    def is_unasked(self) -> bool:
+        """Nothing was asked on this connection that could be answered."""
+        return not self.was_asked()
 
     # Actions: each asks for effects, or changes what is remembered
 
@@ -282,8 +293,8 @@ class RoomFSM(FSM[RoomStatus]):
         self.news = why
 
     @event(
-        row(ASKING,  to=joined, clause="OK-4"),
-        row(DELAYED, to=joined, clause="OK-4"),
+        row(ASKING,  to=joined,                 clause="OK-4"),
+        row(DELAYED, to=joined, when=was_asked, clause="OK-4"),
         refuse(joined, because="it is joined already"),
         refuse(REST, because="it was not asked for on this connection"),
     )
@@ -294,6 +305,7 @@ class RoomFSM(FSM[RoomStatus]):
     @event(
         row(joining,   to=joining,   when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
         row(rejoining, to=rejoining, when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
+        refuse(DELAYED, when=is_unasked, because="nothing was asked since it was put out"),
         row(DELAYED,   to=STAY,      when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
         row(ASKING,    to=error,                                                        clause="REJOIN-3 OK-4"),
         row(DELAYED,   to=error,                                                        clause="REJOIN-3"),
@@ -348,6 +360,16 @@ class RoomFSM(FSM[RoomStatus]):
     def acks_overdue(self) -> None:
         """More updates wait for an Ack than we keep; the version exchange of a rejoin supersedes them."""
         self.news = "too many updates without an Ack"
+
+    @event(
+        row(joined, to=rejoining,      when=is_interval_over, do=follow_suggestion, clause="D-ACK"),
+        row(joined, to=rejoin_delayed,                        do=keep_the_interval, clause="D-ACK"),
+        refuse(REST, because="there is no session"),
+    )
+    def batch_lost(self, why: str, now: float) -> None:
+        """A batch of the server's never came whole, at time ``now`` in seconds; only a rejoin brings it again."""
+        self.news = why
+        self.now = now
 
     @event(
         refuse(OVER, because="the room is no longer tracked"),

@@ -68,6 +68,8 @@ MAX_UNACKED_UPDATES = 65_536
 MAX_UNACKED_BYTES = 16 * 1024 * 1024
 
 MAX_COMPLAINTS = 10  # warnings a connection
+MAX_REPLIES = 1_000  # frames that may wait before refusals are kept back
+MAX_FRAGMENTED_ROOMS = 16  # that may receive fragments at the same time, 8 batches of 16 MiB each
 
 
 class Room:
@@ -170,7 +172,7 @@ class Room:
         if true():
             return self
         if self._fsm.state in OVER:
-            raise self._fsm.refusal
+            raise self._fsm.refusal.with_traceback(None)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._waiting is None:
             self._waiting = {}
@@ -214,6 +216,7 @@ class Rooms:
         own: Callable[[asyncio.Task[Any]], None],
         make_fsm: Callable[[], RoomFSM],
         random_bits: Callable[[int], int],
+        backlog: Callable[[], int],
     ) -> None:
         """``send`` writes a frame, or drops it if there is no connection; ``written`` waits until all are written;
         ``own`` takes charge of a cancelled task until it has ended."""
@@ -228,6 +231,8 @@ class Rooms:
         self._thread = threading.get_ident()
         self._connected_because: str | None = None
         self._complaints = 0
+        self._answer: JoinResponseOk | None = None  # the one that is being handled
+        self._fragmented: set[Room] = set()  # rooms with batches that have not come whole
         self._run: dict[type[Effect], Callable[[Room, Any], None]] = {
             StartTimer: self._start_timer,
             StopTimer: self._stop_timer,
@@ -241,6 +246,7 @@ class Rooms:
             NotifyStatus: self._notify_status,
         }
         self._random_bits = random_bits
+        self._backlog = backlog
         self._last_batch_id: int | None = None
 
     def __iter__(self) -> Iterator[Room]:
@@ -267,9 +273,13 @@ class Rooms:
         return room
 
     def leave(self, room: Room) -> None:
+        """Untracked at once, so that a join that follows makes a new room, whatever waits in the queue."""
+        if self._tracked.get((room.crdt_type, room.id)) is room:
+            del self._tracked[room.crdt_type, room.id]
         self._pump.post(self._fire, room, "leave_requested")
 
     async def written(self) -> None:
+        await self._pump.idle()
         with contextlib.suppress(NotConnected):  # then the server noticed by itself
             await self._written()
 
@@ -303,15 +313,14 @@ class Rooms:
             case Ack():
                 self._acknowledged(room, message)
             case JoinResponseOk():
-                room.permission, room._server_version = message.permission, message.version
+                self._answer = message
                 self._fire(room, "join_accepted")
             case JoinError():
                 room._server_version = message.receiver_version or b""
-                self._fire(
-                    room, "join_refused", JoinRefused(message.code, presentable(message.message), message.app_code)
-                )
+                app_code = None if message.app_code is None else presentable(message.app_code)
+                self._fire(room, "join_refused", JoinRefused(message.code, presentable(message.message), app_code))
             case RoomError():
-                refusal = JoinRefused(message.code, presentable(message.message))
+                refusal = JoinRefused(message.code, presentable(message.message), put_out=True)
                 self._fire(room, "put_out", refusal, self._now())
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 self._reassemble(room, message)
@@ -328,7 +337,7 @@ class Rooms:
         fsm = room._fsm
         try:
             effects = fsm.events[event].fire(fsm, *args)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             logger.exception("%s raised on %s in state %s", type(fsm).__name__, event, fsm.state)
             effects = self._broke(
                 room, f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
@@ -336,7 +345,7 @@ class Rooms:
         for effect in effects:
             try:
                 self.run_effect(room, effect)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 logger.exception("running %r raised", effect)
                 what = f"running {type(effect).__name__} raised {type(error).__name__}; the log tells where"
                 self._pump.post(self._fire, room, "broke", what)
@@ -487,6 +496,8 @@ class Rooms:
     # In session
 
     def _synchronise(self, room: Room, _: Synchronise) -> None:
+        assert self._answer is not None
+        room.permission, room._server_version = self._answer.permission, self._answer.version
         try:
             missing = guarded(room.adaptor.missing_from, room._server_version)
         except Exception as error:
@@ -506,7 +517,8 @@ class Rooms:
         if self._loop is None or threading.get_ident() == self._thread:
             self._pump.post(self._send_local_update, room, update)
         elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
+            with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
+                self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
 
     def _send_local_update(self, room: Room, update: bytes) -> None:
         if room.status is not RoomStatus.JOINED:
@@ -572,10 +584,14 @@ class Rooms:
         room._notice()
 
     def _refuse(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
-        self._send(encode(Ack(room.crdt_type, room.id, batch_id, status)))
+        if self._backlog() < MAX_REPLIES:  # a server that sends junk and reads nothing must not fill our memory
+            self._send(encode(Ack(room.crdt_type, room.id, batch_id, status)))
 
     def _reassemble(self, room: Room, message: DocUpdateFragmentHeader | DocUpdateFragment) -> None:
         if room.status is not RoomStatus.JOINED:
+            return
+        if room not in self._fragmented and len(self._fragmented) >= MAX_FRAGMENTED_ROOMS:
+            self._refuse(room, message.batch_id, UpdateStatusCode.RATE_LIMITED)
             return
         if room._reassembler is None:
             room._reassembler = Reassembler()
@@ -597,7 +613,9 @@ class Rooms:
         if due is not None:
             self._deadlines.cancel(due)
         at = None if room._reassembler is None else room._reassembler.next_deadline()
+        self._fragmented.discard(room)
         if at is not None:
+            self._fragmented.add(room)
             assert self._loop is not None
             room._fragments_due = self._deadlines.set(self._loop, at - self._now(), self._fragments_fell_due, room)
 
@@ -613,6 +631,8 @@ class Rooms:
     def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
         self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
+        if refusal.status == UpdateStatusCode.FRAGMENT_TIMEOUT:
+            self._pump.post(self._fire, room, "batch_lost", "a batch from the server never came whole", self._now())
 
     def _now(self) -> float:
         assert self._loop is not None

@@ -34,6 +34,7 @@ Session: TypeAlias = aiohttp.ClientSession
 
 MAX_RETRY_AFTER: Final = 300.0  # D-HTTP: seconds; a hostile or confused server must not park us for days
 BURST: Final = 128  # frames written, or read, before the event loop gets its turn
+BURST_BYTES: Final = 256 * 1024  # likewise, of frames written
 NO_STATUS_RECEIVED, ABNORMAL_CLOSURE = 1005, 1006  # RFC 6455, 7.4.1: never on the wire
 
 # What the client decides itself, and so does not take from the user.
@@ -275,23 +276,31 @@ class Socket:
         self._close_timeout = close_timeout
         self._max_msg_size = max_msg_size
         self._outbox: list[Data] = []
+        self._urgent: list[str] = []
         self._pong: bytes | None = None
         self._wake = asyncio.Event()
         self._written: Promise[None] = Promise()
         self._closing = False
         self._complaint: int | None = None  # the close code that says what the server did wrong
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._on_alive: Callable[[], None] = _nothing
         self.opened_at = asyncio.get_running_loop().time()
 
     def start(
-        self, on_message: Callable[[Data], None], on_alive: Callable[[], None], on_closed: Callable[[CloseInfo], None]
+        self,
+        on_message: Callable[[Data], None],
+        on_alive: Callable[[], None],
+        on_closed: Callable[[CloseInfo], None],
+        ready: Callable[[], Awaitable[None]],
     ) -> None:
         """Begin to read and write.
 
-        ``on_alive`` is called for ping and pong frames; ``on_closed`` once, unless `close` was called before.
+        ``on_alive`` is called for what proves life and is no message; ``on_closed`` once, unless `close` was called
+        before; ``ready`` is awaited every now and then: no more is read until whoever gets the messages has caught up.
         """
+        self._on_alive = on_alive
         self._tasks = (
-            asyncio.create_task(self._read(on_message, on_alive, on_closed), name="reconnect_fsm reader"),
+            asyncio.create_task(self._read(on_message, on_closed, ready), name="reconnect_fsm reader"),
             asyncio.create_task(self._write(), name="reconnect_fsm writer"),
         )
 
@@ -300,9 +309,20 @@ class Socket:
         """How long it has been open, in seconds."""
         return asyncio.get_running_loop().time() - self.opened_at
 
+    @property
+    def backlog(self) -> int:
+        """How many frames wait to be written."""
+        return len(self._outbox)
+
     def send(self, data: Data) -> None:
         """Write the frame, text or binary, soon. Frames of one burst are written together."""
         self._outbox.append(data)
+        self._wake.set()
+
+    def send_urgent(self, word: str) -> None:
+        """Write a ping or pong before all that waits, whose length it would tell otherwise; each once."""
+        if word not in self._urgent:
+            self._urgent.append(word)
         self._wake.set()
 
     async def written(self) -> None:
@@ -347,16 +367,21 @@ class Socket:
     # Reading
 
     async def _read(
-        self, on_message: Callable[[Data], None], on_alive: Callable[[], None], on_closed: Callable[[CloseInfo], None]
+        self,
+        on_message: Callable[[Data], None],
+        on_closed: Callable[[CloseInfo], None],
+        ready: Callable[[], Awaitable[None]],
     ) -> None:
         try:
-            info = await self._read_until_closed(on_message, on_alive)
+            info = await self._read_until_closed(on_message, ready)
         except Exception as error:  # whatever it was: a reader that dies in silence would leave a zombie behind
             info = CloseInfo(ABNORMAL_CLOSURE, f"the connection was lost ({type(error).__name__})")
         if not self._closing:
             on_closed(CloseInfo(info.code, info.reason, self.lasted))
 
-    async def _read_until_closed(self, on_message: Callable[[Data], None], on_alive: Callable[[], None]) -> CloseInfo:
+    async def _read_until_closed(
+        self, on_message: Callable[[Data], None], ready: Callable[[], Awaitable[None]]
+    ) -> CloseInfo:
         count = 0
         while True:
             message = await self._ws.receive()
@@ -366,9 +391,9 @@ class Socket:
                 case WSMsgType.PING:
                     self._pong = message.data  # a flood of pings is answered once (RFC 6455, 5.5.3)
                     self._wake.set()
-                    on_alive()
+                    self._on_alive()
                 case WSMsgType.PONG:
-                    on_alive()
+                    self._on_alive()
                 # Judged by the message alone: the reason is nowhere else, and close_code may say 1006 all the same.
                 case WSMsgType.CLOSE:
                     return CloseInfo(message.data or NO_STATUS_RECEIVED, presentable(message.extra))
@@ -379,6 +404,7 @@ class Socket:
             count += 1
             if count % BURST == 0:
                 await asyncio.sleep(0)  # receive() does not give way while there is something to read
+                await ready()
 
     def _what_is_wrong(self, error: object) -> str:
         if isinstance(error, aiohttp.WebSocketError):
@@ -394,22 +420,46 @@ class Socket:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                if self._pong is not None:
-                    pong, self._pong = self._pong, None
-                    await self._ws.pong(pong)
+                await self._write_urgent()
                 while self._outbox:
-                    batch = self._outbox[:BURST]
-                    del self._outbox[:BURST]
+                    stuck, batch = self._unsent(), self._next_batch()
                     with self._corked(len(batch)):
                         for data in batch:
-                            if isinstance(data, str):
-                                await self._ws.send_str(data)
-                            else:
-                                await self._ws.send_bytes(data)
+                            await self._write_frame(data)
+                            await self._write_urgent()
+                    del self._outbox[: len(batch)]
+                    if 0 < stuck >= self._unsent():  # the kernel was full, and went on: the other end is slow, not dead
+                        self._on_alive()
                     await asyncio.sleep(0)
                 self._written.keep(None)
                 if self._closing:
                     return
+
+    def _next_batch(self) -> list[Data]:
+        """What is written before the event loop gets its turn: many small frames, or one large one."""
+        size = 0
+        for count, data in enumerate(self._outbox[:BURST], 1):
+            size += len(data)
+            if size >= BURST_BYTES:
+                return self._outbox[:count]
+        return self._outbox[:BURST]
+
+    def _unsent(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return 0 if self._ws.transport is None else self._ws.transport.get_write_buffer_size()
+
+    async def _write_frame(self, data: Data) -> None:
+        if isinstance(data, str):
+            await self._ws.send_str(data)
+        else:
+            await self._ws.send_bytes(data)
+
+    async def _write_urgent(self) -> None:
+        while self._urgent:
+            await self._write_frame(self._urgent.pop(0))
+        if self._pong is not None:
+            pong, self._pong = self._pong, None
+            await self._ws.pong(pong)
 
     @contextlib.contextmanager
     def _corked(self, frames: int) -> Generator[None]:
@@ -424,6 +474,9 @@ class Socket:
         finally:
             with contextlib.suppress(OSError):
                 sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_CORK, 0)
+
+
+def _nothing() -> None: ...
 
 
 def _fit(reason: str) -> bytes:

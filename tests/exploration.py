@@ -77,6 +77,7 @@ FACTS: Mapping[str, tuple[Any, ...]] = {
     "join_refused": (JoinRefused(1, "version unknown"),),
     "credentials_failed": ("the auth function raised", False),
     "put_out": (JoinRefused(1, "rejoin"), 100.0),
+    "batch_lost": ("a batch never came whole", 100.0),
 }
 """What each event of the two machines is told; the rest take nothing. Guards do not look at it while exploring."""
 

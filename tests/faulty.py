@@ -93,6 +93,16 @@ class Peer:
                 return value.strip()
         return None
 
+    async def read_slowly(self, size: int, *, every: float) -> None:
+        """Read whole frames, one at a time with a pause after each, until so many bytes have come; answer pings."""
+        left = size
+        while left > 0:
+            _, payload = await self.receive()
+            left -= len(payload)
+            if payload == b"ping":
+                self.send("pong")
+            await asyncio.sleep(every)
+
     async def request(self) -> None:
         """Read the request."""
         self.head = (await self._reader.readuntil(b"\r\n\r\n")).decode()

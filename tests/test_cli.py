@@ -224,7 +224,7 @@ def test_diagram_of_a_users_machine(capsys: Capture, write_module: WriteModule, 
         from reconnect_fsm.machine import state
 
         class TheirFSM(ClientFSM):
-            resting = state(ClientStatus.RECONNECTING, doc="a state of their own")
+            resting = state(ClientStatus.RECONNECTING, like=ClientFSM.paused, doc="a state of their own")
     """)
     assert main(["diagram", "their_app.machines:TheirFSM", "--format", "mermaid"]) == 0
     assert "resting" in capsys.readouterr().out

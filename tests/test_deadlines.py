@@ -179,3 +179,18 @@ def test_a_timer_that_runs_a_little_early_counts() -> None:
     loop.fire()
     assert len(came) == 1
     assert loop.armed == 1
+
+
+async def test_one_that_is_dropped_from_the_head_takes_no_other_along() -> None:
+    """Cancelled ones are dropped together; the timer that was set for the first must not run a later one early."""
+    came: list[float] = []
+    loop = asyncio.get_running_loop()
+    deadlines = Deadlines(run)
+    began = loop.time()
+    early = [deadlines.set(loop, 0.01, lambda _: came.append(0.01)) for _ in range(200)]
+    late = deadlines.set(loop, 0.3, lambda _: came.append(loop.time() - began))
+    for each in early:
+        deadlines.cancel(each)
+    await asyncio.sleep(0.1)
+    assert came == []
+    deadlines.cancel(late)

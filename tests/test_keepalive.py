@@ -104,13 +104,58 @@ def test_a_pong_that_nobody_asked_for_is_no_round_trip() -> None:
     assert beat.ponged(22.0) is None
 
 
-def test_one_ping_is_in_flight_at_most() -> None:
-    """LIVE-1: no other is asked for while one is out, however long traffic keeps the connection alive."""
-    beat = pinged()
-    for now in range(21, 200):
-        beat.heard(float(now))
-        assert beat.tick(float(now)) is Beat.WAIT
-        assert beat.in_flight
+def test_live_1_a_pong_that_traffic_makes_up_for_is_given_up() -> None:
+    """LIVE-1 LIVE-2: pings go on though a pong was lost, one at a time, and silence is noticed within the bound."""
+    beat = pinged()  # at 20
+    pings, heard_at = 1, 20.0
+    now = 20.0
+    while now < 400:
+        now += 1.0
+        beat.heard(now)
+        heard_at = now
+        assert beat.deadline is not None
+        if now >= beat.deadline:
+            verdict = beat.tick(now)
+            assert verdict is not Beat.DEAD
+            if verdict is Beat.PING:
+                beat.sent(now)
+                pings += 1
+    assert pings >= 15
+    while (verdict := beat.tick(now)) is not Beat.DEAD:
+        if verdict is Beat.PING:
+            beat.sent(now)
+        assert beat.deadline is not None
+        now = beat.deadline
+    assert now - heard_at <= 30.0
+
+
+@pytest.mark.parametrize(("interval", "timeout"), [(20.0, 10.0), (5.0, 10.0), (1.0, 30.0)])
+def test_live_2_the_bound_holds_after_traffic_without_pongs(interval: float, timeout: float) -> None:
+    """LIVE-2: interval + timeout after the last byte at the latest, also where the timeout is the longer."""
+    beat = heartbeat(Keepalive(interval=interval, timeout=timeout))
+    now = interval
+    assert beat.tick(now) is Beat.PING
+    beat.sent(now)
+    heard_at = now + timeout / 2
+    beat.heard(heard_at)
+    while True:
+        assert beat.deadline is not None
+        now = max(now, beat.deadline)
+        verdict = beat.tick(now)
+        if verdict is Beat.DEAD:
+            break
+        if verdict is Beat.PING:
+            beat.sent(now)
+    assert now - heard_at <= interval + timeout
+
+
+def test_a_ping_without_a_pong_is_overdue_after_the_timeout() -> None:
+    """A user's ping may then be followed by another."""
+    beat = heartbeat(Keepalive(enabled=False, timeout=10.0))
+    assert not beat.is_overdue(100.0)
+    beat.sent(0.0)
+    assert not beat.is_overdue(10.0)
+    assert beat.is_overdue(10.1)
 
 
 def test_a_slow_pong_delays_the_next_ping() -> None:
@@ -127,12 +172,14 @@ def test_a_slow_pong_delays_the_next_ping() -> None:
 
 
 def test_live_2_any_traffic_proves_life() -> None:
-    """LIVE-2: a server busy sending may be slow to answer; it is dead a timeout after it fell silent."""
+    """LIVE-2: a server busy sending may be slow to answer; it is asked again when it is time, and then counts."""
     beat = pinged()
     beat.heard(27.0)
     assert beat.tick(30.0) is Beat.WAIT
-    assert beat.deadline == 37.0
-    assert beat.tick(37.0) is Beat.DEAD
+    assert beat.deadline == 40.0
+    assert beat.tick(40.0) is Beat.PING
+    beat.sent(40.0)
+    assert beat.tick(50.0) is Beat.DEAD
 
 
 def test_live_2_traffic_before_the_ping_proves_nothing_after_it() -> None:
@@ -181,8 +228,8 @@ def test_live_2_traffic_within_the_grace_period_counts_too() -> None:
     beat = pinged()
     assert beat.tick(90.0) is Beat.WAIT
     beat.heard(91.0)
-    assert beat.tick(92.0) is Beat.WAIT
-    assert beat.deadline == 101.0
+    assert beat.tick(92.0) is Beat.PING
+    beat.sent(92.0)
     assert beat.tick(150.0) is Beat.WAIT
     assert beat.tick(152.0) is Beat.DEAD
 

@@ -404,3 +404,21 @@ async def test_ok_2_missing_pongs_and_half_open_links_recover() -> None:
     ):
         await eventually(lambda: server.connects == 4 and connection.status == "connected")
         assert await connection.ping() > 0
+
+
+async def test_live_2_a_slow_uplink_is_not_dead() -> None:
+    """LIVE-2: pings overtake what waits to be written, and a write that was blocked and went on proves life."""
+
+    async def slow(peer: Peer) -> None:
+        await peer.upgrade()
+        await peer.read_slowly(16_000_000, every=0.01)
+        await peer.answer_frames()
+
+    quick = Keepalive(interval=0.2, timeout=0.4)
+    async with faulty.server(slow) as server, Connection(server.url, keepalive=quick, close_timeout=0.2) as connection:
+        watch = Watch(connection)
+        await connection.wait_connected()
+        for _ in range(120):
+            await connection.send(b"x" * 200_000)
+        assert watch.states == ["connected"]
+        assert server.connects == 1

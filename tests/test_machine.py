@@ -362,6 +362,7 @@ def test_a_subclass_adds_a_state_that_any_rest_and_any_but_cover() -> None:
     class Revolving(Door):
         turning = state("open")
         pulled = Door.pulled.first(row(Door.wide, to=turning))
+        pushed = Door.pushed.first(row(turning, to=Door.shut, when=Door.is_hard))
 
     assert rules(Revolving, "knocked", "turning") == [(None, ())]  # ANY
     assert rules(Revolving, "slammed", "turning") == [("gone", ())]  # REST
@@ -862,3 +863,37 @@ def test_transitions_is_quiet_unless_the_user_says_otherwise(before: int, after:
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))  # once more, beside the one that is imported
     assert logger.level == after
+
+
+def test_a_state_that_a_subclass_adds_without_rows_is_a_trap() -> None:
+    """The REST of the inherited events would refuse most facts in it, and quietly: it needs rows, or `like=`."""
+    with pytest.raises(MachineDefinitionError, match=r"state loose has no rows of its own.*like="):
+        door_with(loose=state("open"))()
+
+
+def test_a_misspelt_override_is_an_error() -> None:
+    """A method that nobody names, called almost like a guard, was meant to override it."""
+    with pytest.raises(MachineDefinitionError, match="'is_hardd'; did you mean to override 'is_hard'"):
+        door_with(is_hardd=lambda self: True)()
+    door_with(_is_hardd=lambda self: True, quite_another=lambda self: True)()
+
+
+def test_rows_and_likes_of_the_wrong_kind_are_told_so() -> None:
+    """At the line where they are written."""
+    wrong: Any = ("shut", "open")
+    with pytest.raises(MachineDefinitionError, match=r"made of row\(...\) and refuse"):
+        Door.pushed.first(wrong)
+    with pytest.raises(MachineDefinitionError, match="like= takes a state"):
+        state("open", like=wrong)
+
+
+def test_a_source_may_be_given_by_name() -> None:
+    """As a target may."""
+    named = door_with(pushed=Door.pushed.first(row("wide", to="shut")))()
+    assert rules(named, "pushed", "wide")[0] == ("shut", ())
+
+
+def test_a_status_of_another_kind_is_an_error() -> None:
+    """Listeners would be told a status that is none."""
+    with pytest.raises(MachineDefinitionError, match="state odd: its status must be a str, not 5"):
+        door_with(odd=state(5, like=Door.shut))()

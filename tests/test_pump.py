@@ -377,3 +377,23 @@ def test_d_listen_what_cannot_be_called_is_refused(callback: Any) -> None:
     """D-LISTEN: anything but a function is a TypeError, at once."""
     with pytest.raises(TypeError, match="on_news takes a function"):
         Listeners[str]("on_news").add(callback)
+
+
+def test_what_waited_for_a_loop_that_ended_goes_on_in_the_next() -> None:
+    """A queue cut short by the end of its loop is neither lost nor in the way."""
+    done: list[int] = []
+    pump = Pump()
+
+    async def first() -> None:
+        pump.bind(asyncio.get_running_loop())
+        pump.post_each(done.append, range(Pump.SLICE * 50))
+
+    async def second() -> None:
+        pump.bind(asyncio.get_running_loop())
+        pump.post(done.append, -1)
+        await pump.idle()
+
+    asyncio.run(first())
+    assert len(done) < Pump.SLICE * 50
+    asyncio.run(second())
+    assert done == [*range(Pump.SLICE * 50), -1]

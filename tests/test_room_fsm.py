@@ -380,6 +380,7 @@ OVER: list[tuple[Any, ...]] = [
     ("timer_fell_due",),
     ("put_out", EVICTED, 1.0),
     ("acks_overdue",),
+    ("batch_lost", "never came whole", 1.0),
     ("leave_requested",),
     ("broke", "raised"),
 ]
@@ -565,7 +566,7 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
         fsm.broke("why")
     assert said(fsm.give_up("the machine raised")) == [
         "Untrack()",
-        "FailWaiters(JoinRefused('the room was refused: the machine raised'))",
+        "FailWaiters(JoinRefused('this program refused the room: the machine raised'))",
         "NotifyStatus(connecting → error, 'the machine raised')",
     ]
     assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
@@ -786,3 +787,26 @@ def test_golden_transcripts(tell: Callable[[Story], None]) -> None:
 def test_golden_transcripts_have_a_story_each() -> None:
     """No transcript is left over from a story that is told no more."""
     assert golden.names("room") == {f"room_{tell.__name__}" for tell in STORIES}
+
+
+def test_d_ack_a_batch_that_was_lost_is_fetched_by_a_rejoin() -> None:
+    """D-ACK D-ROOMERR: at once, and then at most once per 30 s, however often a server loses one."""
+    fsm = room("joined")
+    assert "RequestJoin(CURRENT)" in said(fsm.batch_lost("lost", 100.0))
+    assert fsm.state == "rejoining"
+    fsm.join_accepted()
+    assert "StartTimer(20)" in said(fsm.batch_lost("lost", 110.0))
+    assert fsm.state == "rejoin_delayed"
+
+
+@pytest.mark.parametrize("answer", ["join_accepted", "join_refused"])
+def test_d_roomerr_an_answer_to_nothing_is_none(answer: str) -> None:
+    """D-ROOMERR: a room that was put out and waits has asked for nothing, whatever a server says."""
+    fsm = room("joined")
+    fsm.put_out(REJOIN, 100.0)
+    fsm.join_accepted()
+    fsm.put_out(REJOIN, 101.0)
+    assert fsm.state == "rejoin_delayed"
+    args = (UNKNOWN,) if answer == "join_refused" else ()
+    assert getattr(fsm, answer)(*args) == []
+    assert fsm.state == "rejoin_delayed"

@@ -1500,6 +1500,7 @@ async def test_fragments_that_stay_away_are_given_up_after_10_s(scripted: Script
         await peer.send(header, rest[0])
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 5, UpdateStatusCode.FRAGMENT_TIMEOUT)
         assert now() - began == pytest.approx(10, abs=0.1)
+        await peer.next(JoinRequest)  # the only way to what was in it
         await peer.send(*rest)
         await peer.hears_nothing_else()
         assert adaptor.applied == []
@@ -2054,3 +2055,100 @@ async def test_auth_bytes_are_not_the_result_of_a_task(
         await room
     assert "Executing <Task finished" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+# ------------------------------------------------------------------------------------- what a close reading has found
+
+
+async def test_d_leave_a_join_that_follows_at_once_makes_a_new_room(scripted: ScriptedServer) -> None:
+    """D-LEAVE D-LISTEN: also within a listener, where both wait their turn; the join is not lost."""
+    async with joined(scripted) as (client, room, _):
+        made: list[Room] = []
+
+        def again(change: StatusChange[ClientStatus]) -> None:
+            room.leave()
+            made.append(client.join("r", Notebook()))
+
+        client.on_status(again)
+        client.set_online(False)
+        client.set_online(True)
+        await (await scripted.peer()).let_in()
+        await made[-1]
+        assert room.state == "left"
+        assert client.rooms == (made[-1],)
+        assert made[-1] is not room
+
+
+async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(scripted: ScriptedServer) -> None:
+    """CancelledError out of a plain call is the adaptor's fault, and ends neither the reader nor the connection."""
+    adaptor = Notebook()
+    adaptor.raises["apply"] = asyncio.CancelledError()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"x",), 77))
+        assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
+        del adaptor.raises["apply"]
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"y",), 78))
+        await peer.hears_nothing_else()
+        assert adaptor.applied == [b"y"]
+        assert (client.status, room.status) == (ClientStatus.CONNECTED, RoomStatus.JOINED)
+
+
+async def test_what_an_application_calls_its_error_is_made_presentable(scripted: ScriptedServer) -> None:
+    """A server's words are short and one line, whatever it sends: they end up in reasons and logs."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook())
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.APP_ERROR, "no", app_code="a\nb" * 1000))
+        with pytest.raises(JoinRefused) as caught:
+            await room
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+
+async def test_a_second_yes_does_not_change_what_we_may_do(scripted: ScriptedServer) -> None:
+    """The machine refuses it, and so does all else: the permission stays."""
+    async with joined(scripted) as (_, room, peer):
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "read", b"other"))
+        await peer.hears_nothing_else()
+        assert room.permission == "write"
+
+
+async def test_a_message_over_the_protocols_limit_is_dropped(scripted: ScriptedServer) -> None:
+    """256 KiB: more would block the loop for as long as a server likes; the room goes on."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        frame = encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 100, 1))
+        await peer.send(frame + b"\0" * 262_144)
+        await peer.hears_nothing_else()
+        assert adaptor.applied == []
+        assert (client.status, room.status) == (ClientStatus.CONNECTED, RoomStatus.JOINED)
+
+
+async def test_refusals_are_kept_back_when_nothing_is_read(scripted: ScriptedServer) -> None:
+    """A server that sends junk and reads nothing cannot fill our memory with Acks."""
+    adaptor = Notebook()
+    adaptor.raises["apply"] = ValueError("junk")
+    async with joined(scripted, adaptor) as (client, room, peer):
+        sent: list[bytes] = []
+        client._rooms._backlog = lambda: 1_000 if len(sent) >= 5 else 0
+        client._rooms._send = sent.append
+        for number in range(20):
+            await peer.send(DocUpdate(CrdtType.ELO, "r", (b"x",), number))
+        await asyncio.sleep(1)
+        assert len(sent) == 5
+        assert room.status is RoomStatus.JOINED
+
+
+async def test_fragments_come_in_a_few_rooms_at_a_time(scripted: ScriptedServer) -> None:
+    """Each room may hold 128 MiB of unfinished batches, so only so many rooms may."""
+    async with client_of(scripted.url) as client:
+        rooms = [client.join(f"r{number}", Notebook()) for number in range(17)]
+        peer = await scripted.peer()
+        for room in rooms:
+            request = await peer.next(JoinRequest)
+            await peer.send(JoinResponseOk(CrdtType.ELO, request.room_id, "write", b""))
+            await room
+        for number in range(17):
+            await peer.send(DocUpdateFragmentHeader(CrdtType.ELO, f"r{number}", 5, 2, 2))
+        assert await peer.next(Ack) == Ack(CrdtType.ELO, "r16", 5, UpdateStatusCode.RATE_LIMITED)

@@ -1297,7 +1297,7 @@ async def bare(url: str | URL) -> AsyncIterator[Socket]:
 async def test_the_close_frame_of_a_long_reason_is_cut_to_size() -> None:
     """A close frame holds 123 bytes of reason; what is longer is cut between characters."""
     async with faulty.server() as server, bare(server.url) as opened:
-        opened.start(lambda data: None, lambda: None, lambda info: None)
+        opened.start(lambda data: None, lambda: None, lambda info: None, _at_once)
         await opened.close(4000, "ä" * 100)
         await server.peer.gone.wait()
         assert server.peer.closed_with == (4000, "ä" * 61)
@@ -1306,7 +1306,7 @@ async def test_the_close_frame_of_a_long_reason_is_cut_to_size() -> None:
 async def test_written_after_the_close() -> None:
     """Who waits for a message that can no longer be written hears NotConnected, and does not wait for ever."""
     async with faulty.server() as server, bare(server.url) as opened:
-        opened.start(lambda data: None, lambda: None, lambda info: None)
+        opened.start(lambda data: None, lambda: None, lambda info: None, _at_once)
         await opened.close(1000, "")
         opened.send("too late")
         with pytest.raises(NotConnected):
@@ -1323,7 +1323,7 @@ async def test_a_reader_never_dies_in_silence() -> None:
 
     told: list[CloseInfo] = []
     async with faulty.server() as server, bare(server.url) as opened:
-        opened.start(broken, lambda: None, told.append)
+        opened.start(broken, lambda: None, told.append, _at_once)
         server.peer.send("x")
         await eventually(lambda: told)
         assert [(info.code, info.reason) for info in told] == [(1006, "the connection was lost (LookupError)")]
@@ -1416,3 +1416,6 @@ async def test_secrets_are_never_shown(trouble: str, authority: trustme.CA, capl
     assert "dial_failed" in [step.event for step in watch.steps]
     for secret in SECRETS:
         assert secret not in "".join(shown)
+
+
+async def _at_once() -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, Protocol, TypeVar, runtime_checkable
 
@@ -67,10 +68,13 @@ def is_fault(error: BaseException) -> bool:
 
 
 def guarded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call something of an adaptor's; a fault of it is always an Exception."""
+    """Call something of an adaptor's; a fault of it is always an Exception.
+
+    So is a CancelledError: in a plain call it can only be that of some task whose result was asked for.
+    """
     try:
         return call(*args, **kwargs)
     except BaseException as error:
-        if not isinstance(error, Exception) and is_fault(error):
+        if not isinstance(error, Exception) and (is_fault(error) or isinstance(error, CancelledError)):
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise
