@@ -112,7 +112,7 @@ class Heartbeat:
             self.deadline = min(self._sent_at + self._config.timeout, now + self._config.interval)
             return Beat.WAIT
         # LIVE-2: after a stall of our own loop (a busy callback, SIGSTOP, a laptop's lid) this timer runs before the
-        # pong that has long arrived is read. A verdict counts only if the timer was on time; otherwise one grace period.
+        # pong that has long arrived is read. A verdict counts only if the timer was on time; else one grace period.
         was_late = now - self.deadline > 0.1 * self._config.timeout
         if was_late and not self._grace_given:
             self._grace_given = True

@@ -315,9 +315,13 @@ class FSM(Generic[StatusT]):
 
 def _names(items: Named | Sequence[Named]) -> tuple[str, ...]:
     """Guards and actions by name, so that a subclass can override them."""
-    if isinstance(items, str) or not isinstance(items, Sequence):
-        items = (items,)
-    return tuple(item if isinstance(item, str) else getattr(item, "__name__", repr(item)) for item in items)
+    if not isinstance(items, str) and isinstance(items, Sequence):
+        return tuple(_name(each) for each in items)
+    return (_name(items),)
+
+
+def _name(item: object) -> str:
+    return item if isinstance(item, str) else str(getattr(item, "__name__", repr(item)))
 
 
 def _rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
