@@ -316,7 +316,7 @@ class FSM(Generic[StatusT]):
 def _names(items: Named | Sequence[Named]) -> tuple[str, ...]:
     """Guards and actions by name, so that a subclass can override them."""
     if not isinstance(items, str) and isinstance(items, Sequence):
-        return tuple(_name(each) for each in items)
+        return tuple(map(_name, items))  # pyright: ignore[reportUnknownArgumentType]
     return (_name(items),)
 
 
