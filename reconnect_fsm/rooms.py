@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import logging
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -82,6 +83,7 @@ class Room:
         "_detach",
         "_fragments_due",
         "_fsm",
+        "_in_flight",
         "_listeners",
         "_reassembler",
         "_rooms",
@@ -115,6 +117,7 @@ class Room:
         # What belongs to the request under way
         self._asked = 0
         self._credentials: asyncio.Task[None] | None = None
+        self._in_flight = 0  # requests sent on this connection that have no answer yet
         # What belongs to the session
         self._server_version = b""
         self._unacked: dict[int, tuple[bytes, ...]] = NOTHING
@@ -231,6 +234,7 @@ class Rooms:
         self._thread = threading.get_ident()
         self._connected_because: str | None = None
         self._complaints = 0
+        self._orphans: Counter[Key] = Counter()  # answers to come, on this connection, for rooms that were left
         self._answer: JoinResponseOk | None = None  # the one that is being handled
         self._fragmented: set[Room] = set()  # rooms with batches that have not come whole
         self._run: dict[type[Effect], Callable[[Room, Any], None]] = {
@@ -274,8 +278,7 @@ class Rooms:
 
     def leave(self, room: Room) -> None:
         """Untracked at once, so that a join that follows makes a new room, whatever waits in the queue."""
-        if self._tracked.get((room.crdt_type, room.id)) is room:
-            del self._tracked[room.crdt_type, room.id]
+        self._forget(room)
         self._pump.post(self._fire, room, "leave_requested")
 
     async def written(self) -> None:
@@ -288,9 +291,14 @@ class Rooms:
     def tell(self, event: str, why: str) -> None:
         """Something happened to the connection, or the client: every room hears of it, before anything else happens."""
         self._connected_because = why if event == "connection_opened" else None
+        self._orphans.clear()
         self._complaints = 0
         if self._tracked:
-            self._pump.post_each(self._fire, tuple(self._tracked.values()), event, why)
+            self._pump.post_each(self._hear, tuple(self._tracked.values()), event, why)
+
+    def _hear(self, room: Room, event: str, why: str) -> None:
+        room._in_flight = 0
+        self._fire(room, event, why)
 
     def complain(self, what: str, *args: object) -> None:
         """Log what is wrong with the server's messages; a flood of them must not flood the log."""
@@ -303,7 +311,11 @@ class Rooms:
 
     def received(self, message: Message) -> None:
         """A message came, on the present connection."""
-        room = self._tracked.get((message.crdt, message.room_id))
+        key = (message.crdt, message.room_id)
+        if isinstance(message, JoinResponseOk | JoinError) and self._orphans.get(key):
+            self._orphans[key] -= 1  # the answer to one who has left; what follows is for who came after
+            return
+        room = self._tracked.get(key)
         if room is None:
             logger.debug("dropped a %s for a room that is not tracked", type(message).__name__)
             return
@@ -313,9 +325,11 @@ class Rooms:
             case Ack():
                 self._acknowledged(room, message)
             case JoinResponseOk():
+                room._in_flight = max(room._in_flight - 1, 0)
                 self._answer = message
                 self._fire(room, "join_accepted")
             case JoinError():
+                room._in_flight = max(room._in_flight - 1, 0)
                 room._server_version = message.receiver_version or b""
                 app_code = None if message.app_code is None else presentable(message.app_code)
                 self._fire(room, "join_refused", JoinRefused(message.code, presentable(message.message), app_code))
@@ -400,9 +414,7 @@ class Rooms:
             room._timer = None
 
     def _untrack(self, room: Room, _: Untrack) -> None:
-        key = (room.crdt_type, room.id)
-        if self._tracked.get(key) is room:
-            del self._tracked[key]
+        self._forget(room)
         self._stop_timer(room)
         self._abandon_request(room)
         self._end_session(room)
@@ -412,6 +424,15 @@ class Rooms:
                 guarded(detach)
             except Exception as error:
                 logger.error("the adaptor of room %r raised on being detached", room.id, exc_info=error)
+
+    def _forget(self, room: Room) -> None:
+        """Out of the tracked set; answers still to come for it are for nobody, not for the next of its name."""
+        key = (room.crdt_type, room.id)
+        if self._tracked.get(key) is room:
+            del self._tracked[key]
+        if room._in_flight:
+            self._orphans[key] += room._in_flight
+            room._in_flight = 0
 
     # Asking
 
@@ -484,6 +505,7 @@ class Rooms:
             logger.error("room %r: it cannot be asked for: %s", room.id, error)
             self._pump.post(self._fire, room, "broke", f"it cannot be asked for: {error}")
             return
+        room._in_flight += 1
         self._send(frame)
 
     def _version(self, room: Room, choice: VersionChoice) -> bytes | None:

@@ -1482,3 +1482,52 @@ def test_law_7_a_run_with_a_seeded_source_can_be_repeated_to_the_byte() -> None:
     assert "close_requested" in first
     assert transcript(1) == first
     assert transcript(2) != first
+
+
+# ------------------------------------------------------------------------------------- what a close reading has found
+
+
+class NoTime(RetryPolicy):
+    def delay(self, attempt: int) -> float:
+        return float("nan")
+
+
+async def test_d_error_a_delay_that_is_no_time() -> None:
+    """D-ERROR: a policy that returns NaN would wait for ever in silence; it is told what it returned."""
+    async with faulty.server(lose) as server, Connection(server.url, retry=NoTime()) as connection:
+        await eventually(lambda: connection.status == "error")
+        assert "ValueError" in connection.reason
+
+
+async def test_a_url_function_that_asks_a_cancelled_task() -> None:
+    """D-INTENT: it is a failed attempt, and the reason says whose."""
+
+    def cancelled() -> str:
+        raise asyncio.CancelledError
+
+    async with Connection(cancelled, retry=LATER) as connection:
+        await eventually(lambda: connection.state == "waiting")
+        assert connection.reason == "the url function was cancelled"
+
+
+@pytest.mark.parametrize("size", [-1, None, "x", 1.5])
+def test_a_limit_that_is_none_is_refused(size: Any) -> None:
+    """max_msg_size=-1 would be no limit at all."""
+    with pytest.raises(ValueError, match="max_msg_size must be a number of bytes"):
+        Connection("ws://127.0.0.1:1/", max_msg_size=size)
+
+
+async def test_ping_is_sent_again_once_its_pong_is_overdue() -> None:
+    """A pong that was lost does not make every later `ping()` wait for it."""
+
+    async def forgetful(peer: Peer) -> None:
+        await peer.upgrade()
+        await peer.receive()
+        await peer.answer_frames()
+
+    lax = Keepalive(enabled=False, timeout=0.05)
+    async with faulty.server(forgetful) as server, Connection(server.url, keepalive=lax) as connection:
+        await connection.wait_connected()
+        with pytest.raises(TimeoutError):
+            await connection.ping(timeout=0.1)
+        assert await connection.ping(timeout=5.0) < 5.0

@@ -2152,3 +2152,19 @@ async def test_fragments_come_in_a_few_rooms_at_a_time(scripted: ScriptedServer)
         for number in range(17):
             await peer.send(DocUpdateFragmentHeader(CrdtType.ELO, f"r{number}", 5, 2, 2))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r16", 5, UpdateStatusCode.RATE_LIMITED)
+
+
+async def test_d_leave_an_answer_to_who_has_left_is_for_nobody(scripted: ScriptedServer) -> None:
+    """D-LEAVE: a room that is joined again at once is not refused for what the first request got wrong."""
+    async with client_of(scripted.url) as client:
+        first = client.join("r", Notebook(), auth=b"wrong")
+        peer = await scripted.peer()
+        assert (await peer.next(JoinRequest)).auth == b"wrong"
+        await first.leave()
+        second = client.join("r", Notebook(), auth=b"right")
+        await peer.next(Leave)
+        assert (await peer.next(JoinRequest)).auth == b"right"
+        await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.AUTH_FAILED, "wrong"))
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        assert await second is second
+        assert client.rooms == (second,)
