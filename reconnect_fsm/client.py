@@ -17,7 +17,7 @@ from .network import NetworkSource
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .rooms import Auth, Room, Rooms
-from .status import RoomStatus, StatusChange
+from .status import ClientStatus, RoomStatus, StatusChange
 from .transport import Data, Session, UrlSource
 
 __all__ = ["Client"]
@@ -71,6 +71,7 @@ class Client(Connection):
             lambda: room_fsm(self._retry),
             self._retry.random.getrandbits,
             self._frames_waiting,
+            lambda: self.reason if self.status is ClientStatus.CONNECTED else None,
         )
 
     @property

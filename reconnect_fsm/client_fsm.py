@@ -4,10 +4,13 @@ How it works. A client is in one of seven states, shown to the outside as five s
 started when it is entered and stopped when it is left, so there is never a second socket, dial or timer, and none
 after a stop:
 
-    connecting     one dial: the first one, or one asked for by hand      connected      one socket, one ping timer
-    waiting        one retry timer                                        retrying       one dial
-    paused         nothing: the machine is offline                        disconnected,  nothing: it stopped
-                                                                          error
+    connecting     one dial: the first one, or one asked for by hand
+    connected      one socket, one ping timer; one more timer until it has lasted long enough to count as stable
+    waiting        one retry timer
+    retrying       one dial
+    paused         nothing: the machine is offline
+    disconnected   nothing: somebody decided that it ends, or it has not begun
+    error          nothing: it cannot work as it is configured
 
 The driver (connection.py) tells it facts, one at a time: a socket opened, a dial failed, a timer ran out, somebody
 asked for something. Each fact is a method below; its body only remembers what the fact tells, its rows decide. What

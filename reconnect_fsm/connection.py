@@ -42,7 +42,7 @@ from .effects import (
 from .errors import ClientStopped, NotConnected
 from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
 from .network import NetworkSource
-from .pump import Lazily, Listeners, Outcome, Promise, Pump
+from .pump import Lazily, Listeners, Outcome, Promise, Pump, raised
 from .retry import RetryPolicy
 from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
 from .transport import (
@@ -316,7 +316,7 @@ class Connection:
                 self._unsubscribe = self._network.subscribe(self.set_online)
             except Exception as error:
                 logger.exception("the network source raised")
-                what = f"the network source raised {type(error).__name__}; the log tells where"
+                what = raised("the network source", error)
                 self._fire(self._fsm.broke, what)
                 if not outcome.done:  # it was in error before
                     outcome.fail(ClientStopped(what))
@@ -361,15 +361,13 @@ class Connection:
             effects = fact(*args)
         except (Exception, asyncio.CancelledError) as error:
             logger.exception("%s raised on %s in state %s", type(fsm).__name__, _name(fact), old)
-            effects = self._broke(
-                f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
-            )
+            effects = self._broke(raised(f"the machine {type(fsm).__name__}", error))
         for effect in effects:
             try:
                 self.run_effect(effect)
             except (Exception, asyncio.CancelledError) as error:
                 logger.exception("running %r raised", effect)
-                what = f"running {type(effect).__name__} raised {type(error).__name__}; the log tells where"
+                what = raised(f"running {type(effect).__name__}", error)
                 self._pump.post(self._fire, fsm.broke, what)
         if self._heartbeat is None:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))

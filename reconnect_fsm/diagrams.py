@@ -63,18 +63,13 @@ class Fan:
         return tuple(dict.fromkeys(move.target for move in self.moves if move.target is not None))
 
 
-def _states(cls: Machine) -> dict[str, State]:
-    """The states by name; a second attribute for one of them (``initial``) is no state of its own."""
-    return {name: each for name, each in cls.states.items() if name == each.name}
-
-
 def _status(each: State) -> str:
     return str(getattr(each.status, "value", each.status))
 
 
 def _by_status(cls: Machine) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
-    for name, each in _states(cls).items():
+    for name, each in cls.states.items():
         groups.setdefault(_status(each), []).append(name)
     return groups
 
@@ -88,7 +83,7 @@ def _fans(cls: Machine, detail: Detail) -> list[Fan]:
     fans: list[Fan] = []
     for event in cls.events:
         alike: dict[tuple[Move, ...], list[str]] = {}
-        for source in _states(cls):
+        for source in cls.states:
             rules = [rule for rule in _rules(cls, event, source) if not rule.is_refusal]
             moves = tuple(Move((rule.when,), rule.target, rule.do, rule.clause) for rule in rules)
             alike.setdefault(moves if detail == "full" else _gist(moves, source), []).append(source)
@@ -149,7 +144,7 @@ class Plan:
 
     def is_general(self, fan: Fan) -> bool:
         """True if it applies in most states, so that arrows from all of them would hide the rest."""
-        return 2 * len(fan.sources) > len(_states(self.cls))
+        return 2 * len(fan.sources) > len(self.cls.states)
 
     def tails(self, fan: Fan) -> list[str]:
         """Where its arrows begin: a whole status where that can be, else a state."""
@@ -160,7 +155,7 @@ class Plan:
         return tails
 
     def sources_in_words(self, fan: Fan, but: str = "") -> str:
-        others = [name for name in _states(self.cls) if name not in fan.sources]
+        others = [name for name in self.cls.states if name not in fan.sources]
         if but:
             return f"also from {', '.join(name for name in fan.sources if name != but)}"
         if not others:
@@ -220,7 +215,7 @@ def _colours(cls: Machine) -> dict[str, Colour]:
     """The colour of each state: by the meaning of its status, or a spare one."""
     unknown = [status for status in _by_status(cls) if status not in COLOURS]
     known = COLOURS | {status: SPARE[number % len(SPARE)] for number, status in enumerate(unknown)}
-    return {name: known[_status(each)] for name, each in _states(cls).items()}
+    return {name: known[_status(each)] for name, each in cls.states.items()}
 
 
 def _font(text: str, size: int, colour: Colour = INK, style: Literal["", "B", "I"] = "") -> str:
@@ -318,7 +313,7 @@ class _Picture:
             )
         for name in names:
             box = {"shape": "box", "style": "rounded,filled", "margin": "0.11,0.06"}
-            label = f"<{_stack(self.state_lines(_states(self.cls)[name]))}>"
+            label = f"<{_stack(self.state_lines(self.cls.states[name]))}>"
             self.add(
                 _quoted(name),
                 {**box, "fillcolor": colour.fill, "color": colour.line, "label": label},
@@ -496,7 +491,7 @@ def matrix(cls: Machine) -> str:
 
     Below it: why some events change nothing, and what the states, events and guards mean. The same on every run.
     """
-    states = _states(cls)
+    states = cls.states
     reasons: dict[str, int] = {}
     rows = [
         [f"**{event}**", *("<br>".join(_matrix_lines(_rules(cls, event, source), reasons)) for source in states)]

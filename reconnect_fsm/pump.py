@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Lazily", "Listeners", "Outcome", "Promise", "Pump"]
+__all__ = ["Lazily", "Listeners", "Outcome", "Promise", "Pump", "raised"]
 
 T = TypeVar("T")
 logger = logging.getLogger("reconnect_fsm")
@@ -199,3 +199,8 @@ class Listeners(Generic[T]):
                 callback(news)
             except (Exception, asyncio.CancelledError):  # the latter from the result() of some cancelled task
                 logger.exception("a callback of %s raised; the others are told all the same", self._what)
+
+
+def raised(what: str, error: BaseException) -> str:
+    """In words for a reason: the error's class alone, for its message may hold secrets."""
+    return f"{what} raised {type(error).__name__}; the log tells where"

@@ -54,7 +54,7 @@ from .loro_protocol import (
     room_header,
     split,
 )
-from .pump import Lazily, Listeners, Pump
+from .pump import Lazily, Listeners, Pump, raised
 from .room_fsm import RoomFSM
 from .status import RoomStatus, StatusChange, presentable
 
@@ -220,6 +220,7 @@ class Rooms:
         make_fsm: Callable[[], RoomFSM],
         random_bits: Callable[[int], int],
         backlog: Callable[[], int],
+        connected: Callable[[], str | None],
     ) -> None:
         """``send`` writes a frame, or drops it if there is no connection; ``written`` waits until all are written;
         ``own`` takes charge of a cancelled task until it has ended."""
@@ -232,7 +233,6 @@ class Rooms:
         self._deadlines = Deadlines(pump.post)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
-        self._connected_because: str | None = None
         self._complaints = 0
         self._orphans: Counter[Key] = Counter()  # answers to come, on this connection, for rooms that were left
         self._answer: JoinResponseOk | None = None  # the one that is being handled
@@ -251,6 +251,7 @@ class Rooms:
         }
         self._random_bits = random_bits
         self._backlog = backlog
+        self._connected = connected
         self._last_batch_id: int | None = None
 
     def __iter__(self) -> Iterator[Room]:
@@ -290,7 +291,6 @@ class Rooms:
 
     def tell(self, event: str, why: str) -> None:
         """Something happened to the connection, or the client: every room hears of it, before anything else happens."""
-        self._connected_because = why if event == "connection_opened" else None
         self._orphans.clear()
         self._complaints = 0
         if self._tracked:
@@ -319,17 +319,17 @@ class Rooms:
         if room is None:
             logger.debug("dropped a %s for a room that is not tracked", type(message).__name__)
             return
+        if isinstance(message, JoinResponseOk | JoinError):
+            room._in_flight = max(room._in_flight - 1, 0)
         match message:
             case DocUpdate():
                 self._apply(room, message.updates, message.batch_id)
             case Ack():
                 self._acknowledged(room, message)
             case JoinResponseOk():
-                room._in_flight = max(room._in_flight - 1, 0)
                 self._answer = message
                 self._fire(room, "join_accepted")
             case JoinError():
-                room._in_flight = max(room._in_flight - 1, 0)
                 room._server_version = message.receiver_version or b""
                 app_code = None if message.app_code is None else presentable(message.app_code)
                 self._fire(room, "join_refused", JoinRefused(message.code, presentable(message.message), app_code))
@@ -343,8 +343,9 @@ class Rooms:
 
     def _join_requested(self, room: Room) -> None:
         self._fire(room, "join_requested")
-        if self._connected_because is not None:
-            self._fire(room, "connection_opened", self._connected_because)
+        why = self._connected()
+        if why is not None:
+            self._fire(room, "connection_opened", why)
 
     def _fire(self, room: Room, event: str, *args: Any) -> None:
         """Tell a room's machine a fact and run the effects. The only place where either happens."""
@@ -353,15 +354,13 @@ class Rooms:
             effects = fsm.events[event].fire(fsm, *args)
         except (Exception, asyncio.CancelledError) as error:
             logger.exception("%s raised on %s in state %s", type(fsm).__name__, event, fsm.state)
-            effects = self._broke(
-                room, f"the machine {type(fsm).__name__} raised {type(error).__name__}; the log tells where"
-            )
+            effects = self._broke(room, raised(f"the machine {type(fsm).__name__}", error))
         for effect in effects:
             try:
                 self.run_effect(room, effect)
             except (Exception, asyncio.CancelledError) as error:
                 logger.exception("running %r raised", effect)
-                what = f"running {type(effect).__name__} raised {type(error).__name__}; the log tells where"
+                what = raised(f"running {type(effect).__name__}", error)
                 self._pump.post(self._fire, room, "broke", what)
 
     def _broke(self, room: Room, what: str) -> list[Effect]:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import golden
-from golden import Story, said
+from golden import Story, change, said, waits
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, NotifyStatus, StartTimer
+from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, StartTimer
 from reconnect_fsm.errors import ClientStopped
 from reconnect_fsm.machine import row, state
 from reconnect_fsm.retry import RetryPolicy
-from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StatusChange
+from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
 
 REFUSED = AttemptFailure(FailureKind.NETWORK, "connection refused")
 LOST = CloseInfo(1006)
@@ -45,17 +45,6 @@ def client(where: str = "disconnected", **policy: Any) -> ClientFSM:
         getattr(fsm, fact)(*args)
     assert fsm.state == where
     return fsm
-
-
-def waits(effects: list[Effect]) -> list[float]:
-    """The seconds of every timer that is started."""
-    return [each.seconds for each in effects if isinstance(each, StartTimer)]
-
-
-def change(effects: list[Effect]) -> StatusChange[Any]:
-    """The one change of status that listeners are told."""
-    (news,) = [each for each in effects if isinstance(each, NotifyStatus)]
-    return news.change
 
 
 def fail(fsm: ClientFSM, times: int) -> list[Effect]:

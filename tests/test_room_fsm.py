@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import golden
-from golden import Story, said
-from reconnect_fsm.effects import Effect, FailWaiters, NotifyStatus, StartTimer
+from golden import Story, change, said, waits
+from reconnect_fsm.effects import Effect, FailWaiters
 from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft
 from reconnect_fsm.machine import row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.status import RoomStatus, StatusChange
+from reconnect_fsm.status import RoomStatus
 
 UNKNOWN = JoinRefused(0, "no such room")
 VERSION_UNKNOWN = JoinRefused(1, "cannot read that version")
@@ -54,17 +54,6 @@ def room(where: str = "disconnected", cls: type[RoomFSM] = RoomFSM) -> RoomFSM:
         getattr(fsm, fact)(*args)
     assert fsm.state == where
     return fsm
-
-
-def waits(effects: list[Effect]) -> list[float]:
-    """The seconds of every timer that is started."""
-    return [each.seconds for each in effects if isinstance(each, StartTimer)]
-
-
-def change(effects: list[Effect]) -> StatusChange[Any]:
-    """The one change of status that listeners are told."""
-    (news,) = [each for each in effects if isinstance(each, NotifyStatus)]
-    return news.change
 
 
 def error_of(effects: list[Effect]) -> Exception:

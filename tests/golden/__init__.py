@@ -15,11 +15,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from reconnect_fsm.effects import Effect
+from reconnect_fsm.effects import Effect, NotifyStatus, StartTimer
 from reconnect_fsm.machine import FSM
 from reconnect_fsm.status import StatusChange
 
-__all__ = ["Story", "check", "names", "said"]
+__all__ = ["Story", "change", "check", "names", "said", "waits"]
 
 HERE = Path(__file__).parent
 
@@ -42,6 +42,17 @@ class Story:
 def said(effects: Iterable[Effect]) -> list[str]:
     """Effects in words, an error by its class and message, so that lists of them can be compared."""
     return [_shown(each) for each in effects]
+
+
+def waits(effects: list[Effect]) -> list[float]:
+    """The seconds of every timer that is started."""
+    return [each.seconds for each in effects if isinstance(each, StartTimer)]
+
+
+def change(effects: list[Effect]) -> StatusChange[Any]:
+    """The one change of status that listeners are told."""
+    (news,) = [each for each in effects if isinstance(each, NotifyStatus)]
+    return news.change
 
 
 def check(name: str, story: Story) -> None:
