@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import nullcontext
+from collections.abc import Generator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from hypothesis import settings
 
-import leaks
-import virtual_time
+pytest_plugins = ["reconnect_fsm.testing.pytest_plugin"]
 
 REAL_PARTS = {"node": "node", "dot": "dot"}  # marker -> program
 
@@ -31,47 +27,9 @@ settings.register_profile(
 settings.load_profile("project")
 
 
-# ------------------------------------------------------------------------------------------------------ nothing is left
-
-
 @pytest.fixture(autouse=True)
-def _nothing_is_left_in_the_process() -> Iterator[leaks.Found]:
-    """Fail the test if it leaves file descriptors or threads, or dropped something that should have been closed."""
-    known = leaks.in_process()
-    yield known
-    gc.collect()  # what was dropped unclosed complains now, and not during a later test
-    if left := leaks.left_over_without_loop(known):
-        pytest.fail(leaks.describe(left), pytrace=False)
-
-
-@pytest.fixture
-async def _nothing_is_left_in_the_loop(_nothing_is_left_in_the_process: leaks.Found) -> AsyncIterator[None]:
-    """The same, and tasks, timers and transports, while the loop of an async test can still be asked."""
-    before = leaks.in_process() | leaks.in_loop()
-    yield
-    if left := await leaks.left_over(before):
-        _nothing_is_left_in_the_process.update(leaks.in_process())  # once is enough
-        pytest.fail(leaks.describe(left), pytrace=False)
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(request: pytest.FixtureRequest, _nothing_is_left_in_the_process: leaks.Found) -> Iterator[None]:
-    """Set up both checks before all that a test asks for, so that they are torn down after it.
-
-    The order of leaving is: the fixtures of the test, the check of the loop, the loop, the check of the process.
-    """
-    if pytest_asyncio.is_async_test(request.node):
-        request.getfixturevalue("_nothing_is_left_in_the_loop")
-    virtual = request.node.get_closest_marker("virtual_time")
-    with virtual_time.in_memory_connections() if virtual else nullcontext():
-        yield
-
-
-def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Choose the loop of an async test by its marker."""
-    if item.get_closest_marker("virtual_time"):
-        return {"virtual": virtual_time.VirtualTimeLoop}
-    return {"real": asyncio.new_event_loop}
+def _nothing_is_left(no_leaks: None) -> None:
+    """Every test, always."""
 
 
 def pytest_collection_finish() -> None:

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 import faulty
-import leaks
-import virtual_time
 from faulty import Behaviour, Peer, Watch, eventually
 from reconnect_fsm import (
     ClientFSM,
@@ -30,6 +28,7 @@ from reconnect_fsm import (
 from reconnect_fsm.effects import Dial, Effect
 from reconnect_fsm.machine import ANY, STAY, row
 from reconnect_fsm.status import AttemptFailure, CloseInfo
+from reconnect_fsm.testing import leaks, virtual_time
 
 QUICK = RetryPolicy(base=0.01, cap=0.02, jitter=0.0)
 EXACT = RetryPolicy(jitter=0.0)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import virtual_time
 from reconnect_fsm.deadlines import Deadline, Deadlines
+from reconnect_fsm.testing import virtual_time
 
 
 def run(job: Callable[..., None], *args: Any) -> None:

@@ -18,7 +18,6 @@ import pytest
 import trustme
 from aiohttp import WSMsgType
 
-import leaks
 from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.errors import ProtocolError
 from reconnect_fsm.loro_protocol import (
@@ -44,6 +43,7 @@ from reconnect_fsm.loro_protocol import (
     encode,
     split,
 )
+from reconnect_fsm.testing import leaks
 
 LORO = CrdtType.LORO
 EPHEMERAL = CrdtType.EPHEMERAL

@@ -13,9 +13,9 @@ from typing import Literal
 import aiohttp
 import pytest
 
-import leaks
 import node_peers
 from node_peers import NodeClient, NodeError, NodeServer, eventually, node_available, requires_node, skip_without_node
+from reconnect_fsm.testing import leaks
 
 QUICKLY = {"reconnect": {"initialDelayMs": 10, "jitter": 0}}
 

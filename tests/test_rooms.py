@@ -16,7 +16,6 @@ import pytest
 from aiohttp import WSMsgType, web
 from loro import LoroDoc
 
-import leaks
 from reconnect_fsm import (
     Client,
     ClientStatus,
@@ -58,8 +57,9 @@ from reconnect_fsm.loro_protocol import (
 )
 from reconnect_fsm.machine import event, refuse, row
 from reconnect_fsm.rooms import Auth
+from reconnect_fsm.testing import leaks
+from reconnect_fsm.testing.virtual_time import run, serving
 from reconnect_fsm.transport import UrlSource
-from virtual_time import run, serving
 
 pytestmark = pytest.mark.virtual_time
 

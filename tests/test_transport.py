@@ -22,7 +22,6 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 import faulty
-import leaks
 from faulty import BINARY, CLOSE, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
 from reconnect_fsm import (
     ClientStopped,
@@ -34,6 +33,7 @@ from reconnect_fsm import (
     Unauthorized,
 )
 from reconnect_fsm.status import CloseInfo
+from reconnect_fsm.testing import leaks
 from reconnect_fsm.transport import AttemptFailed, Socket, make_session, open_socket
 
 QUICK = RetryPolicy(base=0.01, cap=0.02, jitter=0.0)

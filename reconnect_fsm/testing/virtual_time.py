@@ -29,7 +29,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-import leaks
+from . import leaks
 
 __all__ = ["VirtualTimeLoop", "in_memory_connections", "run", "serving"]
 
