@@ -21,7 +21,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types coverage diagrams diagrams-drift wheel clean
+.PHONY: help demo test prove check lint types coverage diagrams diagrams-drift wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ types: $(DEV) ## mypy and pyright
 	@if command -v node >/dev/null; then set -x; $(BIN)/pyright --pythonpath $(BIN)/python; \
 	elif [ -n "$$CI" ]; then echo "pyright needs node, which is not installed" >&2; exit 1; \
 	else echo "SKIPPED: pyright needs node, which is not installed"; fi
+
+prove: $(DEV) ## the long proofs, side by side; what they counted becomes docs/proof.md
+	rm -rf build/figures
+	$(BIN)/python -m pytest -m proof -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python tests/figures.py
 
 coverage: $(DEV) ## the tests, with every branch of the deciding half covered, and 95 % of all
 	$(MAKE) --no-print-directory test ARGS='--cov --cov-report= $(ARGS)'

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from figures import Figures
+
 pytest_plugins = ["reconnect_fsm.testing.pytest_plugin"]
 
 REAL_PARTS = {"node": "node", "dot": "dot"}  # marker -> program
@@ -30,6 +32,13 @@ settings.load_profile("project")
 @pytest.fixture(autouse=True)
 def _nothing_is_left(no_leaks: None) -> None:
     """Every test, always."""
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """Where a proof leaves what it counted; its file's docstring begins with the heading on the page of figures."""
+    heading, _, _ = (request.module.__doc__ or request.module.__name__).partition("\n")
+    return Figures(heading.rstrip("."))
 
 
 def pytest_collection_finish() -> None:
