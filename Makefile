@@ -12,7 +12,7 @@ DEMO := $(VENV)/.installed-demo
 # The half that decides; every branch of it is tested.
 comma := ,
 empty :=
-PURE  := $(addprefix reconnect_fsm/,status.py errors.py machine.py client_fsm.py room_fsm.py effects.py retry.py \
+PURE  := $(addprefix reconnect_fsm/,status.py errors.py machine.py lean.py client_fsm.py room_fsm.py effects.py retry.py \
          keepalive.py loro_protocol/*)
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 

@@ -51,6 +51,7 @@ import transitions
 
 from .effects import Effect
 from .errors import MachineDefinitionError
+from .lean import LeanMachine
 
 # transitions logs several lines a trigger at INFO, which would drown a user's log and cost more than the trigger
 # itself. A level that the user has set stays.
@@ -365,7 +366,7 @@ class _Declaration:
         cls.rules = tuple(rules)
         self.check_new_states()
         self.check_overrides()
-        cls.machine = transitions.Machine(
+        cls.machine = LeanMachine(
             model=None,
             states=[
                 transitions.State(each.name, on_enter=list(each.enter), on_exit=list(each.exit))
