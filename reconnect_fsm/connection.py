@@ -444,14 +444,17 @@ class Connection:
             self._timer = None
             self._fire(self._fsm.timer_fell_due)
 
-    def _heartbeat_due(self) -> None:
+    def _heartbeat_due(self, due: float) -> None:
         heartbeat, socket = self._heartbeat, self._socket
         if heartbeat is None or socket is None:
             return
-        beat = heartbeat.tick(self._now())
+        stalled = socket.stalled
+        beat = heartbeat.tick(max(self._now(), due), stalled)  # asyncio may run a timer a little early
         if beat is Beat.DEAD:
             why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"
-            if not heartbeat.was_ever_answered:
+            if heartbeat.is_unread(stalled):
+                why = f"the server has read nothing for {stalled:.0f} s: the connection is dead"
+            elif not heartbeat.was_ever_answered:
                 why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"
             self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted))
             return
@@ -576,7 +579,8 @@ class Connection:
             self._heartbeat_timer = None
         if self._heartbeat is not None and self._heartbeat.deadline is not None:
             assert self._loop is not None
-            self._heartbeat_timer = self._loop.call_at(self._heartbeat.deadline, self._pump.post, self._heartbeat_due)
+            due = self._heartbeat.deadline
+            self._heartbeat_timer = self._loop.call_at(due, self._pump.post, self._heartbeat_due, due)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that ends by itself within a bound; `close` waits for it."""

@@ -13,9 +13,11 @@ __all__ = ["Deadline", "Deadlines"]
 class Deadline:
     """One thing that is due at a time, unless it is cancelled."""
 
-    __slots__ = ("args", "job")
+    __slots__ = ("args", "job", "when")
 
-    def __init__(self, job: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def __init__(self, when: float, job: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.when = when
+        """When it is due. The clock may say a little less when it runs: asyncio may run a timer early."""
         self.job: Callable[..., None] | None = job
         self.args = args
 
@@ -36,10 +38,14 @@ class Deadlines:
 
     def set(self, loop: asyncio.AbstractEventLoop, seconds: float, job: Callable[..., None], *args: Any) -> Deadline:
         """Have ``job(deadline, *args)`` run in so many seconds."""
-        deadline = Deadline(job, args)
+        return self.set_at(loop, loop.time() + seconds, job, *args)
+
+    def set_at(self, loop: asyncio.AbstractEventLoop, when: float, job: Callable[..., None], *args: Any) -> Deadline:
+        """Have ``job(deadline, *args)`` run at that time."""
+        deadline = Deadline(when, job, args)
         self._count += 1
         self._live += 1
-        heapq.heappush(self._heap, (loop.time() + seconds, self._count, deadline))
+        heapq.heappush(self._heap, (when, self._count, deadline))
         if self._heap[0][2] is deadline:
             self._set_timer(loop)
         return deadline

@@ -95,22 +95,30 @@ class Heartbeat:
             self.deadline = self._next_ping
         return round_trip
 
-    def tick(self, now: float) -> Beat:
-        """Say what is to be done at `deadline`, or whenever the timer for it really ran."""
+    def is_unread(self, stalled: float) -> bool:
+        """Whether the other end takes nothing of what we say, for so many seconds: it may talk, but it is deaf."""
+        return stalled >= self._config.timeout
+
+    def tick(self, now: float, stalled: float = 0.0) -> Beat:
+        """Say what is to be done at `deadline`, or whenever the timer for it really ran.
+
+        ``stalled`` says for how many seconds the network has taken nothing, though something waits to be sent.
+        """
         assert self.deadline is not None
         if now < self.deadline:
             return Beat.WAIT
-        if self._sent_at is None:
-            return Beat.PING
-        if self._heard_at > self._sent_at:  # no pong, but other traffic since: alive, and asked again when it is time
-            self._grace_given = False
-            if now >= self._next_ping:
+        if not self.is_unread(stalled):
+            if self._sent_at is None:
                 return Beat.PING
-            self.deadline = self._next_ping
-            return Beat.WAIT
-        if now < self._sent_at + self._config.timeout:  # the interval is the shorter
-            self.deadline = min(self._sent_at + self._config.timeout, now + self._config.interval)
-            return Beat.WAIT
+            if self._heard_at > self._sent_at:  # no pong, but other traffic since: alive, and asked again in its time
+                self._grace_given = False
+                if now >= self._next_ping:
+                    return Beat.PING
+                self.deadline = self._next_ping
+                return Beat.WAIT
+            if now < self._sent_at + self._config.timeout:  # the interval is the shorter
+                self.deadline = min(self._sent_at + self._config.timeout, now + self._config.interval)
+                return Beat.WAIT
         # LIVE-2: after a stall of our own loop (a busy callback, SIGSTOP, a laptop's lid) this timer runs before the
         # pong that has long arrived is read. A verdict counts only if the timer was on time; else one grace period.
         was_late = now - self.deadline > 0.1 * self._config.timeout

@@ -198,7 +198,10 @@ class Event(Generic[P]):
         self.__doc__ = record.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.declared_in = self.declared_in or owner.__name__
+        layer: Event[Any] | None = self
+        while layer is not None and not layer.declared_in:  # x = X.x.first(a).first(b) declares two at once
+            layer.declared_in = owner.__name__
+            layer = layer._inherited
 
     def first(self, *rows: Row) -> Event[P]:
         """The same event with ``rows`` put before these; assign it to the same name in a subclass.

@@ -168,10 +168,11 @@ class Lazily:
 class Listeners(Generic[T]):
     """Callbacks for one kind of news (D-LISTEN)."""
 
-    __slots__ = ("_callbacks", "_what")
+    __slots__ = ("_callbacks", "_faults", "_what")
 
     def __init__(self, what: str) -> None:
         self._what = what
+        self._faults = 0
         self._callbacks: tuple[tuple[object, Callable[[T], object]], ...] = ()  # each with a token of its own
 
     def add(self, callback: Callable[[T], object]) -> Callable[[], None]:
@@ -198,7 +199,14 @@ class Listeners(Generic[T]):
             try:
                 callback(news)
             except (Exception, asyncio.CancelledError):  # the latter from the result() of some cancelled task
-                logger.exception("a callback of %s raised; the others are told all the same", self._what)
+                self._complain()
+
+    def _complain(self) -> None:
+        """A callback that raises at each message must not flood the log; it is not forgotten either."""
+        self._faults += 1
+        if self._faults <= 10 or self._faults.bit_count() == 1:
+            times = "" if self._faults == 1 else f" (for the {self._faults}th time)"
+            logger.exception("a callback of %s raised%s; the others are told all the same", self._what, times)
 
 
 def raised(what: str, error: BaseException) -> str:

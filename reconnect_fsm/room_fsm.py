@@ -354,12 +354,14 @@ class RoomFSM(FSM[RoomStatus]):
         self.now = now
 
     @event(
-        row(joined, to=rejoining, clause="D-ACK"),
+        row(joined, to=rejoining,      when=is_interval_over, do=follow_suggestion, clause="D-ACK"),
+        row(joined, to=rejoin_delayed,                        do=keep_the_interval, clause="D-ACK"),
         refuse(REST, because="there is no session"),
     )
-    def acks_overdue(self) -> None:
-        """More updates wait for an Ack than we keep; the version exchange of a rejoin supersedes them."""
+    def acks_overdue(self, now: float) -> None:
+        """At time ``now`` in seconds, more updates wait for an Ack than we keep; a rejoin supersedes them."""
         self.news = "too many updates without an Ack"
+        self.now = now
 
     @event(
         row(joined, to=rejoining,      when=is_interval_over, do=follow_suggestion, clause="D-ACK"),

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import logging
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -70,7 +71,8 @@ MAX_UNACKED_BYTES = 16 * 1024 * 1024
 
 MAX_COMPLAINTS = 10  # warnings a connection
 MAX_REPLIES = 1_000  # frames that may wait before refusals are kept back
-MAX_FRAGMENTED_ROOMS = 16  # that may receive fragments at the same time, 8 batches of 16 MiB each
+MAX_FRAGMENTED_ROOMS = 16  # that may receive fragments at the same time
+MAX_FRAGMENT_BYTES = 64 * 1024 * 1024  # of fragments kept, in all rooms together, until their batches are whole
 
 
 class Room:
@@ -546,7 +548,7 @@ class Rooms:
             return  # it is in the document, and the version exchange of the next join will find it there
         self._send_updates(room, (update,))
         if len(room._unacked) > MAX_UNACKED_UPDATES or room._unacked_bytes > MAX_UNACKED_BYTES:
-            self._fire(room, "acks_overdue")
+            self._fire(room, "acks_overdue", self._now())
 
     def _send_updates(self, room: Room, updates: Sequence[bytes]) -> bool:
         """Send updates, or say why not; False if they are none."""
@@ -600,7 +602,7 @@ class Rooms:
         try:
             guarded(room.adaptor.apply, updates)
         except Exception as error:
-            self.complain("room %r: refused a batch from the server: %s", room.id, error)
+            self.complain("room %r: refused a batch from the server: %s", room.id, presentable(error))
             self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
         room._notice()
 
@@ -612,21 +614,29 @@ class Rooms:
         if room.status is not RoomStatus.JOINED:
             return
         if room not in self._fragmented and len(self._fragmented) >= MAX_FRAGMENTED_ROOMS:
-            self._refuse(room, message.batch_id, UpdateStatusCode.RATE_LIMITED)
+            why = f"{len(self._fragmented)} rooms have batches under way"
+            self._refuse_batch(room, Refusal(message.batch_id, UpdateStatusCode.RATE_LIMITED, why))
             return
         if room._reassembler is None:
             room._reassembler = Reassembler()
-        reassembler = room._reassembler
-        self._expire_fragments(room, reassembler)
+        reassembler, now = room._reassembler, self._now()
+        self._expire_fragments(room, reassembler, now)
+        result: bytes | Refusal | None
         if isinstance(message, DocUpdateFragmentHeader):
-            result: bytes | Refusal | None = reassembler.begin(message, self._now())
+            result = reassembler.begin(message, now)
+        elif self._fragment_bytes() + len(message.fragment) > MAX_FRAGMENT_BYTES:
+            why = f"the batches under way hold {MAX_FRAGMENT_BYTES} bytes"
+            result = reassembler.refuse(message.batch_id, UpdateStatusCode.RATE_LIMITED, why)
         else:
-            result = reassembler.add(message, self._now())
+            result = reassembler.add(message, now)
         if isinstance(result, bytes):
             self._apply(room, (result,), message.batch_id)
         elif result is not None:
             self._refuse_batch(room, result)
         self._watch_fragments(room)
+
+    def _fragment_bytes(self) -> int:
+        return sum(room._reassembler.size for room in self._fragmented if room._reassembler is not None)
 
     def _watch_fragments(self, room: Room) -> None:
         """Have one deadline for the batch that is due first, and none if nothing is awaited."""
@@ -638,21 +648,21 @@ class Rooms:
         if at is not None:
             self._fragmented.add(room)
             assert self._loop is not None
-            room._fragments_due = self._deadlines.set(self._loop, at - self._now(), self._fragments_fell_due, room)
+            room._fragments_due = self._deadlines.set_at(self._loop, at, self._fragments_fell_due, room)
 
     def _fragments_fell_due(self, deadline: Deadline, room: Room) -> None:
         if deadline is room._fragments_due and room._reassembler is not None:
-            self._expire_fragments(room, room._reassembler)
+            self._expire_fragments(room, room._reassembler, max(self._now(), deadline.when))
             self._watch_fragments(room)
 
-    def _expire_fragments(self, room: Room, reassembler: Reassembler) -> None:
-        for refusal in reassembler.expire(self._now()):
+    def _expire_fragments(self, room: Room, reassembler: Reassembler, now: float) -> None:
+        for refusal in reassembler.expire(now):
             self._refuse_batch(room, refusal)
 
     def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
         self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
-        if refusal.status == UpdateStatusCode.FRAGMENT_TIMEOUT:
+        if refusal.status in (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED):
             self._pump.post(self._fire, room, "batch_lost", "a batch from the server never came whole", self._now())
 
     def _now(self) -> float:
@@ -660,11 +670,14 @@ class Rooms:
         return self._loop.time()
 
 
-def _check(room_id: object, adaptor: object, auth: object) -> None:
+_ADAPTORS: weakref.WeakSet[type] = weakref.WeakSet()  # known to be some: isinstance() takes longer than all of a join
+
+
+def _check(room_id: object, adaptor: Adaptor, auth: object) -> None:
     """What can be wrong about a join is said when it is called."""
     if not isinstance(room_id, str):
         raise TypeError(f"the room id must be a str, not {type(room_id).__name__}")
-    if not isinstance(adaptor, Adaptor):
+    if type(adaptor) not in _ADAPTORS and not isinstance(adaptor, Adaptor):  # a protocol: attribute by attribute
         wanted = [name for name in vars(Adaptor) if not name.startswith("_") and not hasattr(adaptor, name)]
         raise TypeError(
             f"{type(adaptor).__name__} is not an adaptor, it has no {', '.join(wanted)}; "
@@ -673,3 +686,4 @@ def _check(room_id: object, adaptor: object, auth: object) -> None:
     if not isinstance(auth, bytes) and not callable(auth):
         raise TypeError(f"auth must be bytes, or a function that returns bytes, not {type(auth).__name__}")
     room_header(adaptor.crdt_type, room_id)
+    _ADAPTORS.add(type(adaptor))

@@ -12,8 +12,7 @@ import contextlib
 import email.utils
 import inspect
 import os
-import socket as sockets
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, cast
@@ -97,6 +96,36 @@ def check_options(options: Mapping[str, object]) -> None:
 # The handshake
 
 
+class Burst:
+    """Stands between aiohttp's writer and its transport: what is written within ``with burst:`` goes out together.
+
+    A system call for each small frame costs several times what all the rest of sending it does.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: list[bytes] | None = None
+        self.is_closing = transport.is_closing
+        self.given = 0
+        """Bytes written so far, whether the network has taken them or not."""
+
+    def write(self, data: bytes) -> None:
+        """Write now, or with the rest of the burst."""
+        if self._held is None:
+            self.given += len(data)
+            self._transport.write(data)
+        else:
+            self._held.append(data)
+
+    def __enter__(self) -> None:
+        self._held = []
+
+    def __exit__(self, *_: object) -> None:
+        held, self._held = self._held, None
+        if held and not self.is_closing():
+            self.write(b"".join(held))
+
+
 class _WebSocket(aiohttp.ClientWebSocketResponse):
     """aiohttp's WebSocket, which also tells its transport: the only thing that can end a close that hangs."""
 
@@ -107,6 +136,10 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         self.response = response
         connection = response.connection
         self.transport = None if connection is None else connection.transport
+        self.burst: Burst | None = None
+        if self.transport is not None and getattr(writer, "transport", None) is self.transport:
+            writer.transport = self.burst = Burst(self.transport)
+        # else aiohttp has changed its private parts: all is well, but each frame costs a system call
 
 
 class _Redirected(Exception):
@@ -234,11 +267,13 @@ def _failure(error: Exception) -> AttemptFailure:
     if isinstance(error, aiohttp.WSServerHandshakeError) and error.status != 101:
         after = _retry_after(error.status, error.headers or {})
         return AttemptFailure(FailureKind.ANSWER, f"the server answered HTTP {error.status}", error.status, after)
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     for kinds, kind, why in _MEANINGS:
-        if isinstance(error, kinds):
+        if isinstance(error, kinds) or isinstance(cause, kinds):
             return AttemptFailure(kind, why)
     if isinstance(error, OSError):
-        why = os.strerror(error.errno) if error.errno else type(error).__name__  # asyncio's own words name the address
+        # asyncio's own words name the address; of several that failed in several ways there is no number
+        why = os.strerror(error.errno) if error.errno else "none of the server's addresses works"
         return AttemptFailure(FailureKind.NETWORK, f"could not connect: {why}")
     if isinstance(error, TypeError | ValueError):
         why = f"the connection's options cannot be used ({type(error).__name__})"
@@ -285,6 +320,8 @@ class Socket:
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._on_alive: Callable[[], None] = _nothing
         self.opened_at = asyncio.get_running_loop().time()
+        self._flowed_at = self.opened_at
+        self._taken = 0
 
     def start(
         self,
@@ -313,6 +350,19 @@ class Socket:
     def backlog(self) -> int:
         """How many frames wait to be written."""
         return len(self._outbox)
+
+    @property
+    def stalled(self) -> float:
+        """For how many seconds the network has taken nothing, though something waits; 0 if it flows.
+
+        Counted from when it was last asked and flowed, so ask at every beat of the heart.
+        """
+        now, unsent = asyncio.get_running_loop().time(), self._unsent()
+        taken = (self._ws.burst.given if self._ws.burst else 0) - unsent
+        if unsent == 0 or taken != self._taken:
+            self._flowed_at = now
+        self._taken = taken
+        return now - self._flowed_at
 
     def send(self, data: Data) -> None:
         """Write the frame, text or binary, soon. Frames of one burst are written together."""
@@ -423,7 +473,7 @@ class Socket:
                 await self._write_urgent()
                 while self._outbox:
                     stuck, batch = self._unsent(), self._next_batch()
-                    with self._corked(len(batch)):
+                    with self._ws.burst or contextlib.nullcontext():
                         for data in batch:
                             await self._write_frame(data)
                             await self._write_urgent()
@@ -460,20 +510,6 @@ class Socket:
         if self._pong is not None:
             pong, self._pong = self._pong, None
             await self._ws.pong(pong)
-
-    @contextlib.contextmanager
-    def _corked(self, frames: int) -> Generator[None]:
-        """Let the kernel gather the frames of a burst; a packet for each would cost twice as much."""
-        sock = self._ws.get_extra_info("socket") if frames > 1 and hasattr(sockets, "TCP_CORK") else None
-        if sock is None or sock.family not in (sockets.AF_INET, sockets.AF_INET6):
-            yield
-            return
-        sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_CORK, 1)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_CORK, 0)
 
 
 def _nothing() -> None: ...

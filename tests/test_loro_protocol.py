@@ -200,7 +200,7 @@ MALFORMED = {
     "uleb 5 bytes with overflow bits (ffffffff7f)": r"room_id \(byte 4\): the number has more than 5 bytes or 32",
     "JoinRequest truncated in auth": r"JoinRequest.auth \(byte 7\): 5 bytes announced, 1 left",
     "JoinRequest without version": r"JoinRequest.version \(byte 8\): the frame ends before the number does",
-    "JoinResponseOk permission 'admin'": r"JoinResponseOk.permission \(byte 7\): b'admin' is neither",
+    "JoinResponseOk permission 'admin'": r"JoinResponseOk.permission \(byte 7\): its 5 bytes are neither",
     "JoinResponseOk without extra (v0 style)": r"JoinResponseOk.extra \(byte 14\): the frame ends before",
     "JoinError version_unknown, truncated receiver version": (
         r"JoinError.receiver_version \(byte 10\): 5 bytes announced, 1 left"
@@ -418,7 +418,7 @@ def test_text_is_read_with_replacement_characters_and_its_byte_order_mark() -> N
 
 def test_a_permission_is_compared_by_its_bytes() -> None:
     """A byte order mark before ``read`` makes it another word (the reference strips the mark)."""
-    with pytest.raises(ProtocolError, match=r"permission .* is neither b'read' nor b'write'"):
+    with pytest.raises(ProtocolError, match=r"permission .* are neither b'read' nor b'write'"):
         decode(b"%LOR\x01r\x01\x07\xef\xbb\xbfread\x00\x00")
 
 

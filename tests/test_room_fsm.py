@@ -368,7 +368,7 @@ OVER: list[tuple[Any, ...]] = [
     ("credentials_failed", "raised", True),
     ("timer_fell_due",),
     ("put_out", EVICTED, 1.0),
-    ("acks_overdue",),
+    ("acks_overdue", 1.0),
     ("batch_lost", "never came whole", 1.0),
     ("leave_requested",),
     ("broke", "raised"),
@@ -509,7 +509,7 @@ def test_d_version_begins_anew(way: str) -> None:
     fsm.join_refused(VERSION_UNKNOWN)
     if way == "joined":
         fsm.join_accepted()
-        fsm.acks_overdue()
+        fsm.acks_overdue(1.0)
     elif way == "lost":
         fsm.connection_lost("lost")
         fsm.connection_opened("connected")
@@ -522,13 +522,22 @@ def test_d_version_begins_anew(way: str) -> None:
 def test_d_ack_too_many_updates_without_an_ack_lead_to_a_rejoin() -> None:
     """D-ACK: its version exchange supersedes them."""
     fsm = room("joined")
-    assert said(fsm.acks_overdue()) == [
+    assert said(fsm.acks_overdue(1.0)) == [
         "EndSession()",
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
         "NotifyStatus(joined → reconnecting, 'too many updates without an Ack')",
     ]
     assert fsm.state == "rejoining"
+
+
+def test_d_ack_a_server_that_never_acknowledges_has_the_document_once_per_interval() -> None:
+    """D-ACK: each rejoin sends what the server lacks again; a server that takes it in vain is not sent more of it."""
+    fsm = room("joined")
+    fsm.acks_overdue(100.0)
+    fsm.join_accepted()
+    assert "StartTimer(20)" in said(fsm.acks_overdue(110.0))
+    assert fsm.state == "rejoin_delayed"
 
 
 @pytest.mark.parametrize("where", TRACKED)
@@ -583,7 +592,7 @@ IMPOSSIBLE = [
 def test_a_fact_that_cannot_be_changes_nothing(fact: str, where: str) -> None:
     """It is refused, with a reason."""
     fsm = room(where)
-    assert getattr(fsm, fact)() == []
+    assert getattr(fsm, fact)(*([1.0] if fact == "acks_overdue" else [])) == []
     assert fsm.state == where
 
 
@@ -695,7 +704,7 @@ def rejoin(story: Story) -> None:
     story.tell("connection_lost", "closed with code 1001: going down")
     story.tell("connection_opened", "connected")
     story.tell("join_accepted")
-    story.tell("acks_overdue")
+    story.tell("acks_overdue", 1.0)
     story.tell("join_accepted")
     story.tell("client_stopped", "closed by this program")
     story.tell("client_started", "asked to connect")

@@ -295,7 +295,7 @@ def _read_join_response_ok(crdt: CrdtType, room_id: str, frame: bytes, at: int) 
     raw, end = _read_bytes(frame, at, "JoinResponseOk.permission")
     permission = _PERMISSIONS.get(raw)
     if permission is None:
-        _fail("JoinResponseOk.permission", at, f"{raw[:20]!r} is neither b'read' nor b'write'")
+        _fail("JoinResponseOk.permission", at, f"its {len(raw)} bytes are neither b'read' nor b'write'")
     version, at = _read_bytes(frame, end, "JoinResponseOk.version")
     extra, _ = _read_bytes(frame, at, "JoinResponseOk.extra")
     return JoinResponseOk(crdt, room_id, permission, version, extra)

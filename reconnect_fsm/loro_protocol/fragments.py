@@ -90,18 +90,18 @@ class Reassembler:
         """
         batch_id, count, total = header.batch_id, header.fragment_count, header.total_size_bytes
         if batch_id in self._live:
-            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header came twice")
+            return self.refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header came twice")
         if count == 0:
-            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header announces no fragments")
+            return self.refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header announces no fragments")
         if count > self.MAX_FRAGMENTS:
             why = f"its header announces {count} fragments, the limit is {self.MAX_FRAGMENTS}"
-            return self._refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
+            return self.refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
         if total > self.MAX_BATCH_BYTES:
             why = f"its header announces {total} bytes, the limit is {self.MAX_BATCH_BYTES}"
-            return self._refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
+            return self.refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
         if len(self._live) >= self.MAX_BATCHES:
             why = f"{len(self._live)} batches are under way, the limit is {self.MAX_BATCHES}"
-            return self._refuse(batch_id, UpdateStatusCode.RATE_LIMITED, why)
+            return self.refuse(batch_id, UpdateStatusCode.RATE_LIMITED, why)
         self._live[batch_id] = _Incoming(header, now + self.TIMEOUT)
         return None
 
@@ -118,27 +118,27 @@ class Reassembler:
         if batch is None:
             if batch_id in self._settled:
                 return None
-            return self._refuse(batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, f"fragment {index} came without a header")
+            return self.refuse(batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, f"fragment {index} came without a header")
         if now >= batch.deadline:
             return self._time_out(batch)
         count, total = batch.header.fragment_count, batch.header.total_size_bytes
         if index >= count:
             why = f"fragment {index} came, its header announces {count}, counted from 0"
-            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, why)
+            return self.refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, why)
         if index in batch.fragments:
             if batch.fragments[index] == data:
                 return None
-            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, f"fragment {index} came twice and differs")
+            return self.refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, f"fragment {index} came twice and differs")
         if batch.size + len(data) > total:
             why = f"{batch.size + len(data)} bytes came, its header announces {total}"
-            return self._refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
+            return self.refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
         batch.fragments[index] = data
         batch.size += len(data)
         if len(batch.fragments) < count:
             return None
         if batch.size < total:
             why = f"all {count} fragments came with {batch.size} bytes, its header announces {total}"
-            return self._refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, why)
+            return self.refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, why)
         self._settle(batch_id)
         return b"".join(batch.fragments[i] for i in range(count))
 
@@ -150,6 +150,11 @@ class Reassembler:
         """When `expire` has something to do next, on the clock of ``now``; None if nothing is under way."""
         return min((batch.deadline for batch in self._live.values()), default=None)
 
+    @property
+    def size(self) -> int:
+        """Bytes of fragments kept."""
+        return sum(batch.size for batch in self._live.values())
+
     def clear(self) -> None:
         """Forgets everything, without a refusal: the connection is gone, and the peer with it."""
         self._live.clear()
@@ -158,9 +163,10 @@ class Reassembler:
     def _time_out(self, batch: _Incoming) -> Refusal:
         header = batch.header
         why = f"{len(batch.fragments)} of {header.fragment_count} fragments came within {self.TIMEOUT:g} s"
-        return self._refuse(header.batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, why)
+        return self.refuse(header.batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, why)
 
-    def _refuse(self, batch_id: int, status: UpdateStatusCode, why: str) -> Refusal:
+    def refuse(self, batch_id: int, status: UpdateStatusCode, why: str) -> Refusal:
+        """Lets go of the batch; fragments of it that are still to come are ignored."""
         self._settle(batch_id)
         return Refusal(batch_id, status, why)
 
