@@ -13,7 +13,7 @@ DEMO := $(VENV)/.installed-demo
 comma := ,
 empty :=
 PURE  := $(addprefix reconnect_fsm/,status.py errors.py machine.py lean.py client_fsm.py room_fsm.py effects.py retry.py \
-         keepalive.py loro_protocol/*)
+         keepalive.py redaction.py loro_protocol/*)
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 # `pyright` would fetch a node of its own where there is none, and ask whether there is a newer version of itself.

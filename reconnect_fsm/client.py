@@ -65,13 +65,14 @@ class Client(Connection):
             raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
         self._rooms = Rooms(
             self._pump,
-            self._send_frame,
+            self._send_frames,
             self._frames_written,
             self._own_task,
             lambda: room_fsm(self._retry),
             self._retry.random.getrandbits,
             self._frames_waiting,
             lambda: self.reason if self.status is ClientStatus.CONNECTED else None,
+            self._redaction,
         )
 
     @property
@@ -134,9 +135,9 @@ class Client(Connection):
         elif data != PONG:
             super()._received(data)
 
-    def _send_frame(self, frame: bytes) -> None:
+    def _send_frames(self, frames: bytes | list[bytes]) -> None:
         if self._socket is not None:
-            self._socket.send(frame)
+            self._socket.send(frames)
 
     def _frames_waiting(self) -> int:
         return 0 if self._socket is None else self._socket.backlog

@@ -43,6 +43,7 @@ from .errors import ClientStopped, NotConnected
 from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
 from .network import NetworkSource
 from .pump import Lazily, Listeners, Outcome, Promise, Pump, raised
+from .redaction import Redaction
 from .retry import RetryPolicy
 from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
 from .transport import (
@@ -53,6 +54,7 @@ from .transport import (
     UrlSource,
     check_options,
     check_url,
+    learn_secrets,
     make_session,
     open_socket,
 )
@@ -62,6 +64,7 @@ __all__ = ["Connection"]
 logger = logging.getLogger("reconnect_fsm")
 
 STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+SLICES = 5  # of a wait for tasks to end: a stall of our own loop, after which all is overdue, is one of them
 MAX_MSG_SIZE = 4 * 1024 * 1024  # bytes; what aiohttp allows by default
 
 
@@ -125,6 +128,7 @@ class Connection:
         if not isinstance(self._max_msg_size, int) or self._max_msg_size < 0:
             raise ValueError(f"max_msg_size must be a number of bytes, or 0 for no limit, not {self._max_msg_size!r}")
         self._options = options
+        self._redaction = Redaction()
 
         self._fsm = fsm(self._retry)
         self._pump = Pump()
@@ -500,6 +504,7 @@ class Connection:
             raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
         if self._session is None:
             self._session = make_session(self._given_session)
+        learn_secrets(self._redaction, self._options, self._given_session)
         return await open_socket(
             self._session,
             self._url,
@@ -507,6 +512,7 @@ class Connection:
             close_timeout=self._close_timeout,
             max_msg_size=self._max_msg_size,
             options=self._options,
+            redaction=self._redaction,
         )
 
     def _cancel_dial(self, _: CancelDial | None = None) -> None:
@@ -598,11 +604,13 @@ class Connection:
 
     async def _ended(self, tasks: set[asyncio.Task[Any]]) -> None:
         """Wait for tasks that were told to end; give up on a user's coroutine that refuses (D-TIMEOUT)."""
-        if tasks:
-            _, refusing = await asyncio.wait(set(tasks), timeout=2 * self._close_timeout + 1)
-            for task in refusing:
-                logger.error("%s does not end though it was cancelled; it is left behind", task.get_name())
-                self._ending.discard(task)
+        refusing = set(tasks)
+        for _ in range(SLICES):
+            if refusing:
+                _, refusing = await asyncio.wait(refusing, timeout=(2 * self._close_timeout + 1) / SLICES)
+        for task in refusing:
+            logger.error("%s does not end though it was cancelled; it is left behind", task.get_name())
+            self._ending.discard(task)
 
     def _close_requested(self, outcome: Outcome) -> None:
         self._fire(self._fsm.close_requested)

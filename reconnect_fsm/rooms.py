@@ -56,8 +56,9 @@ from .loro_protocol import (
     split,
 )
 from .pump import Lazily, Listeners, Pump, raised
+from .redaction import Redaction
 from .room_fsm import RoomFSM
-from .status import RoomStatus, StatusChange, presentable
+from .status import RoomStatus, StatusChange
 
 __all__ = ["Auth", "Room", "Rooms"]
 
@@ -122,7 +123,7 @@ class Room:
         self._in_flight = 0  # requests sent on this connection that have no answer yet
         # What belongs to the session
         self._server_version = b""
-        self._unacked: dict[int, tuple[bytes, ...]] = NOTHING
+        self._unacked: dict[int, Unacked] = NOTHING
         self._unacked_bytes = 0
         self._reassembler: Reassembler | None = None
         self._fragments_due: Deadline | None = None
@@ -205,7 +206,9 @@ class Room:
 
 
 OVER = tuple(state.name for state in RoomFSM.OVER)
-NOTHING: dict[int, tuple[bytes, ...]] = {}  # stands for every empty dict; never written to
+Unacked: TypeAlias = tuple[tuple[bytes, ...], list[bytes]]
+"""The updates of a batch that was sent, and those of its frames that were not written yet."""
+NOTHING: dict[int, Unacked] = {}  # stands for every empty dict; never written to
 
 Key: TypeAlias = tuple[CrdtType, str]
 
@@ -216,16 +219,17 @@ class Rooms:
     def __init__(
         self,
         pump: Pump,
-        send: Callable[[bytes], None],
+        send: Callable[[bytes | list[bytes]], None],
         written: Callable[[], Coroutine[Any, Any, None]],
         own: Callable[[asyncio.Task[Any]], None],
         make_fsm: Callable[[], RoomFSM],
         random_bits: Callable[[int], int],
         backlog: Callable[[], int],
         connected: Callable[[], str | None],
+        redaction: Redaction,
     ) -> None:
-        """``send`` writes a frame, or drops it if there is no connection; ``written`` waits until all are written;
-        ``own`` takes charge of a cancelled task until it has ended."""
+        """``send`` writes a frame, or a list of them which may be cleared until then, or drops them if there is no
+        connection; ``written`` waits until all are written; ``own`` takes charge of a cancelled task until it ends."""
         self._pump = pump
         self._send = send
         self._written = written
@@ -254,6 +258,7 @@ class Rooms:
         self._random_bits = random_bits
         self._backlog = backlog
         self._connected = connected
+        self._redaction = Redaction(also=redaction)
         self._last_batch_id: int | None = None
 
     def __iter__(self) -> Iterator[Room]:
@@ -333,10 +338,10 @@ class Rooms:
                 self._fire(room, "join_accepted")
             case JoinError():
                 room._server_version = message.receiver_version or b""
-                app_code = None if message.app_code is None else presentable(message.app_code)
-                self._fire(room, "join_refused", JoinRefused(message.code, presentable(message.message), app_code))
+                app_code = None if message.app_code is None else self._redaction(message.app_code)
+                self._fire(room, "join_refused", JoinRefused(message.code, self._redaction(message.message), app_code))
             case RoomError():
-                refusal = JoinRefused(message.code, presentable(message.message), put_out=True)
+                refusal = JoinRefused(message.code, self._redaction(message.message), put_out=True)
                 self._fire(room, "put_out", refusal, self._now())
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 self._reassemble(room, message)
@@ -506,6 +511,7 @@ class Rooms:
             logger.error("room %r: it cannot be asked for: %s", room.id, error)
             self._pump.post(self._fire, room, "broke", f"it cannot be asked for: {error}")
             return
+        self._redaction.learn(auth)
         room._in_flight += 1
         self._send(frame)
 
@@ -529,8 +535,10 @@ class Rooms:
         if not missing or self._send_updates(room, missing):
             room._notice()
 
-    def _end_session(self, room: Room, _: EndSession | None = None) -> None:
+    def _end_session(self, room: Room, effect: EndSession | None = None) -> None:
         room.permission = None
+        for _, frames in room._unacked.values():
+            frames.clear()  # the version exchange of the next join supersedes what is not written yet
         room._unacked, room._unacked_bytes = NOTHING, 0
         room._reassembler = None
         self._watch_fragments(room)
@@ -567,10 +575,10 @@ class Rooms:
         if room._unacked is NOTHING:
             room._unacked = {}
         for batch in batches:
-            room._unacked[batch.batch_id] = batch.updates
+            frames = list(batch.frames)
+            room._unacked[batch.batch_id] = batch.updates, frames
             room._unacked_bytes += sum(map(len, batch.updates))
-            for frame in batch.frames:
-                self._send(frame)
+            self._send(frames)
         return True
 
     def _new_batch_id(self) -> int:
@@ -581,9 +589,10 @@ class Rooms:
         return self._last_batch_id
 
     def _acknowledged(self, room: Room, ack: Ack) -> None:
-        updates = room._unacked.pop(ack.ref_id, None)
-        if updates is None:
+        unacked = room._unacked.pop(ack.ref_id, None)
+        if unacked is None:
             return  # of an earlier session, or made up
+        updates, _ = unacked
         room._unacked_bytes -= sum(map(len, updates))
         if ack.status != UpdateStatusCode.OK:
             self._refused(room, updates, ack.status)
@@ -602,7 +611,7 @@ class Rooms:
         try:
             guarded(room.adaptor.apply, updates)
         except Exception as error:
-            self.complain("room %r: refused a batch from the server: %s", room.id, presentable(error))
+            self.complain("room %r: refused a batch from the server: %s", room.id, self._redaction(error))
             self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
         room._notice()
 

@@ -19,13 +19,25 @@ from typing import Any, Final, TypeAlias, cast
 
 import aiohttp
 from aiohttp import WSMsgType
+from multidict import CIMultiDict
 from yarl import URL
 
 from .errors import InvalidURL, NotConnected, Unauthorized
 from .pump import Promise
-from .status import AttemptFailure, CloseInfo, FailureKind, presentable
+from .redaction import Redaction
+from .status import AttemptFailure, CloseInfo, FailureKind
 
-__all__ = ["AttemptFailed", "Data", "Session", "Socket", "UrlSource", "check_options", "check_url", "open_socket"]
+__all__ = [
+    "AttemptFailed",
+    "Data",
+    "Session",
+    "Socket",
+    "UrlSource",
+    "check_options",
+    "check_url",
+    "learn_secrets",
+    "open_socket",
+]
 
 Data: TypeAlias = str | bytes
 UrlSource: TypeAlias = str | URL | Callable[[], str | URL | Awaitable[str | URL]]
@@ -93,6 +105,27 @@ def check_options(options: Mapping[str, object]) -> None:
             )
 
 
+def learn_secrets(redaction: Redaction, options: Mapping[str, Any], session: Session | None = None) -> None:
+    """Have it know what in the options of ``ws_connect``, and in a session given, may be secret."""
+    for headers in (options.get("headers"), options.get("proxy_headers"), session and session.headers):
+        for _, value in CIMultiDict(headers or {}).items():
+            redaction.learn(value)
+    for credentials in (options.get("auth"), options.get("proxy_auth")):
+        if credentials is not None:
+            redaction.learn(credentials.password)
+            redaction.learn(credentials.encode())
+    for url in (options.get("proxy"), URL().with_query(options.get("params"))):
+        if url is not None:
+            _learn_url(redaction, URL(url))
+    for cookie in session.cookie_jar if session is not None else ():
+        redaction.learn(cookie.value)
+
+
+def _learn_url(redaction: Redaction, url: URL) -> None:
+    for secret in (url.password, url.raw_password, url.query_string, url.raw_query_string, *url.query.values()):
+        redaction.learn(secret)
+
+
 # The handshake
 
 
@@ -137,7 +170,8 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         connection = response.connection
         self.transport = None if connection is None else connection.transport
         self.burst: Burst | None = None
-        if self.transport is not None and getattr(writer, "transport", None) is self.transport:
+        is_as_expected = getattr(writer, "transport", None) is self.transport
+        if self.transport is not None and is_as_expected:
             writer.transport = self.burst = Burst(self.transport)
         # else aiohttp has changed its private parts: all is well, but each frame costs a system call
 
@@ -195,6 +229,7 @@ async def open_socket(
     close_timeout: float,
     max_msg_size: int,
     options: Mapping[str, Any],
+    redaction: Redaction,
 ) -> Socket:
     """One attempt: the address, DNS, TCP, TLS and handshake, all within ``timeout`` seconds (D-TIMEOUT).
 
@@ -204,6 +239,7 @@ async def open_socket(
     try:
         async with asyncio.timeout(timeout):
             address = await _address(url)
+            _learn_url(redaction, address)
             ws: object = await session.ws_connect(  # pyright: ignore[reportUnknownVariableType]  # Unpack of options
                 address,
                 autoclose=False,
@@ -215,7 +251,7 @@ async def open_socket(
     except Exception as error:
         # `from None`: what aiohttp raises may hold the whole URL, query string and all.
         raise AttemptFailed(_failure(error)) from None
-    return Socket(cast(_WebSocket, ws), close_timeout, max_msg_size)
+    return Socket(cast(_WebSocket, ws), close_timeout, max_msg_size, redaction)
 
 
 async def _address(url: UrlSource) -> URL:
@@ -306,11 +342,12 @@ class Socket:
     After `start` you must call `close`, once; it always ends within ``close_timeout`` seconds or little more.
     """
 
-    def __init__(self, ws: _WebSocket, close_timeout: float, max_msg_size: int) -> None:
+    def __init__(self, ws: _WebSocket, close_timeout: float, max_msg_size: int, redaction: Redaction) -> None:
         self._ws = ws
+        self._shown = redaction
         self._close_timeout = close_timeout
         self._max_msg_size = max_msg_size
-        self._outbox: list[Data] = []
+        self._outbox: list[Data | list[bytes]] = []
         self._urgent: list[str] = []
         self._pong: bytes | None = None
         self._wake = asyncio.Event()
@@ -348,7 +385,7 @@ class Socket:
 
     @property
     def backlog(self) -> int:
-        """How many frames wait to be written."""
+        """How many frames, or groups of frames, wait to be written."""
         return len(self._outbox)
 
     @property
@@ -364,8 +401,11 @@ class Socket:
         self._taken = taken
         return now - self._flowed_at
 
-    def send(self, data: Data) -> None:
-        """Write the frame, text or binary, soon. Frames of one burst are written together."""
+    def send(self, data: Data | list[bytes]) -> None:
+        """Write the frame, text or binary, soon. Frames of one burst are written together.
+
+        A list of frames is taken from as it is written; who clears it takes back what was not.
+        """
         self._outbox.append(data)
         self._wake.set()
 
@@ -446,7 +486,7 @@ class Socket:
                     self._on_alive()
                 # Judged by the message alone: the reason is nowhere else, and close_code may say 1006 all the same.
                 case WSMsgType.CLOSE:
-                    return CloseInfo(message.data or NO_STATUS_RECEIVED, presentable(message.extra))
+                    return CloseInfo(message.data or NO_STATUS_RECEIVED, self._shown(message.extra))
                 case WSMsgType.ERROR:
                     return CloseInfo(ABNORMAL_CLOSURE, self._what_is_wrong(message.data))
                 case _:  # CLOSED: no close frame came. CLOSING: we are closing it ourselves
@@ -461,7 +501,7 @@ class Socket:
             self._complaint = error.code
         if isinstance(error, aiohttp.WebSocketError) and error.code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
             return f"the server sent a message of more than max_msg_size={self._max_msg_size} bytes"
-        return f"the server broke the WebSocket protocol: {presentable(error)}"
+        return f"the server broke the WebSocket protocol: {self._shown(error)}"
 
     # Writing
 
@@ -472,12 +512,13 @@ class Socket:
                 self._wake.clear()
                 await self._write_urgent()
                 while self._outbox:
-                    stuck, batch = self._unsent(), self._next_batch()
+                    stuck = self._unsent()
+                    batch, whole = self._next_batch()
                     with self._ws.burst or contextlib.nullcontext():
                         for data in batch:
                             await self._write_frame(data)
                             await self._write_urgent()
-                    del self._outbox[: len(batch)]
+                    del self._outbox[:whole]
                     if 0 < stuck >= self._unsent():  # the kernel was full, and went on: the other end is slow, not dead
                         self._on_alive()
                     await asyncio.sleep(0)
@@ -485,14 +526,22 @@ class Socket:
                 if self._closing:
                     return
 
-    def _next_batch(self) -> list[Data]:
-        """What is written before the event loop gets its turn: many small frames, or one large one."""
-        size = 0
-        for count, data in enumerate(self._outbox[:BURST], 1):
-            size += len(data)
-            if size >= BURST_BYTES:
-                return self._outbox[:count]
-        return self._outbox[:BURST]
+    def _next_batch(self) -> tuple[list[Data], int]:
+        """What is written before the event loop gets its turn, many small frames or one large one.
+
+        And how many of the outbox's items it holds to their end.
+        """
+        batch: list[Data] = []
+        size = whole = 0
+        for item in self._outbox:
+            frames = item if isinstance(item, list) else [item]
+            while frames and len(batch) < BURST and size < BURST_BYTES:
+                batch.append(frames.pop(0))
+                size += len(batch[-1])
+            if frames:
+                break
+            whole += 1
+        return batch, whole
 
     def _unsent(self) -> int:
         """Bytes that the kernel has not taken yet."""

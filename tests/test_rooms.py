@@ -1301,7 +1301,8 @@ async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
         room.on_status(heard)
         for _ in range(20):
             adaptor.edit(b"x")
-        for _ in range(6):
+            await asyncio.sleep(0.001)  # so that it is written
+        for _ in range(5):
             await peer.next(DocUpdate)
         adaptor.missing = (b"all of it",)
         assert (await peer.let_in()).version == b"current"
@@ -1311,6 +1312,24 @@ async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
         await room.synced()
         await peer.hears_nothing_else()
     assert heard == ["reconnecting", "joined", "disconnected"]
+
+
+async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D-ACK: frames that were not written when the session ended are taken back: a slow link carries nothing twice."""
+    monkeypatch.setattr(rooms, "MAX_UNACKED_UPDATES", 5)
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        for _ in range(20):
+            adaptor.edit(b"x")  # all before the writer gets its turn
+        adaptor.missing = (b"all of it",)
+        assert (await peer.let_in()).version == b"current"  # nothing came before it
+        batch = await peer.next(DocUpdate)
+        assert batch.updates == (b"all of it",)
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await room.synced()
+        await peer.hears_nothing_else()
 
 
 async def test_d_ack_synced_waits_for_acks_and_for_the_servers_version(server: EmbeddedServer) -> None:

@@ -31,7 +31,9 @@ from reconnect_fsm import (
     NotConnected,
     RetryPolicy,
     Unauthorized,
+    transport,
 )
+from reconnect_fsm.redaction import Redaction
 from reconnect_fsm.status import CloseInfo
 from reconnect_fsm.testing import leaks
 from reconnect_fsm.transport import AttemptFailed, Socket, make_session, open_socket
@@ -1289,7 +1291,9 @@ async def bare(url: str | URL) -> AsyncIterator[Socket]:
     """A socket without a driver."""
     session = make_session(None)
     try:
-        yield await open_socket(session, url, timeout=5, close_timeout=0.1, max_msg_size=1000, options={})
+        yield await open_socket(
+            session, url, timeout=5, close_timeout=0.1, max_msg_size=1000, options={}, redaction=Redaction()
+        )
     finally:
         await session.close()
 
@@ -1419,3 +1423,44 @@ async def test_secrets_are_never_shown(trouble: str, authority: trustme.CA, capl
 
 
 async def _at_once() -> None: ...
+
+
+# --------------------------------------------------------------------------------------------------------------- bursts
+
+
+@pytest.mark.parametrize("as_expected", [True, False])
+async def test_a_burst_arrives_whole_and_in_order(as_expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames are written together where aiohttp's private parts are as they were, and one by one where they are not."""
+    writes = 0
+
+    class Counting:
+        def __init__(self, transport: Any) -> None:
+            self._transport = transport
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._transport, name)
+
+        def write(self, data: bytes) -> None:
+            nonlocal writes
+            writes += 1
+            self._transport.write(data)
+
+    def wrap(ws: Any, reader: Any, writer: Any, protocol: Any, response: Any, *args: Any, **kwargs: Any) -> None:
+        if as_expected:
+            response.connection.protocol.transport = Counting(writer.transport)
+            writer.transport = response.connection.transport
+        else:
+            writer.transport = Counting(writer.transport)
+        make(ws, reader, writer, protocol, response, *args, **kwargs)
+
+    make = transport._WebSocket.__init__
+    monkeypatch.setattr(transport._WebSocket, "__init__", wrap)
+    messages = [f"{number}" for number in range(1_000)]
+    async with faulty.server() as server, Connection(server.url) as connection:
+        await connection.wait_connected()
+        async with asyncio.TaskGroup() as group:
+            for message in messages:
+                group.create_task(connection.send(message))
+        await eventually(lambda: len(server.peer.messages) == len(messages))
+        assert server.peer.messages == messages
+    assert writes < 100 if as_expected else writes >= len(messages)

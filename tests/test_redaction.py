@@ -1,0 +1,96 @@
+"""A server's words are shown without what it was told: URL, headers, cookies, credentials, auth bytes."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from reconnect_fsm.redaction import MOST, Redaction
+from reconnect_fsm.transport import learn_secrets
+
+SECRET = "s3cr3t-t0ken"
+
+
+def redaction(*secrets: str | bytes) -> Redaction:
+    made = Redaction()
+    for each in secrets:
+        made.learn(each)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("told", "said", "shown"),
+    [
+        (SECRET, f"no such token: {SECRET}!", "no such token: …!"),
+        (SECRET.encode(), f"{SECRET}{SECRET}".encode(), "……"),
+        (f"Bearer {SECRET}", f"unknown {SECRET}", "unknown …"),
+        (f"Bearer {SECRET}", f"Bearer {SECRET}", "…"),
+        (f"a=1; session={SECRET}", f"bad session {SECRET}", "bad … …"),
+        ("two%20words%21", "you said: two words!", "you said: …"),
+        ("short", "a short word is no secret", "a short word is no secret"),
+        (b"\xff\xfe\xfd\xfc\xfb\xfa", b"echo \xff\xfe\xfd\xfc\xfb\xfa", "echo …"),
+        ("", "words", "words"),
+        (SECRET, None, ""),
+    ],
+)
+def test_a_secret_is_replaced(told: str | bytes, said: object, shown: str) -> None:
+    """Whole or in words, as text or bytes, quoted as in a URL or not."""
+    assert redaction(told)(said) == shown
+
+
+def test_a_secret_is_replaced_before_the_words_are_cut() -> None:
+    """What is shown is short; a secret across the cut does not show its first half."""
+    words = "x" * 195 + SECRET
+    assert redaction(SECRET)(words) == "x" * 195 + "…"
+    assert len(redaction(SECRET)("x" * 10_000)) == 200
+
+
+def test_a_longer_secret_is_replaced_before_a_shorter_one_within_it() -> None:
+    """Else the rest of the longer one would show."""
+    assert redaction("secret", "secret-and-more")("secret-and-more") == "…"
+
+
+def test_the_latest_secrets_are_kept() -> None:
+    """Tokens that are renewed for ever do not fill the memory."""
+    secrets = [f"secret{number:04}" for number in range(10 * MOST)]
+    known = redaction(*secrets)
+    assert known(secrets[-1]) == "…"
+    assert known(secrets[-MOST]) == "…"
+    assert known(secrets[0]) == secrets[0]
+
+
+def test_what_another_one_knows_is_replaced_too() -> None:
+    """The secrets of rooms do not push out those of the connection."""
+    connection = redaction(SECRET)
+    rooms = Redaction(also=connection)
+    for number in range(10 * MOST):
+        rooms.learn(f"secret{number:04}")
+    assert rooms(f"{SECRET} secret{10 * MOST - 1:04}") == "… …"
+    assert connection("secret0001") == "secret0001"
+
+
+@pytest.mark.filterwarnings("ignore:BasicAuth is deprecated")
+async def test_the_options_and_the_session_are_searched_for_secrets() -> None:
+    """Whatever can carry credentials: headers, those of the proxy, BasicAuth, params, cookies."""
+    options = {
+        "headers": {"X-Token": "in-headers"},
+        "proxy_headers": [("X-Token", "in-proxy-headers")],
+        "auth": aiohttp.BasicAuth("me", "in-basic-auth"),
+        "proxy_auth": aiohttp.BasicAuth("me", "in-proxy-auth"),
+        "proxy": URL("http://me:in-proxy-url@127.0.0.1:1/"),
+        "params": {"token": "in-params"},
+    }
+    known = Redaction()
+    async with aiohttp.ClientSession(headers={"X-Token": "in-session"}, cookies={"a": "in-cookies"}) as session:
+        learn_secrets(known, options, session)
+    found = ["in-headers", "in-proxy-headers", "in-basic-auth", "in-proxy-auth", "in-proxy-url", "in-params"]
+    found += ["in-session", "in-cookies", aiohttp.BasicAuth("me", "in-basic-auth").encode()]
+    assert [known(each) for each in found] == ["…"] * len(found)
+
+
+def test_no_options_are_no_secrets() -> None:
+    """Nothing given, nothing learned."""
+    known = Redaction()
+    learn_secrets(known, {})
+    assert known("anything at all") == "anything at all"
