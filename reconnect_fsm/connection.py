@@ -429,13 +429,13 @@ class Connection:
             return
         heartbeat, now = self._heartbeat, self._now()
         heartbeat.heard(now)
-        if data == PONG and heartbeat.in_flight:
+        if data == PONG and heartbeat.is_owed:
             round_trip = heartbeat.ponged(now)
-            assert round_trip is not None
-            self._set_heartbeat_timer()
-            self._latency = round_trip
-            self._pong.keep(round_trip)
-            self._pump.post(self._on_latency.tell, round_trip)
+            if round_trip is not None:
+                self._set_heartbeat_timer()
+                self._latency = round_trip
+                self._pong.keep(round_trip)
+                self._pump.post(self._on_latency.tell, round_trip)
         elif data is not None:
             self._received(data)
 

@@ -50,7 +50,16 @@ class Heartbeat:
     life, but only a pong gives a round trip.
     """
 
-    __slots__ = ("_config", "_grace_given", "_heard_at", "_next_ping", "_sent_at", "deadline", "was_ever_answered")
+    __slots__ = (
+        "_config",
+        "_grace_given",
+        "_heard_at",
+        "_next_ping",
+        "_sent_at",
+        "_unanswered",
+        "deadline",
+        "was_ever_answered",
+    )
 
     def __init__(self, config: Keepalive, now: float) -> None:
         self._config = config
@@ -58,6 +67,7 @@ class Heartbeat:
         self._sent_at: float | None = None
         self._next_ping = now + config.interval
         self._grace_given = False
+        self._unanswered = 0
         self.was_ever_answered = False
         """Whether a pong ever came on this socket."""
         self.deadline: float | None = self._next_ping if config.enabled else None
@@ -68,6 +78,11 @@ class Heartbeat:
         """Whether a ping waits for its pong."""
         return self._sent_at is not None
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether pings went out whose pong may still come, late as it is."""
+        return self._unanswered > 0
+
     def is_overdue(self, now: float) -> bool:
         """Whether a ping is in flight whose pong can hardly be expected any more."""
         return self._sent_at is not None and now - self._sent_at > self._config.timeout
@@ -75,6 +90,7 @@ class Heartbeat:
     def sent(self, now: float) -> None:
         """A ping goes out now: ours, or one that the user asked for."""
         self._sent_at = now
+        self._unanswered += 1
         self._grace_given = False
         if self._config.enabled:
             self._next_ping = now + self._config.interval
@@ -85,7 +101,8 @@ class Heartbeat:
         self._heard_at = now
 
     def ponged(self, now: float) -> float | None:
-        """A pong arrived, and was `heard`. Returns the round trip in seconds; None if no ping was in flight."""
+        """A pong that `is_owed` arrived, and was `heard`. Returns the round trip in seconds; None if it is too late."""
+        self._unanswered -= 1
         if self._sent_at is None:
             return None
         round_trip = now - self._sent_at

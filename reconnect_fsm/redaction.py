@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from os.path import commonprefix
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -11,6 +12,7 @@ from .status import presentable
 __all__ = ["Redaction"]
 
 SHORTEST: Final = 6  # characters; what is shorter is no secret worth the name, and part of many a word
+TELLING: Final = 16  # characters; so much of a longer secret's beginning is taken for it
 MOST: Final = 64  # secrets kept, the latest
 INSTEAD: Final = "…"
 
@@ -28,21 +30,33 @@ class Redaction:
 
     def learn(self, secret: str | bytes | None) -> None:
         """Remember a secret, and its words if it has several: ``Bearer token``, ``a=token; b=token``."""
-        text = secret.decode(errors="replace") if isinstance(secret, bytes) else secret or ""
-        if text in self._secrets:
-            return
-        for each in (text, unquote_plus(text), *re.split(r"[\s;,=&]+", text)):
-            if len(each) >= SHORTEST:
-                self._secrets[each] = None
+        for each in _forms(secret):
+            self._secrets[each] = None
         while len(self._secrets) > MOST:
             del self._secrets[next(iter(self._secrets))]
 
-    def __call__(self, words: object) -> str:
-        """The words as text: short, one line, no secrets."""
+    def __call__(self, words: object, told: bytes = b"") -> str:
+        """The words as text: short, one line, no secrets; nor what the server was ``told`` besides."""
         text = words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
-        for secret in sorted(self._known(), key=len, reverse=True):
-            text = text.replace(secret, INSTEAD)
+        for secret in sorted({*self._known(), *_forms(told)}, key=len, reverse=True):
+            text = _without(text, secret)
         return presentable(text)
 
     def _known(self) -> list[str]:
         return [*self._secrets, *(self._also._known() if self._also is not None else ())]
+
+
+def _forms(secret: str | bytes | None) -> list[str]:
+    text = secret.decode(errors="replace") if isinstance(secret, bytes) else secret or ""
+    forms = (text, unquote_plus(text), *re.split(r"[\s;,=&]+", text))
+    return [each for each in forms if len(each) >= SHORTEST]
+
+
+def _without(text: str, secret: str) -> str:
+    """The text without the secret, and without the beginning of one that was cut short."""
+    beginning = secret[:TELLING]
+    shown, at = [], 0
+    while (found := text.find(beginning, at)) >= 0:
+        shown += [text[at:found], INSTEAD]
+        at = found + len(commonprefix([text[found : found + len(secret)], secret]))  # noqa: RUF071  # they are no paths
+    return "".join([*shown, text[at:]])

@@ -369,7 +369,7 @@ class RoomFSM(FSM[RoomStatus]):
         refuse(REST, because="there is no session"),
     )
     def batch_lost(self, why: str, now: float) -> None:
-        """A batch of the server's never came whole, at time ``now`` in seconds; only a rejoin brings it again."""
+        """A batch did not get through, theirs or ours, at time ``now`` in seconds; only a rejoin brings it again."""
         self.news = why
         self.now = now
 

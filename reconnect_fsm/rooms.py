@@ -92,6 +92,7 @@ class Room:
         "_rooms",
         "_server_version",
         "_timer",
+        "_told",
         "_unacked",
         "_unacked_bytes",
         "_waiting",
@@ -119,6 +120,7 @@ class Room:
         self._timer: Deadline | None = None
         # What belongs to the request under way
         self._asked = 0
+        self._told = b""  # the auth bytes that the server was told last
         self._credentials: asyncio.Task[None] | None = None
         self._in_flight = 0  # requests sent on this connection that have no answer yet
         # What belongs to the session
@@ -209,6 +211,10 @@ OVER = tuple(state.name for state in RoomFSM.OVER)
 Unacked: TypeAlias = tuple[tuple[bytes, ...], list[bytes]]
 """The updates of a batch that was sent, and those of its frames that were not written yet."""
 NOTHING: dict[int, Unacked] = {}  # stands for every empty dict; never written to
+NO_BATCH: Unacked = ((), [])
+
+# Refusals of a batch, by the server or by us, after which the same again may be taken.
+TRY_AGAIN = (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)
 
 Key: TypeAlias = tuple[CrdtType, str]
 
@@ -338,10 +344,14 @@ class Rooms:
                 self._fire(room, "join_accepted")
             case JoinError():
                 room._server_version = message.receiver_version or b""
-                app_code = None if message.app_code is None else self._redaction(message.app_code)
-                self._fire(room, "join_refused", JoinRefused(message.code, self._redaction(message.message), app_code))
+                app_code = None if message.app_code is None else self._redaction(message.app_code, room._told)
+                self._fire(
+                    room,
+                    "join_refused",
+                    JoinRefused(message.code, self._redaction(message.message, room._told), app_code),
+                )
             case RoomError():
-                refusal = JoinRefused(message.code, self._redaction(message.message), put_out=True)
+                refusal = JoinRefused(message.code, self._redaction(message.message, room._told), put_out=True)
                 self._fire(room, "put_out", refusal, self._now())
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 self._reassemble(room, message)
@@ -511,6 +521,7 @@ class Rooms:
             logger.error("room %r: it cannot be asked for: %s", room.id, error)
             self._pump.post(self._fire, room, "broke", f"it cannot be asked for: {error}")
             return
+        room._told = auth
         self._redaction.learn(auth)
         room._in_flight += 1
         self._send(frame)
@@ -589,13 +600,15 @@ class Rooms:
         return self._last_batch_id
 
     def _acknowledged(self, room: Room, ack: Ack) -> None:
-        unacked = room._unacked.pop(ack.ref_id, None)
-        if unacked is None:
+        updates, unwritten = room._unacked.get(ack.ref_id, NO_BATCH)
+        if not updates or unwritten:
             return  # of an earlier session, or made up
-        updates, _ = unacked
+        del room._unacked[ack.ref_id]
         room._unacked_bytes -= sum(map(len, updates))
         if ack.status != UpdateStatusCode.OK:
             self._refused(room, updates, ack.status)
+        if ack.status in TRY_AGAIN:  # what is edited next depends on what was lost
+            self._fire(room, "batch_lost", "the server did not take a batch of updates", self._now())
         if not room._unacked:
             room._notice()
 
@@ -611,7 +624,7 @@ class Rooms:
         try:
             guarded(room.adaptor.apply, updates)
         except Exception as error:
-            self.complain("room %r: refused a batch from the server: %s", room.id, self._redaction(error))
+            self.complain("room %r: refused a batch from the server: %s", room.id, self._redaction(error, room._told))
             self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
         room._notice()
 
@@ -671,7 +684,7 @@ class Rooms:
     def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
         self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
-        if refusal.status in (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED):
+        if refusal.status in TRY_AGAIN:
             self._pump.post(self._fire, room, "batch_lost", "a batch from the server never came whole", self._now())
 
     def _now(self) -> float:

@@ -12,6 +12,7 @@ import contextlib
 import email.utils
 import inspect
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ Session: TypeAlias = aiohttp.ClientSession
 MAX_RETRY_AFTER: Final = 300.0  # D-HTTP: seconds; a hostile or confused server must not park us for days
 BURST: Final = 128  # frames written, or read, before the event loop gets its turn
 BURST_BYTES: Final = 256 * 1024  # likewise, of frames written
+PONGS: Final = 16  # answers to WebSocket's own pings that may wait
 NO_STATUS_RECEIVED, ABNORMAL_CLOSURE = 1005, 1006  # RFC 6455, 7.4.1: never on the wire
 
 # What the client decides itself, and so does not take from the user.
@@ -274,8 +276,8 @@ async def _address(url: UrlSource) -> URL:
 _MEANINGS: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], FailureKind, str], ...]] = (
     (Unauthorized, FailureKind.UNAUTHORIZED, "the url function says that this client is not authorized"),
     ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), FailureKind.MISCONFIGURED, "the url cannot be used"),
-    (aiohttp.WSServerHandshakeError, FailureKind.NETWORK, "the server does not answer as a WebSocket server does"),
     (aiohttp.ClientHttpProxyError, FailureKind.NETWORK, "the proxy refused"),
+    (aiohttp.ClientResponseError, FailureKind.NETWORK, "the server does not answer as a WebSocket server does"),
     (
         (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
         FailureKind.MISCONFIGURED,
@@ -349,7 +351,7 @@ class Socket:
         self._max_msg_size = max_msg_size
         self._outbox: list[Data | list[bytes]] = []
         self._urgent: list[str] = []
-        self._pong: bytes | None = None
+        self._pongs: deque[bytes] = deque(maxlen=PONGS)
         self._wake = asyncio.Event()
         self._written: Promise[None] = Promise()
         self._closing = False
@@ -479,12 +481,16 @@ class Socket:
                 case WSMsgType.TEXT | WSMsgType.BINARY:
                     on_message(message.data)
                 case WSMsgType.PING:
-                    self._pong = message.data  # a flood of pings is answered once (RFC 6455, 5.5.3)
+                    self._pongs.append(message.data)  # of a flood the latest are answered (RFC 6455, 5.5.3)
                     self._wake.set()
                     self._on_alive()
                 case WSMsgType.PONG:
                     self._on_alive()
                 # Judged by the message alone: the reason is nowhere else, and close_code may say 1006 all the same.
+                case WSMsgType.CLOSE if message.data == ABNORMAL_CLOSURE:
+                    self._complaint = aiohttp.WSCloseCode.PROTOCOL_ERROR
+                    why = "the server broke the WebSocket protocol: close code 1006 is for nobody to send"
+                    return CloseInfo(ABNORMAL_CLOSURE, why)
                 case WSMsgType.CLOSE:
                     return CloseInfo(message.data or NO_STATUS_RECEIVED, self._shown(message.extra))
                 case WSMsgType.ERROR:
@@ -510,6 +516,10 @@ class Socket:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                # A write that fails makes asyncio drop what has come and was not read yet: a close frame, say. So what
+                # is there is read first: the loop looks in its next turn, and reads in that turn, after this task.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
                 await self._write_urgent()
                 while self._outbox:
                     stuck = self._unsent()
@@ -556,9 +566,8 @@ class Socket:
     async def _write_urgent(self) -> None:
         while self._urgent:
             await self._write_frame(self._urgent.pop(0))
-        if self._pong is not None:
-            pong, self._pong = self._pong, None
-            await self._ws.pong(pong)
+        while self._pongs:
+            await self._ws.pong(self._pongs.popleft())
 
 
 def _nothing() -> None: ...

@@ -46,6 +46,26 @@ def test_a_secret_is_replaced_before_the_words_are_cut() -> None:
     assert len(redaction(SECRET)("x" * 10_000)) == 200
 
 
+def test_the_beginning_of_a_secret_is_replaced() -> None:
+    """A close reason has room for 123 bytes, so a server that echoes a long token cuts it short."""
+    token = "".join(f"{number:03}" for number in range(200))
+    assert redaction(token)(f"bad token {token}"[:123]) == "bad token …"
+    assert redaction(token)(f"bad {token[:16]}!") == "bad …!"
+    assert redaction(token)(f"bad {token[:15]}!") == f"bad {token[:15]}!"
+
+
+def test_a_flood_of_secrets_takes_no_more_time_than_its_length() -> None:
+    """A message of many secrets is read once for each that is known."""
+    assert redaction(SECRET)(SECRET * 100_000) == "…" * 200
+
+
+def test_a_room_has_a_secret_of_its_own() -> None:
+    """What one room told the server is taken out of its messages, however many other rooms there are."""
+    known = Redaction()
+    assert known(f"no such token: {SECRET}", SECRET.encode()) == "no such token: …"
+    assert known(f"no such token: {SECRET}") == f"no such token: {SECRET}"
+
+
 def test_a_longer_secret_is_replaced_before_a_shorter_one_within_it() -> None:
     """Else the rest of the longer one would show."""
     assert redaction("secret", "secret-and-more")("secret-and-more") == "…"

@@ -1249,7 +1249,7 @@ async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchang
 async def test_d_ack_a_refusal_reaches_the_adaptor_with_its_updates(scripted: ScriptedServer) -> None:
     """D-ACK: whatever the code, `refused` gets the very updates; the room goes on."""
     adaptor = Notebook()
-    codes = [code for code in UpdateStatusCode if code is not UpdateStatusCode.OK]
+    codes = [code for code in UpdateStatusCode if code not in (UpdateStatusCode.OK, *rooms.TRY_AGAIN)]
     async with joined(scripted, adaptor) as (_, room, peer):
         for code in codes:
             adaptor.edit(code.name.encode())
@@ -1258,6 +1258,29 @@ async def test_d_ack_a_refusal_reaches_the_adaptor_with_its_updates(scripted: Sc
         await room.synced()
         assert adaptor.refusals == [((code.name.encode(),), code) for code in codes]
         assert room.status is RoomStatus.JOINED
+
+
+@pytest.mark.parametrize("code", rooms.TRY_AGAIN)
+async def test_d_ack_a_batch_that_did_not_get_through_is_sent_again(
+    scripted: ScriptedServer, code: UpdateStatusCode
+) -> None:
+    """D-ACK: what is edited next depends on it, so the room is rejoined, and the exchange brings what was lost."""
+    adaptor, heard = Notebook(), Heard()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        room.on_status(heard)
+        adaptor.edit(b"lost")
+        batch = await peer.next(DocUpdate)
+        syncing = asyncio.create_task(room.synced())
+        adaptor.missing = (b"lost",)
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, code))
+        await peer.let_in()
+        batch = await peer.next(DocUpdate)
+        assert batch.updates == (b"lost",)
+        assert not syncing.done()
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await syncing
+    assert adaptor.refusals == [((b"lost",), code)]
+    assert heard == ["reconnecting", "joined", "disconnected"]
 
 
 async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ScriptedServer) -> None:
