@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from ssl import SSLContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -163,7 +163,7 @@ class EmbeddedServer:
 
     # Life ---------------------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> EmbeddedServer:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -180,8 +180,12 @@ class EmbeddedServer:
         if self._listener is not None:
             raise RuntimeError("the server is started already")
         self._web = web.Server(self._handle, access_log=None)
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._web,
+        self._listener = await self._listen()
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(
+            self._accepted,
             self._host,
             self._port,
             backlog=1024,
@@ -189,7 +193,6 @@ class EmbeddedServer:
             ssl_handshake_timeout=5.0 if self._ssl else None,  # the loop's own are longer than a test
             ssl_shutdown_timeout=self.CLOSE_TIMEOUT if self._ssl else None,
         )
-        self._port = self._listener.sockets[0].getsockname()[1]
 
     async def stop(self, code: int = 1001, reason: str = "Server stopping") -> None:
         """Stops listening and closes every connection; nothing is left of them then. Rooms and settings are kept.
@@ -282,10 +285,7 @@ class EmbeddedServer:
         """Ends every TCP connection with a reset (RST), also those whose upgrade was not answered yet."""
         for protocol in self._web.connections if self._web is not None else ():
             if (transport := protocol.transport) is not None:
-                transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
-                transport.abort()
+                _reset(transport)
 
     def freeze(self) -> None:
         """Makes every connection half-open: nothing is read, answered or sent, and TCP stays as it is.
@@ -341,6 +341,11 @@ class EmbeddedServer:
 
     # Connections --------------------------------------------------------------------------------------------------
 
+    def _accepted(self) -> asyncio.Protocol:
+        """The protocol of a TCP connection that was accepted a moment ago."""
+        assert self._web is not None
+        return self._web()
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         task = asyncio.current_task()
         assert task is not None
@@ -353,9 +358,8 @@ class EmbeddedServer:
     async def _answer_request(self, request: web.BaseRequest, task: asyncio.Task[Any]) -> web.StreamResponse:
         self.stats.attempts += 1
         await self._thawed.wait()
-        if self._refusal is not None:
-            status, headers = self._refusal
-            refusal = web.Response(status=status, headers=headers)
+        refusal = await self._refuse(request)
+        if refusal is not None:
             refusal.force_close()
             return refusal
         ws = web.WebSocketResponse(
@@ -373,6 +377,7 @@ class EmbeddedServer:
         connection = _Connection(self, ws, transport, task)
         self._connections[connection] = None
         try:
+            self._opened(connection)
             await connection.run()
         finally:
             del self._connections[connection]
@@ -380,7 +385,22 @@ class EmbeddedServer:
                 self._leave(connection, key)
         return ws
 
+    async def _refuse(self, request: web.BaseRequest) -> web.Response | None:
+        """What an upgrade is answered with instead."""
+        if self._refusal is None:
+            return None
+        status, headers = self._refusal
+        return web.Response(status=status, headers=headers)
+
+    def _opened(self, connection: _Connection) -> None:
+        """The upgrade was answered."""
+
     # Messages -----------------------------------------------------------------------------------------------------
+
+    def _ping(self, connection: _Connection) -> None:
+        """The text frame ``ping`` came."""
+        self.stats.pings += 1
+        connection.send(WSMsgType.TEXT, b"pong")
 
     async def _receive(self, connection: _Connection, frame: bytes) -> None:
         """A binary frame came. Raises `ProtocolError` for one that a client may not send."""
@@ -406,12 +426,12 @@ class EmbeddedServer:
         room_header(request.crdt, request.room_id)  # a room id that no answer could carry
         if self.ignore_joins:
             return
-        permission = await self._permission(request)
+        permission = await self._permission(connection, request)
         refusal = permission if isinstance(permission, JoinError) else self._admit(connection, request, permission)
         if refusal is not None:
             connection.send(WSMsgType.BINARY, encode(refusal))
 
-    async def _permission(self, request: JoinRequest) -> Permission | JoinError:
+    async def _permission(self, connection: _Connection, request: JoinRequest) -> Permission | JoinError:
         crdt, room_id = request.crdt, request.room_id
         if self._authenticate is None:
             return "write"
@@ -505,9 +525,10 @@ class EmbeddedServer:
         elif result is not None:
             self._apply(connection, room, (result,), batch_id)
 
-    def _expire_fragments(self, connection: _Connection) -> None:
+    def _expire_fragments(self, connection: _Connection, due: float) -> None:
+        now = max(connection.now(), due)  # asyncio may run a timer a little early
         for (crdt, room_id), reassembler in connection.incoming.items():
-            for refusal in reassembler.expire(connection.now()):
+            for refusal in reassembler.expire(now):
                 self._ack(connection, crdt, room_id, refusal.batch_id, refusal.status)
 
     def _writable(self, connection: _Connection, crdt: CrdtType, room_id: str) -> _Room | None:
@@ -608,8 +629,7 @@ class _Connection:
                 _log.debug("closing with 1002: %s", error)
                 self.close(_close_payload(WSCloseCode.PROTOCOL_ERROR, "Protocol error"))
         elif kind is WSMsgType.TEXT and data == "ping":
-            self._server.stats.pings += 1
-            self.send(WSMsgType.TEXT, b"pong")
+            self._server._ping(self)
         elif kind is WSMsgType.PING:
             self.send(WSMsgType.PONG, bytes(data))
 
@@ -681,12 +701,22 @@ class _Connection:
         """Looks again when the time of the oldest batch is over. All get the same, so a new one is never first."""
         deadlines = [when for each in self.incoming.values() if (when := each.next_deadline()) is not None]
         if deadlines and self._fragment_timer is None:
-            self._fragment_timer = self._loop.call_at(min(deadlines), self._expire_fragments)
+            due = min(deadlines)
+            self._fragment_timer = self._loop.call_at(due, self._expire_fragments, due)
 
-    def _expire_fragments(self) -> None:
+    def _expire_fragments(self, due: float) -> None:
         self._fragment_timer = None
-        self._server._expire_fragments(self)
+        self._server._expire_fragments(self, due)
         self.watch_fragments()
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Tear a TCP connection down: an RST."""
+    connection = transport.get_extra_info("socket")
+    if isinstance(connection.fileno(), int):  # else it is one in memory (reconnect_fsm.testing.virtual_time)
+        with suppress(OSError):  # closed already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def _close_payload(code: int, reason: str = "") -> bytes:

@@ -126,6 +126,44 @@ def test_what_was_dropped_unclosed_is_an_error_of_the_test_that_dropped_it(proje
     result.stdout.no_fnmatch_line("*teardown of test_clean*")
 
 
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+def test_the_plugin_works_in_each_mode_of_pytest_asyncio(pytester: pytest.Pytester, mode: str) -> None:
+    """A user's project has a configuration of its own: leaks are found, time is virtual, and no warning is an error."""
+    pytester.makepyprojecttoml(
+        f"""
+        [tool.pytest.ini_options]
+        asyncio_mode = "{mode}"
+        asyncio_default_fixture_loop_scope = "function"
+        filterwarnings = ["error"]
+        """
+    )
+    pytester.makeconftest("pytest_plugins = ['reconnect_fsm.testing.pytest_plugin']")
+    pytester.makepyfile(
+        """
+        import asyncio, pytest
+        from reconnect_fsm import Client
+        from reconnect_fsm.embedded_server import EmbeddedServer
+        kept = []
+
+        @pytest.mark.asyncio
+        async def test_leaks(no_leaks):
+            kept.append(asyncio.create_task(asyncio.sleep(1000)))
+
+        @pytest.mark.asyncio
+        @pytest.mark.virtual_time
+        async def test_virtual(no_leaks):
+            async with EmbeddedServer() as server, Client(server.url) as client:
+                await client.wait_connected()
+                server.reset_all()
+                await asyncio.sleep(3600)
+                assert client.status == "connected"
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*", "* left over:", "  task <Task *"])
+
+
 async def test_servers_of_other_fixtures_are_no_leak(aiohttp_client: AiohttpClient) -> None:
     """What a fixture closes after the test is not held against the test."""
 

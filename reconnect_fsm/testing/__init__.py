@@ -1,1 +1,155 @@
-"""The means by which this library is tested, for programs built on it."""
+"""The means by which this library is tested, for programs built on it; ``docs/testing.md`` shows them at work.
+
+================  ======================================================================================================
+`check_machine`   a subclass of a machine, tried exhaustively from its declaration alone (`machines`)
+`ScriptedServer`  a Loro server that misbehaves by a script (`server`)
+`ChaosProxy`      a TCP proxy that spoils the network before any real server (`proxy`)
+`simulate`        clients against a seeded nemesis, for simulated hours (`simulation`)
+`schedules`       one scenario under many orders of what is ready; `every_schedule`, under all of them
+`virtual_time`    a loop whose clock jumps, and whose sockets are in memory
+`leaks`           what a test leaves behind
+`pytest_plugin`   the fixture ``no_leaks`` and the marker ``virtual_time``
+================  ======================================================================================================
+
+The names are imported when they are first used: the first three and `leaks` need nothing but the library itself. What
+the rest need is in ``pip install 'reconnect-fsm[testing]'``; `simulate` needs ``reconnect-fsm[loro]`` too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from . import leaks, schedules, virtual_time
+    from .machines import (
+        AliveWatch,
+        ClientWatch,
+        Fault,
+        MachineFault,
+        Moment,
+        RoomWatch,
+        StatusWatch,
+        Watch,
+        check_machine,
+    )
+    from .proxy import ChaosProxy, Direction
+    from .schedules import ShuffledLoop, every_schedule
+    from .server import (
+        Answer,
+        Bytes,
+        Close,
+        HangUp,
+        JoinFails,
+        LatePong,
+        Misbehaviour,
+        NoJoinAnswer,
+        NoPong,
+        Played,
+        RawAnswer,
+        Refuse,
+        Reset,
+        RoomFails,
+        ScriptedServer,
+        Send,
+        SlowAcks,
+        Stall,
+        Well,
+    )
+    from .simulation import Violation, simulate
+    from .virtual_time import run as run_in_virtual_time
+
+__all__ = [
+    "AliveWatch",
+    "Answer",
+    "Bytes",
+    "ChaosProxy",
+    "ClientWatch",
+    "Close",
+    "Direction",
+    "Fault",
+    "HangUp",
+    "JoinFails",
+    "LatePong",
+    "MachineFault",
+    "Misbehaviour",
+    "Moment",
+    "NoJoinAnswer",
+    "NoPong",
+    "Played",
+    "RawAnswer",
+    "Refuse",
+    "Reset",
+    "RoomFails",
+    "RoomWatch",
+    "ScriptedServer",
+    "Send",
+    "ShuffledLoop",
+    "SlowAcks",
+    "Stall",
+    "StatusWatch",
+    "Violation",
+    "Watch",
+    "Well",
+    "check_machine",
+    "every_schedule",
+    "leaks",
+    "run_in_virtual_time",
+    "schedules",
+    "simulate",
+    "virtual_time",
+]
+
+_NAMES: Final = {
+    "machines": "AliveWatch ClientWatch Fault MachineFault Moment RoomWatch StatusWatch Watch check_machine",
+    "proxy": "ChaosProxy Direction",
+    "schedules": "ShuffledLoop every_schedule",
+    "server": (
+        "Answer Bytes Close HangUp JoinFails LatePong Misbehaviour NoJoinAnswer NoPong Played RawAnswer Refuse Reset "
+        "RoomFails ScriptedServer Send SlowAcks Stall Well"
+    ),
+    "simulation": "Violation simulate",
+}
+_HOME: Final = {name: module for module, names in _NAMES.items() for name in names.split()}
+_EXTRAS: Final = {
+    "async_solipsism": "testing",
+    "pytest": "testing",
+    "pytest_asyncio": "testing",
+    "loro": "testing,loro",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "run_in_virtual_time":
+        module, attribute = "virtual_time", "run"
+    elif name in _HOME:
+        module, attribute = _HOME[name], name
+    elif name in __all__:
+        module, attribute = name, ""
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with needs(name):
+        found = importlib.import_module(f"{__name__}.{module}")
+    value: object = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@contextmanager
+def needs(what: str) -> Generator[None, None, None]:
+    """Say what to install, if something is missing that is imported in here."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        extra = _EXTRAS.get((missing.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise ModuleNotFoundError(
+            f"{what} needs the package {missing.name}: pip install 'reconnect-fsm[{extra}]'", name=missing.name
+        ) from missing

@@ -1,19 +1,21 @@
 """What a test leaves behind: tasks, timers, transports, file descriptors, threads.
 
-``conftest.py`` checks every test with these functions; a test may also call them itself::
+The fixture ``no_leaks`` checks a test with these functions; a test may also call them itself::
 
     before = leaks.in_process() | leaks.in_loop()
     ...
     assert await leaks.left_over(before) == []
 
 What is found is a plain dict from the thing itself to a description, so "left over" is a difference of two of them. The
-loop's own books are private, but stable: all of CPython's selector loops, and the virtual one, keep these.
+loop's own books are private, but stable: all of CPython's selector loops, and the virtual one, keep these. Of other
+loops, only the tasks are looked at. File descriptors are looked at where there is ``/proc`` or ``/dev/fd``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import threading
 import time
 from collections.abc import Hashable, Iterable
@@ -27,6 +29,9 @@ PASSES: Final = 20  # a closed transport is gone after one pass of the loop, a c
 PAUSES: Final = 50  # only for what the kernel has to end, such as the pipes of a process
 PAUSE: Final = 0.01  # seconds
 
+PROC: Final = "/proc/self/fd"
+DESCRIPTORS: Final = next((path for path in (PROC, "/dev/fd") if os.path.isdir(path)), None)
+
 
 def in_process() -> Found:
     """The open file descriptors of this process, and its threads that are not daemons.
@@ -34,10 +39,10 @@ def in_process() -> Found:
     The threads of the running loop's default executor are no leak: they live as long as the loop, which ends them.
     """
     found: Found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir(DESCRIPTORS) if DESCRIPTORS else ():
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # the descriptor that listed the directory
+            target = os.readlink(f"{DESCRIPTORS}/{name}") if DESCRIPTORS == PROC else _kind_of(int(name))
+        except OSError:  # the descriptor that listed the directory
             continue
         found["fd", name, target] = f"file descriptor {name} -> {target}"
     expected = {threading.main_thread(), *_executor_threads()}
@@ -54,10 +59,12 @@ def in_loop() -> Found:
     for task in asyncio.all_tasks(loop):
         if task is not asyncio.current_task():
             found["task", task] = f"task {task!r}"
-    for timer in loop._scheduled:
+    for timer in getattr(loop, "_scheduled", ()):
         if not timer.cancelled():
             found["timer", timer] = f"timer {timer!r}"
-    transports = {fd: transport for fd, transport in loop._transports.items() if not transport.is_closing()}
+    if not hasattr(loop, "_transports"):
+        return found
+    transports = {fd: each for fd, each in loop._transports.items() if not each.is_closing()}
     for transport in transports.values():
         found["transport", transport] = f"transport {transport!r} to {transport.get_extra_info('peername')}"
     for key in loop._selector.get_map().values():
@@ -72,11 +79,12 @@ async def left_over(before: Found) -> list[str]:
     The loop gets a few passes, in which no time goes by: what a timer or a task of its own would end later is a leak.
     File descriptors and threads get half a second more, for those which the kernel or another thread ends.
     """
+    in_loop_still = _new(before, in_loop())
     for _ in range(PASSES):
-        in_loop_still = _new(before, in_loop())
         if not in_loop_still:
             break
         await asyncio.sleep(0)
+        in_loop_still = _new(before, in_loop())
     for _ in range(PAUSES):
         if not _new(before, in_process()):
             break
@@ -100,8 +108,12 @@ def describe(left: list[str]) -> str:
 
 def _executor_threads() -> Iterable[threading.Thread]:
     loop: Any = asyncio._get_running_loop()
-    executor = loop._default_executor if loop else None
+    executor = getattr(loop, "_default_executor", None)
     return executor._threads if executor else ()
+
+
+def _kind_of(descriptor: int) -> str:
+    return f"{stat.S_IFMT(os.fstat(descriptor).st_mode):#o} {os.fstat(descriptor).st_ino}"
 
 
 def _new(before: Found, now: Found) -> Found:

@@ -8,16 +8,14 @@ and read the difference::
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterable
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from reconnect_fsm.effects import Effect, NotifyStatus, StartTimer
 from reconnect_fsm.machine import FSM
 from reconnect_fsm.status import StatusChange
+from reconnect_fsm.testing.machines import said
 
 __all__ = ["Story", "change", "check", "names", "said", "waits"]
 
@@ -35,13 +33,8 @@ class Story:
         """Tell it one fact and write down what comes of it."""
         old = self.fsm.state
         effects: list[Effect] = getattr(self.fsm, fact)(*args)
-        told = f"{fact}({', '.join(_shown(each) for each in args)})"
+        told = f"{fact}({', '.join(said(args))})"
         self.lines.append(f"{told} | {old} → {self.fsm.state} | {', '.join(said(effects)) or '—'}")
-
-
-def said(effects: Iterable[Effect]) -> list[str]:
-    """Effects in words, an error by its class and message, so that lists of them can be compared."""
-    return [_shown(each) for each in effects]
 
 
 def waits(effects: list[Effect]) -> list[float]:
@@ -67,26 +60,3 @@ def check(name: str, story: Story) -> None:
 def names(machine: str) -> set[str]:
     """The names of all transcripts of a machine."""
     return {path.stem for path in HERE.glob(f"{machine}_*.txt")}
-
-
-def _shown(value: object) -> str:
-    match value:
-        case StatusChange():
-            attempt = f", attempt {value.attempt}" if value.attempt else ""
-            wait = "" if value.retry_in is None else f", in {value.retry_in:g} s"
-            return f"{value.old} → {value.new}, {value.reason!r}{attempt}{wait}"
-        case Enum():
-            return value.name
-        case float():
-            return f"{value:g}"
-        case Exception():
-            return f"{type(value).__name__}({str(value)!r})"
-    if dataclasses.is_dataclass(value):
-        fields = [(each, getattr(value, each.name)) for each in dataclasses.fields(value)]
-        shown = [
-            _shown(given) if each.default is dataclasses.MISSING else f"{each.name}={_shown(given)}"
-            for each, given in fields
-            if given != each.default
-        ]
-        return f"{type(value).__name__}({', '.join(shown)})"
-    return repr(value)

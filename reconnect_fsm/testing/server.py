@@ -1,0 +1,723 @@
+"""A Loro syncing server that misbehaves by a script: what to do to each of the next connection attempts in turn.
+
+::
+
+    script = [Answer(503, {"Retry-After": "3"}), Stall(at=40), None, (NoPong(), SlowAcks(1.0)), Close(1008, "no")]
+    async with ScriptedServer(script) as server, Client(server.url) as client:
+        ...
+        server.inflict(Reset())          # on the connections that are open now
+        server.follow(Refuse(2.0))       # from now on, this is the script
+        assert [played.act for played in server.played] == [...]
+
+An entry is one misbehaviour, several of them in a tuple, or None for none. When the script is used up, the server
+behaves well. It is an `EmbeddedServer`, and can be told all that one can. It works under real time, with TLS, and under
+virtual time alike. What a misbehaviour does is said where it is defined, below.
+
+``at`` counts the bytes that the server sends over the connection, the answer to the upgrade among them, but not what
+TLS adds: ``Stall(at=40)`` is in the middle of that answer. ``after`` counts seconds from the answered upgrade, or from
+the call of `ScriptedServer.inflict`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from ssl import SSLContext
+from typing import Any, TypeAlias, TypeVar, cast
+
+from aiohttp import WSMsgType, web
+
+from reconnect_fsm.embedded_server import Authenticate, EmbeddedServer, _close_payload, _Connection, _reset, _RoomKey
+from reconnect_fsm.loro_protocol import (
+    CrdtType,
+    JoinError,
+    JoinErrorCode,
+    JoinRequest,
+    Permission,
+    RoomError,
+    RoomErrorCode,
+    UpdateStatusCode,
+    encode,
+)
+
+__all__ = [
+    "Answer",
+    "Bytes",
+    "Close",
+    "Entry",
+    "HangUp",
+    "JoinFails",
+    "LatePong",
+    "Misbehaviour",
+    "NoJoinAnswer",
+    "NoPong",
+    "Played",
+    "RawAnswer",
+    "Refuse",
+    "Reset",
+    "RoomFails",
+    "ScriptedServer",
+    "Send",
+    "SlowAcks",
+    "Stall",
+    "Well",
+]
+
+
+# ------------------------------------------------------------------------------------------------------- misbehaviours
+
+
+class Misbehaviour:
+    """The base of all: a frozen value, which prints as it is written."""
+
+    def __repr__(self) -> str:
+        said: list[str] = []
+        by_position = True
+        for each in dataclasses.fields(cast(Any, self)):
+            value = getattr(self, each.name)
+            default = each.default_factory() if callable(each.default_factory) else each.default
+            by_position = by_position and each.name not in ("at", "after", "body")
+            if value == default:
+                by_position = False
+            else:
+                said.append(repr(value) if by_position else f"{each.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Well(Misbehaviour):
+    """No misbehaviour. Inflicted, it ends the others: what was stalled goes on, and pongs and acks come again."""
+
+
+# Instead of a connection
+
+
+@dataclass(frozen=True, repr=False)
+class Refuse(Misbehaviour):
+    """Nobody listens for so many seconds: every attempt meanwhile is refused by the kernel. One entry, however many.
+
+    It begins as soon as it is the next entry. Connections that are open stay so.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class Answer(Misbehaviour):
+    """Answers the upgrade with this HTTP status, ``after`` so many seconds."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+    after: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class RawAnswer(Misbehaviour):
+    """Answers the upgrade with these bytes, and hangs up."""
+
+    data: bytes
+
+
+# To the connection
+
+
+@dataclass(frozen=True, repr=False)
+class Stall(Misbehaviour):
+    """Half-open: from there on nothing is sent, read or answered, and TCP stays as it is."""
+
+    at: int | None = None
+    after: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class Reset(Misbehaviour):
+    """Tears the TCP connection down: an RST. In memory, under virtual time, it cannot be told from `HangUp`."""
+
+    at: int | None = None
+    after: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class HangUp(Misbehaviour):
+    """Closes the TCP connection, without a close frame: a FIN."""
+
+    at: int | None = None
+    after: float = 0.0
+
+
+# In the WebSocket
+
+
+@dataclass(frozen=True, repr=False)
+class Close(Misbehaviour):
+    """Sends a close frame. The code may be any number of 16 bits, or None for a frame without one."""
+
+    code: int | None = 1000
+    reason: str = ""
+    after: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class Send(Misbehaviour):
+    """Sends a binary (bytes) or a text message (str), sensible or not."""
+
+    data: bytes | str
+    after: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class Bytes(Misbehaviour):
+    """Puts bytes on the wire as they are, between two frames; malformed frames, say."""
+
+    data: bytes
+    after: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class NoPong(Misbehaviour):
+    """Never answers a ping."""
+
+
+@dataclass(frozen=True, repr=False)
+class LatePong(Misbehaviour):
+    """Answers each ping so many seconds late."""
+
+    seconds: float
+
+
+# In the rooms
+
+
+@dataclass(frozen=True, repr=False)
+class JoinFails(Misbehaviour):
+    """Refuses each join, of this room or of any, with a JoinError."""
+
+    code: int
+    message: str = ""
+    room_id: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class NoJoinAnswer(Misbehaviour):
+    """Never answers a join."""
+
+
+@dataclass(frozen=True, repr=False)
+class RoomFails(Misbehaviour):
+    """Puts the client out of each room that it joins, this one or any, ``after`` so many seconds: a RoomError.
+
+    Inflicted, it does so to the rooms that are joined now.
+    """
+
+    code: int
+    message: str = ""
+    room_id: str | None = None
+    after: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class SlowAcks(Misbehaviour):
+    """Sends each ack so many seconds late; ``math.inf``: never."""
+
+    seconds: float
+
+
+Entry: TypeAlias = Misbehaviour | Sequence[Misbehaviour] | None
+"""What to do to one connection attempt."""
+
+_AT_THE_ATTEMPT = (Refuse, Answer, RawAnswer)
+_TIMED = (Stall, Reset, HangUp, Close, Send, Bytes)
+_OnWire: TypeAlias = Stall | Reset | HangUp
+_T = TypeVar("_T", bound=Misbehaviour)
+
+
+@dataclass
+class Played:
+    """One misbehaviour that took effect."""
+
+    attempt: int
+    """The number of the connection attempt that was accepted, from 1; of a `Refuse`, of the last one before it."""
+    act: Misbehaviour
+    time: float
+    """When it did so first, by the loop's clock."""
+    times: int = 1
+    """How often: `SlowAcks` once for each ack."""
+
+
+# ----------------------------------------------------------------------------------------------------------- the server
+
+
+class ScriptedServer(EmbeddedServer):
+    """An `EmbeddedServer` that plays a script of misbehaviours.
+
+    Raises TypeError for what is none, ValueError for a `Refuse` with others in one entry, or for a close frame that
+    cannot be.
+    """
+
+    MAX_LATE: int = 100_000
+    """Most late pongs, acks and the like under way on one connection; then more of them are lost."""
+
+    def __init__(
+        self,
+        script: Sequence[Entry] = (),
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        authenticate: Authenticate | None = None,
+        ssl: SSLContext | None = None,
+    ) -> None:
+        super().__init__(host, port, authenticate=authenticate, ssl=ssl)
+        self.played: list[Played] = []
+        """What took effect, in order."""
+        self.accepted = 0
+        """How many connection attempts were accepted; those that were refused nobody can count."""
+        self._script = deque(map(_entry, script))
+        self._attempts: dict[_Attempt, None] = {}
+        self._refusing: asyncio.TimerHandle | None = None
+        self._reopening: asyncio.Task[None] | None = None
+
+    # What to do
+
+    @property
+    def script(self) -> list[tuple[Misbehaviour, ...]]:
+        """The entries that are left."""
+        return list(self._script)
+
+    def follow(self, *entries: Entry) -> None:
+        """Makes this the script of the attempts to come; without entries, it behaves well. Raises as the class does."""
+        self._script = deque(map(_entry, entries))
+        self._look_ahead_soon()
+
+    def inflict(self, *acts: Misbehaviour) -> int:
+        """Does this to all connections that are open now; returns how many there are.
+
+        ``at`` and ``after`` count from now. Raises ValueError for what is for attempts to come.
+        """
+        for act in _entry(acts):
+            if isinstance(act, _AT_THE_ATTEMPT):
+                raise ValueError(f"{act!r} is for a connection attempt to come: follow() takes it, inflict() does not")
+        attempts = list(self._attempts)
+        for attempt in attempts:
+            attempt.inflict(acts)
+        return len(attempts)
+
+    # Life
+
+    async def start(self) -> None:
+        await super().start()
+        self._look_ahead()  # at once: nobody can have come yet
+
+    async def stop(self, code: int = 1001, reason: str = "Server stopping") -> None:
+        """As `EmbeddedServer.stop`; what is stalled is aborted."""
+        _close_payload(code, reason)
+        try:
+            if self._reopening is not None:
+                await self._reopening
+        finally:
+            if self._refusing is not None:
+                self._refusing.cancel()
+                self._refusing = None
+            for attempt in list(self._attempts):
+                attempt.abort_if_stalled()
+            await super().stop(code, reason)
+
+    def _is_refusal_next(self) -> bool:
+        return bool(self._script and self._script[0] and isinstance(self._script[0][0], Refuse))
+
+    def _is_refusing(self) -> bool:
+        return self._refusing is not None or self._reopening is not None
+
+    def _look_ahead(self) -> None:
+        """If the next entry is a `Refuse`, it begins now."""
+        if self._is_refusal_next() and self._listener is not None and not self._is_refusing():
+            self._listener.close()
+            self._begin_to_refuse()
+
+    def _look_ahead_soon(self) -> None:
+        """Likewise, once the loop has dealt with a connection that it is accepting: it must not find us gone."""
+        if self._listener is not None:
+            asyncio.get_running_loop().call_soon(self._look_ahead)
+
+    def _begin_to_refuse(self) -> None:
+        (act,) = self._script.popleft()
+        assert isinstance(act, Refuse)
+        loop = asyncio.get_running_loop()
+        self.played.append(Played(self.accepted, act, loop.time()))
+        self._refusing = loop.call_later(act.seconds, self._refused_long_enough)
+
+    def _refused_long_enough(self) -> None:
+        self._refusing = None
+        if self._is_refusal_next():
+            self._begin_to_refuse()
+        else:
+            self._reopening = asyncio.get_running_loop().create_task(self._reopen(), name="scripted server: reopening")
+
+    async def _reopen(self) -> None:
+        try:
+            self._listener = await self._listen()
+        finally:
+            self._reopening = None
+        self._look_ahead_soon()
+
+    # Hooks of the embedded server
+
+    def _accepted(self) -> asyncio.Protocol:
+        self.accepted += 1
+        acts: tuple[Misbehaviour, ...] = ()
+        if self._is_refusing() or self._is_refusal_next():  # it had come before the listening ended
+            acts = (Reset(at=0),)
+        elif self._script:
+            acts = self._script.popleft()
+            self._look_ahead_soon()
+        return _Attempt(self, super()._accepted(), self.accepted, acts)
+
+    async def _refuse(self, request: web.BaseRequest) -> web.Response | None:
+        attempt = _attempt(request.transport)
+        if answer := attempt.find(Answer):
+            await asyncio.sleep(answer.after)
+            attempt.note(answer)
+            return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        if raw := attempt.find(RawAnswer):
+            attempt.note(raw)
+            attempt.wire.write(raw.data)
+            attempt.wire.close()
+            return web.Response()
+        return await super()._refuse(request)
+
+    def _opened(self, connection: _Connection) -> None:
+        _attempt(connection.transport).opened(connection)
+
+    def _ping(self, connection: _Connection) -> None:
+        attempt = _attempt(connection.transport)
+        if silent := attempt.find(NoPong):
+            self.stats.pings += 1
+            attempt.note(silent)
+        elif late := attempt.find(LatePong):
+            attempt.note(late)
+            attempt.later(late.seconds, super()._ping, connection)
+        else:
+            super()._ping(connection)
+
+    def _ack(
+        self, connection: _Connection, crdt: CrdtType, room_id: str, batch_id: int, status: UpdateStatusCode
+    ) -> None:
+        attempt = _attempt(connection.transport)
+        if slow := attempt.find(SlowAcks):
+            attempt.note(slow)
+            attempt.later(slow.seconds, super()._ack, connection, crdt, room_id, batch_id, status)
+        else:
+            super()._ack(connection, crdt, room_id, batch_id, status)
+
+    async def _join(self, connection: _Connection, request: JoinRequest) -> None:
+        attempt = _attempt(connection.transport)
+        if silent := attempt.find(NoJoinAnswer):
+            self.stats.joins += 1
+            attempt.note(silent)
+        else:
+            await super()._join(connection, request)
+
+    async def _permission(self, connection: _Connection, request: JoinRequest) -> Permission | JoinError:
+        attempt = _attempt(connection.transport)
+        fails = attempt.find(JoinFails)
+        if fails is None or fails.room_id not in (None, request.room_id):
+            return await super()._permission(connection, request)
+        attempt.note(fails)
+        code = JoinErrorCode(fails.code)
+        version = b"" if code is JoinErrorCode.VERSION_UNKNOWN else None
+        return JoinError(request.crdt, request.room_id, code, fails.message, receiver_version=version)
+
+    def _admit(self, connection: _Connection, request: JoinRequest, permission: Permission) -> JoinError | None:
+        refusal = super()._admit(connection, request, permission)
+        if refusal is None:
+            attempt = _attempt(connection.transport)
+            for fails in attempt.acts:
+                if isinstance(fails, RoomFails):
+                    attempt.later(fails.after, attempt.put_out, fails, (request.crdt, request.room_id))
+        return refusal
+
+
+def _entry(entry: Entry) -> tuple[Misbehaviour, ...]:
+    acts = () if entry is None else (entry,) if isinstance(entry, Misbehaviour) else tuple(entry)
+    for act in acts:
+        if not isinstance(act, Misbehaviour):
+            raise TypeError(
+                f"a script is made of misbehaviours, such as Answer(503), and None for none; not of {act!r}"
+            )
+        if isinstance(act, Refuse) and len(acts) > 1:
+            raise ValueError("Refuse is an entry of its own: there is no connection to which more could be done")
+        if isinstance(act, Close) and act.code is not None:
+            _close_payload(act.code, act.reason)
+        if isinstance(act, JoinFails):
+            JoinErrorCode(act.code)
+        if isinstance(act, RoomFails):
+            RoomErrorCode(act.code)
+    return acts
+
+
+# ---------------------------------------------------------------------------------------------- one connection attempt
+
+
+class _Attempt(asyncio.Protocol):
+    """One TCP connection that was accepted: stands between the transport and aiohttp, and does what is to be done."""
+
+    wire: _Wire
+
+    def __init__(
+        self, server: ScriptedServer, inner: asyncio.Protocol, number: int, acts: tuple[Misbehaviour, ...]
+    ) -> None:
+        self.acts = acts
+        self.inner = inner
+        self._server = server
+        self._number = number
+        self._played: list[Played] = []
+        self._connection: _Connection | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    # What the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.wire = _Wire(self, cast(asyncio.Transport, transport))
+        self._server._attempts[self] = None
+        if all(isinstance(act, Well) for act in self.acts):
+            self.note(Well())
+        for act in self.acts:
+            if isinstance(act, _OnWire) and act.at is not None:
+                self.wire.mark(act.at, act)
+        self.inner.connection_made(self.wire)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_timers()
+        self._server._attempts.pop(self, None)
+        self.inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self.wire.flow(full=True)
+
+    def resume_writing(self) -> None:
+        self.wire.flow(full=False)
+
+    # What is to be done
+
+    def find(self, kind: type[_T]) -> _T | None:
+        """The misbehaviour of this kind that is in force; the one that came last."""
+        return next((act for act in reversed(self.acts) if isinstance(act, kind)), None)
+
+    def note(self, act: Misbehaviour) -> None:
+        """Enter it in the record."""
+        for played in self._played:
+            if played.act is act:
+                played.times += 1
+                return
+        played = Played(self._number, act, asyncio.get_running_loop().time())
+        self._played.append(played)
+        self._server.played.append(played)
+
+    def opened(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._begin(self.acts)
+
+    def inflict(self, acts: Sequence[Misbehaviour]) -> None:
+        for act in acts:
+            if isinstance(act, Well):
+                self._forget_timers()
+                self.acts = ()
+                self.note(act)
+                self.wire.go_on()
+            elif isinstance(act, RoomFails):
+                for key in list(self._connection.rooms if self._connection is not None else ()):
+                    self.later(act.after, self.put_out, act, key)
+            elif isinstance(act, _OnWire) and act.at is not None:
+                self.wire.mark(self.wire.sent + act.at, act)
+            elif isinstance(act, _TIMED):
+                self._begin((act,))
+            else:
+                self.acts = (*self.acts, act)
+
+    def _begin(self, acts: Sequence[Misbehaviour]) -> None:
+        for act in acts:
+            if isinstance(act, _TIMED) and getattr(act, "at", None) is None:
+                self.later(act.after, self.do, act)
+
+    def later(self, seconds: float, do: Callable[..., None], *args: Any) -> None:
+        """Do it then, or at once, unless the connection is gone by then."""
+        if seconds <= 0:
+            do(*args)
+        elif seconds < inf and len(self._timers) < self._server.MAX_LATE:
+            timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(
+                seconds, lambda: self._fell_due(timer, do, args)
+            )
+            self._timers.add(timer)
+
+    def _fell_due(self, timer: asyncio.TimerHandle, do: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._timers.discard(timer)
+        do(*args)
+
+    def do(self, act: Misbehaviour) -> None:
+        """Do it now."""
+        connection = self._connection
+        match act:
+            case Stall():
+                self.wire.stall()
+            case Reset():
+                self.wire.reset()
+            case HangUp():
+                self.wire.hang_up()
+            case Bytes():
+                self.wire.write(act.data)
+            case Close() if connection is not None:
+                connection.close(b"" if act.code is None else _close_payload(act.code, act.reason))
+            case Send() if connection is not None:
+                text = isinstance(act.data, str)
+                data = act.data.encode() if isinstance(act.data, str) else act.data
+                connection.send(WSMsgType.TEXT if text else WSMsgType.BINARY, data)
+            case _:  # it is not open yet
+                return
+        self.note(act)
+
+    def put_out(self, act: RoomFails, key: _RoomKey) -> None:
+        """Put the client out of a room, if it is in it still."""
+        connection = self._connection
+        if connection is not None and key in connection.rooms and act.room_id in (None, key[1]):
+            self.note(act)
+            error = RoomError(*key, RoomErrorCode(act.code), act.message)
+            connection.send(WSMsgType.BINARY, encode(error))
+            self._server._leave(connection, key)
+
+    def abort_if_stalled(self) -> None:
+        if self.wire.is_stalled:
+            self.wire.abort()
+
+    def _forget_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+
+def _attempt(transport: asyncio.BaseTransport | None) -> _Attempt:
+    assert isinstance(transport, _Wire)
+    return transport.attempt
+
+
+class _Wire(asyncio.Transport):
+    """The transport that aiohttp sees: counts what is sent, and stops where it is told to."""
+
+    def __init__(self, attempt: _Attempt, real: asyncio.Transport) -> None:
+        super().__init__()
+        self.attempt = attempt
+        self.sent = 0
+        """Bytes, so far."""
+        self.is_stalled = False
+        self._real = real
+        self._marks: list[tuple[int, _OnWire]] = []
+        self._held: list[bytes] = []
+        self._full = False
+        self._inner_paused = False
+        self._reading_wanted = True
+        self._close_wanted = False
+
+    # Misbehaving
+
+    def mark(self, at: int, act: _OnWire) -> None:
+        """Do it once so many bytes were sent."""
+        self._marks.append((at, act))
+        self._marks.sort(key=lambda each: each[0])
+
+    def stall(self) -> None:
+        """Neither send nor read."""
+        if not self.is_stalled and not self._real.is_closing():
+            self.is_stalled = True
+            self._real.pause_reading()
+            self.flow(full=self._full)
+
+    def go_on(self) -> None:
+        """Send what was held back, forget all marks, and read again."""
+        self._marks.clear()
+        if not self.is_stalled or self._real.is_closing():
+            return
+        self.is_stalled = False
+        held, self._held = self._held, []
+        self.write(b"".join(held))
+        if self._reading_wanted:
+            self._real.resume_reading()
+        self.flow(full=self._full)
+        if self._close_wanted:
+            self._real.close()
+
+    def hang_up(self) -> None:
+        self._real.close()
+
+    def reset(self) -> None:
+        _reset(self._real)
+
+    def flow(self, *, full: bool) -> None:
+        """Tell aiohttp whether it may write on."""
+        self._full = full
+        wanted = full or self.is_stalled
+        if wanted != self._inner_paused:
+            self._inner_paused = wanted
+            (self.attempt.inner.pause_writing if wanted else self.attempt.inner.resume_writing)()
+
+    # Behaving
+
+    def write(self, data: Any) -> None:
+        data = bytes(data)
+        while self._marks and not self.is_stalled and self.sent + len(data) >= self._marks[0][0]:
+            at, act = self._marks.pop(0)
+            head, data = data[: max(at - self.sent, 0)], data[max(at - self.sent, 0) :]
+            self._write(head)
+            self.attempt.do(act)
+            if self._real.is_closing():
+                return
+        if self.is_stalled:
+            self._held.append(data)
+        else:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            self.sent += len(data)
+            self._real.write(data)
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def pause_reading(self) -> None:
+        self._reading_wanted = False
+        self._real.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._reading_wanted = True
+        if not self.is_stalled:
+            self._real.resume_reading()
+
+    def is_reading(self) -> bool:
+        return self._reading_wanted and not self._real.is_closing()
+
+    def close(self) -> None:
+        if self.is_stalled:
+            self._close_wanted = True
+        else:
+            self._real.close()
+
+    def abort(self) -> None:
+        self._real.abort()
+
+    def is_closing(self) -> bool:
+        return self._close_wanted or self._real.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._real.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return self._real.get_write_buffer_size() + sum(map(len, self._held))
