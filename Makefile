@@ -6,6 +6,8 @@ PYTHON ?= $(firstword $(foreach each,python3 python3.14 python3.13 python3.12 py
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
+FOR  ?= 3600
+SEED ?= 1000
 DEV  := $(VENV)/.installed-dev
 DEMO := $(VENV)/.installed-demo
 
@@ -21,7 +23,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prove check lint types coverage diagrams diagrams-drift wheel clean
+.PHONY: help demo test prove soak mutants check lint types coverage diagrams diagrams-drift wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +51,12 @@ prove: $(DEV) ## the long proofs, side by side; what they counted becomes docs/p
 	rm -rf build/figures
 	$(BIN)/python -m pytest -m proof -n 2 --dist worksteal $(ARGS)
 	$(BIN)/python tests/figures.py
+
+soak: $(DEV) ## simulate for FOR=3600 seconds, and count; SEED=... begins elsewhere
+	$(BIN)/python -m reconnect_fsm.testing.simulation --until-stopped --for $(FOR) --seed $(SEED)
+
+mutants: $(DEV) ## mutation testing of the deciding half and the codec; rewrites docs/mutants.md
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 coverage: $(DEV) ## the tests, with every branch of the deciding half covered, and 95 % of all
 	$(MAKE) --no-print-directory test ARGS='--cov --cov-report= $(ARGS)'
