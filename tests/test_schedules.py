@@ -60,7 +60,7 @@ from reconnect_fsm.loro_protocol import (
 )
 from reconnect_fsm.pump import Outcome, Promise, Pump
 from reconnect_fsm.rooms import Rooms
-from reconnect_fsm.testing.schedules import ShuffledLoop, every_schedule, schedules
+from reconnect_fsm.testing.schedules import ShuffledLoop, every_schedule, many_schedules
 from reconnect_fsm.transport import Socket
 
 IN_SMALL, IN_REAL = 4_000, 1_000  # seeds for each scenario; with the exhaustive search more than 200,000 schedules
@@ -749,7 +749,7 @@ each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenar
 @each_scenario
 def test_a_few_schedules_of_the_real_thing(scenario: Scenario) -> None:
     """Every scenario, with aiohttp and the embedded server, in a few orders."""
-    assert schedules(racing(scenario, real), range(FEW)).distinct > 1
+    assert many_schedules(racing(scenario, real), range(FEW)).distinct > 1
 
 
 @each_scenario
@@ -766,7 +766,7 @@ def test_every_order_with_one_departure(scenario: Scenario) -> None:
 def test_shuffled_schedules(world: World, seeds: int, figures: Figures) -> None:
     """All scenarios, shuffled by seed."""
     seeds *= soak()
-    found = [schedules(racing(scenario, world), range(seeds)) for scenario in SCENARIOS]
+    found = [many_schedules(racing(scenario, world), range(seeds)) for scenario in SCENARIOS]
     figures(
         f"{world.__doc__} Shuffled by seed",
         scenarios=len(SCENARIOS),
@@ -903,7 +903,7 @@ def test_what_is_broken_is_found(broken: Broken, scenario: Scenario, monkeypatch
     """Each law, broken on purpose, fails a schedule."""
     broken(monkeypatch)
     with pytest.raises((Exception, pytest.fail.Exception)) as caught:
-        schedules(racing(scenario, small), range(200))
+        many_schedules(racing(scenario, small), range(200))
     assert any("seed" in note for note in caught.value.__notes__)
 
 
@@ -930,7 +930,7 @@ def orders(scenario: Callable[[list[str]], Awaitable[None]], seeds: int = 200) -
         await scenario(names)
         seen.add("".join(names))
 
-    schedules(once, range(seeds))
+    many_schedules(once, range(seeds))
     return seen
 
 
@@ -1042,7 +1042,7 @@ def test_who_polls_sees_the_end_of_it() -> None:
             await asyncio.sleep(0)
         pytest.fail("it was kept waiting for ever")
 
-    schedules(polls, range(200))
+    many_schedules(polls, range(200))
 
 
 def test_the_same_seed_gives_the_same_schedule() -> None:
@@ -1056,7 +1056,7 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
         assert isinstance(loop, ShuffledLoop)
         courses.append((tuple(loop.choices), loop.callbacks))
 
-    schedules(remembered, [3, 3, 4])
+    many_schedules(remembered, [3, 3, 4])
     assert courses[0] == courses[1] != courses[2]
 
 
@@ -1082,12 +1082,12 @@ async def lost_update() -> None:
 def test_a_failure_names_its_seed() -> None:
     """The note of a failure says how to run that schedule again, and it fails again."""
     with pytest.raises(AssertionError, match="lost") as caught:
-        schedules(lost_update)
+        many_schedules(lost_update)
     (note,) = caught.value.__notes__
     seed = int(note.split("seed ")[1].split(";")[0])
-    assert f"schedules(lost_update, seeds=[{seed}])" in note
+    assert f"many_schedules(lost_update, seeds=[{seed}])" in note
     with pytest.raises(AssertionError, match="lost"):
-        schedules(lost_update, [seed])
+        many_schedules(lost_update, [seed])
 
 
 def test_what_is_left_behind_fails_a_schedule() -> None:
@@ -1097,7 +1097,7 @@ def test_what_is_left_behind_fails_a_schedule() -> None:
         asyncio.get_running_loop().call_later(5, print)
 
     with pytest.raises(AssertionError, match="left over"):
-        schedules(leaks, [0])
+        many_schedules(leaks, [0])
 
 
 def test_what_nobody_hears_fails_a_schedule() -> None:
@@ -1111,7 +1111,7 @@ def test_what_nobody_hears_fails_a_schedule() -> None:
         await asyncio.sleep(1)
 
     with pytest.raises(AssertionError, match="unheard"):
-        schedules(deaf, [0])
+        many_schedules(deaf, [0])
 
 
 def test_what_never_ends_fails_a_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1123,7 +1123,7 @@ def test_what_never_ends_fails_a_schedule(monkeypatch: pytest.MonkeyPatch) -> No
             await asyncio.sleep(0)
 
     with pytest.raises(RuntimeError, match="does not end"):
-        schedules(spins, [0])
+        many_schedules(spins, [0])
 
 
 def test_invariants_are_checked_at_rest() -> None:
@@ -1139,7 +1139,7 @@ def test_invariants_are_checked_at_rest() -> None:
         await asyncio.sleep(1)
 
     with pytest.raises(pytest.fail.Exception, match="no invariant"):
-        schedules(rests, [0])
+        many_schedules(rests, [0])
     assert seen == [0.0]
 
 

@@ -87,6 +87,14 @@ def test_every_misbehaviour_is_in_the_table() -> None:
     """And so is every public name of the package that a user begins with."""
     missing = [name for name in server.__all__ if f"`{name}(" not in PAGE and f"{name}(" not in PAGE]
     assert missing == ["Entry", "Misbehaviour", "Played"]
-    for name in ("check_machine", "ScriptedServer", "ChaosProxy", "simulate", "schedules", "leaks", "MachineFault"):
+    for name in (
+        "check_machine",
+        "ScriptedServer",
+        "ChaosProxy",
+        "simulate",
+        "many_schedules",
+        "leaks",
+        "MachineFault",
+    ):
         assert name in testing.__all__
         assert name in PAGE

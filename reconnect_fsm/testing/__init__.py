@@ -2,16 +2,17 @@
 
 ================  ======================================================================================================
 `check_machine`   a subclass of a machine, tried exhaustively from its declaration alone (`machines`)
-`ScriptedServer`  a Loro server that misbehaves by a script (`server`)
+`EmbeddedServer`  a Loro server in this process, which misbehaves when told to (`reconnect_fsm.embedded_server`)
+`ScriptedServer`  the same, misbehaving by a script (`server`)
 `ChaosProxy`      a TCP proxy that spoils the network before any real server (`proxy`)
 `simulate`        clients against a seeded nemesis, for simulated hours (`simulation`)
-`schedules`       one scenario under many orders of what is ready; `every_schedule`, under all of them
+`many_schedules`  one scenario under many orders of what is ready; `every_schedule`, under all of them
 `virtual_time`    a loop whose clock jumps, and whose sockets are in memory
 `leaks`           what a test leaves behind
 `pytest_plugin`   the fixture ``no_leaks`` and the marker ``virtual_time``
 ================  ======================================================================================================
 
-The names are imported when they are first used: the first three and `leaks` need nothing but the library itself. What
+The names are imported when they are first used: the first four and `leaks` need nothing but the library itself. What
 the rest need is in ``pip install 'reconnect-fsm[testing]'``; `simulate` needs ``reconnect-fsm[loro]`` too.
 """
 
@@ -23,7 +24,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from . import leaks, schedules, virtual_time
+    from reconnect_fsm.embedded_server import EmbeddedServer
+
+    from . import leaks, virtual_time
     from .machines import (
         AliveWatch,
         ClientWatch,
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
         check_machine,
     )
     from .proxy import ChaosProxy, Direction
-    from .schedules import ShuffledLoop, every_schedule
+    from .schedules import ShuffledLoop, every_schedule, many_schedules
     from .server import (
         Answer,
         Bytes,
@@ -69,6 +72,7 @@ __all__ = [
     "ClientWatch",
     "Close",
     "Direction",
+    "EmbeddedServer",
     "Fault",
     "HangUp",
     "JoinFails",
@@ -96,16 +100,17 @@ __all__ = [
     "check_machine",
     "every_schedule",
     "leaks",
+    "many_schedules",
     "run_in_virtual_time",
-    "schedules",
     "simulate",
     "virtual_time",
 ]
 
 _NAMES: Final = {
+    ".embedded_server": "EmbeddedServer",
     "machines": "AliveWatch ClientWatch Fault MachineFault Moment RoomWatch StatusWatch Watch check_machine",
     "proxy": "ChaosProxy Direction",
-    "schedules": "ShuffledLoop every_schedule",
+    "schedules": "ShuffledLoop every_schedule many_schedules",
     "server": (
         "Answer Bytes Close HangUp JoinFails LatePong Misbehaviour NoJoinAnswer NoPong Played RawAnswer Refuse Reset "
         "RoomFails ScriptedServer Send SlowAcks Stall Well"
@@ -131,7 +136,7 @@ def __getattr__(name: str) -> object:
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needs(name):
-        found = importlib.import_module(f"{__name__}.{module}")
+        found = importlib.import_module(f".{module}", __name__)
     value: object = getattr(found, attribute) if attribute else found
     globals()[name] = value
     return value

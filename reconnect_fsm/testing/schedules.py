@@ -8,9 +8,9 @@ A whole test::
             assert what has to hold in every order
 
     def test_no_race_loses_anything() -> None:
-        schedules(scenario, seeds=range(1000))
+        many_schedules(scenario, seeds=range(1000))
 
-A failure names its seed, and ``schedules(scenario, seeds=[17])`` runs that schedule again. For a tiny scenario
+A failure names its seed, and ``many_schedules(scenario, seeds=[17])`` runs that schedule again. For a tiny scenario
 `every_schedule` leaves nothing to chance: it runs every order that differs from asyncio's own in a few places.
 
 What may change places. A program may rely on what asyncio promises, and on nothing else. So the order in which these
@@ -42,7 +42,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 from . import leaks
 from .virtual_time import VirtualTimeLoop, in_memory_connections
 
-__all__ = ["Choice", "Explored", "ShuffledLoop", "every_schedule", "schedules"]
+__all__ = ["Choice", "Explored", "ShuffledLoop", "every_schedule", "many_schedules"]
 
 Scenario: TypeAlias = Callable[[], Awaitable[object]]
 Choice: TypeAlias = tuple[int, int]
@@ -104,7 +104,7 @@ class ShuffledLoop(VirtualTimeLoop):
             self._ready.append(handle, handle._callback.__self__)  # bound to a transport, or to the loop that listens
 
 
-def schedules(scenario: Scenario, seeds: Iterable[int] = range(1000)) -> Explored:
+def many_schedules(scenario: Scenario, seeds: Iterable[int] = range(1000)) -> Explored:
     """Run ``scenario()`` once for each seed, each on a loop of its own.
 
     A schedule fails if the scenario raises, if it leaves a task, timer or transport behind, or if something raised
@@ -113,7 +113,8 @@ def schedules(scenario: Scenario, seeds: Iterable[int] = range(1000)) -> Explore
     runs = _Runs(scenario)
     with in_memory_connections():
         for seed in seeds:
-            runs.run(ShuffledLoop(seed), f"seed {seed}; schedules({_name(scenario)}, seeds=[{seed}]) runs it again")
+            again = f"many_schedules({_name(scenario)}, seeds=[{seed}])"
+            runs.run(ShuffledLoop(seed), f"seed {seed}; {again} runs it again")
     return runs.explored(complete=False)
 
 
