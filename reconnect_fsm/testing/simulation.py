@@ -1,0 +1,1118 @@
+"""Deterministic simulation: real clients, real aiohttp, real documents, in virtual time, against a seeded nemesis.
+
+::
+
+    report = simulate(seed=7, hours=10, fsm=MyFSM, room_fsm=MyRoomFSM)
+
+runs ten simulated hours in some seconds, and raises `Violation` if one of the `INVARIANTS` is broken. From a shell::
+
+    python -m reconnect_fsm.testing.simulation --seed 7 --hours 10 --fsm my_package.machines:MyFSM
+
+A run is a sequence of episodes. In each there is a storm, in which faults and users' calls come at random; then the
+network becomes good and everything must settle within a bound; then there is a long calm, in which nothing may happen
+of itself. Whatever happens is a function of the seed: every event goes into a trace, whose digest is the same on every
+machine, in every process, and on every version of Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import hashlib
+import importlib
+import itertools
+import logging
+import shlex
+import sys
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from random import Random
+from types import SimpleNamespace
+from typing import Any, Final, TextIO
+from unittest import mock
+
+import aiohttp.client
+from aiohttp._websocket.writer import WebSocketWriter
+from async_solipsism import SleepForeverError
+from loro import EphemeralStore, LoroDoc
+from yarl import URL
+
+from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
+from reconnect_fsm.adaptors.base import Adaptor
+from reconnect_fsm.client import Client
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.connection import Connection
+from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.errors import Unauthorized
+from reconnect_fsm.keepalive import Keepalive
+from reconnect_fsm.loro_protocol import CrdtType, Message, Permission, UpdateStatusCode
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.rooms import Auth, Room
+from reconnect_fsm.status import ClientStatus, RoomStatus
+from reconnect_fsm.transport import make_session
+
+from . import leaks, virtual_time
+from .nemesis import CALLS, FAULTS, KINDS, Sabotage, Step, plan
+from .simulation_checks import (
+    GRACE,
+    INVARIANTS,
+    PING_ENDS,
+    ROOM_ENDS,
+    STOPPED,
+    STOPS,
+    Operation,
+    RoomBook,
+    Witness,
+    machines_timer,
+    watching_dials,
+)
+from .simulation_network import MOST_PASSES, Link, NetworkLoop
+
+__all__ = ["INVARIANTS", "Report", "User", "Violation", "World", "main", "simulate"]
+
+DOCUMENTS: Final = ("notes", "tasks", "Füße")  # rooms with a LoroDoc
+PRESENCE: Final = "presence"  # a room with an EphemeralStore
+KEPT_EVENTS: Final = 60
+SLOW: Final = 12  # seconds that a slow server thinks about a join: longer than a client waits
+MOST_REPEATS: Final = 5  # while everything settles, of asking for what was refused by what was still on its way
+CALM: Final = (600.0, 7200.0)  # seconds: the shortest calm and the longest
+
+
+@dataclass
+class Report:
+    """What happened in a simulation, counted."""
+
+    seeds: list[int] = field(default_factory=list)
+    hours: float = 0.0
+    """Of virtual time."""
+    episodes: int = 0
+    checks: int = 0
+    """How often the invariants were looked at."""
+    faults: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FAULTS, 0)))
+    """Kind of fault, and how many there were; 0 for a kind that never happened."""
+    calls: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(CALLS, 0)))
+    """Kind of call by a user, likewise."""
+    seen: Counter[str] = field(default_factory=Counter)
+    """What the clients did: attempts, connected, transitions, how operations ended, …"""
+    digest: str = ""
+    """Of the trace, SHA-256 in hexadecimal digits."""
+
+    def add(self, other: Report) -> None:
+        """Count in another run."""
+        self.seeds += other.seeds
+        self.hours += other.hours
+        self.episodes += other.episodes
+        self.checks += other.checks
+        for mine, its in ((self.faults, other.faults), (self.calls, other.calls), (self.seen, other.seen)):
+            for name, count in its.items():  # `+` would drop the kinds that never happened
+                mine[name] += count
+        self.digest = hashlib.sha256((self.digest + other.digest).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        kinds = [
+            f"  {what}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+            for what, counts in (("faults", self.faults), ("calls", self.calls), ("seen", self.seen))
+        ]
+        head = (
+            f"{self.hours:,.1f} simulated hours, {self.episodes:,} storms, {self.faults.total():,} faults, "
+            f"{self.calls.total():,} calls, {self.checks:,} checks; digest {self.digest[:16]}"
+        )
+        return "\n".join([head, *kinds])
+
+
+class Violation(AssertionError):
+    """An invariant was broken. Its text says which, how, after what, and how to see it again."""
+
+    def __init__(self, invariant: str, what: str, at: float, episode: int, command: str, events: Sequence[str]) -> None:
+        super().__init__(invariant, what, at, episode, command, events)
+        self.invariant = invariant
+        """Its name in `INVARIANTS`."""
+        self.what = what
+        self.at = at
+        """Virtual seconds since the start."""
+        self.episode = episode
+        """The number of the storm, from 0."""
+        self.command = command
+        """Replays it."""
+        self.events = tuple(events)
+        """The last events before it."""
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.invariant}: {INVARIANTS[self.invariant]}",
+                f"violated at {self.at:.6f} s: {self.what}",
+                f"the last {len(self.events)} events:",
+                *(f"  {event}" for event in self.events),
+                f"replay: {self.command}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """All that a run is a function of."""
+
+    seed: int
+    hours: float
+    clients: int
+    client: Callable[..., Client]
+    fsm: type[ClientFSM]
+    room_fsm: type[RoomFSM]
+    adaptor: Callable[[LoroDoc], Adaptor]
+    server: type[EmbeddedServer]
+    episode: int | None = None
+    only: Collection[int] | None = None
+
+    @property
+    def command(self) -> str:
+        """Replays it, if the classes can be found by their names."""
+        parts = ["python", "-m", "reconnect_fsm.testing.simulation", "--seed", str(self.seed)]
+        parts += ["--hours", f"{self.hours:g}", "--clients", str(self.clients)]
+        for name, default in PLUGGABLE.items():
+            given = getattr(self, name)
+            if given is not default:
+                place = f"{given.__module__}:{getattr(given, '__qualname__', type(given).__qualname__)}"
+                parts += [f"--{name.replace('_', '-')}", place]
+        if self.episode is not None:
+            parts += ["--episode", str(self.episode)]
+        if self.only is not None:
+            parts += ["--only", ",".join(map(str, sorted(self.only)))]
+        return shlex.join(parts)
+
+
+def simulate(
+    seed: int = 0,
+    hours: float = 1.0,
+    *,
+    clients: int = 2,
+    client: Callable[..., Client] = Client,
+    fsm: type[ClientFSM] = ClientFSM,
+    room_fsm: type[RoomFSM] = RoomFSM,
+    adaptor: Callable[[LoroDoc], Adaptor] = LoroAdaptor,
+    server: type[EmbeddedServer] = EmbeddedServer,
+    episode: int | None = None,
+    only: Collection[int] | None = None,
+    trace: TextIO | None = None,
+) -> Report:
+    """Simulate so many hours, on an event loop of its own; return what happened.
+
+    Parameters:
+        seed: all that happens is a function of it, and of the other arguments.
+        hours: of virtual time, more or less: the last episode is brought to its end.
+        clients: how many there are, each with a network link of its own.
+        client: makes a client of an address and of the options of `Client`; change them, or make one of your own class.
+        fsm: the class of the clients' machines.
+        room_fsm: the class of the rooms' machines.
+        adaptor: makes the adaptor of a document.
+        server: the class of the server.
+        episode: run the storm with this number alone, from a fresh start.
+        only: of that storm, run only the steps with these numbers.
+        trace: where to write every event.
+
+    Raises `Violation` at the first invariant that is broken.
+    """
+    setting = _Setting(seed, hours, clients, client, fsm, room_fsm, adaptor, server, episode, only)
+    return World(setting, trace).run()
+
+
+# The world
+
+
+class _Fallible:
+    """An adaptor that raises when told to."""
+
+    def __init__(self, adaptor: Adaptor) -> None:
+        self._adaptor = adaptor
+        self.crdt_type = adaptor.crdt_type
+        self.trouble: str | None = None
+        """The method whose next call raises."""
+
+    def _trip(self, method: str) -> None:
+        if self.trouble == method:
+            self.trouble = None
+            raise Sabotage
+
+    def version(self) -> bytes:
+        self._trip("version")
+        return self._adaptor.version()
+
+    def alternative_version(self, server_version: bytes) -> bytes | None:
+        self._trip("alternative_version")
+        return self._adaptor.alternative_version(server_version)
+
+    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
+        self._trip("missing_from")
+        return self._adaptor.missing_from(server_version)
+
+    def covers(self, server_version: bytes) -> bool:
+        return self._adaptor.covers(server_version)
+
+    def apply(self, updates: Sequence[bytes]) -> None:
+        self._trip("apply")
+        self._adaptor.apply(updates)
+
+    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+        return self._adaptor.attach(send)
+
+    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
+        self._trip("refused")
+        self._adaptor.refused(updates, status)
+
+
+class User:
+    """A program with one client, and what it does with it. Every call is noted, and every operation is watched."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self._world = world
+        self.name = f"client {number}"
+        random = Random(f"{world.setting.seed}: {self.name}")
+        self._host = f"127.0.0.{number + 1}"
+        self.link: Link = world.loop.link(self._host)
+        self.url_trouble: Exception | float | None = None
+        """What becomes of the next call of the url function: it raises, or it takes so many seconds."""
+        self.meddling: list[Callable[[], None]] = []
+        """What the listeners do, at one piece of news each."""
+        options = _options(random)
+        retry, keepalive = options["retry"], options["keepalive"]
+        shown = (
+            "base",
+            "cap",
+            "jitter",
+            "max_attempts",
+            "stable_after",
+            "reset_on_online",
+            "enabled",
+        )  # no sets: their
+        retried = ", ".join(f"{name}={getattr(retry, name)}" for name in shown)  # order depends on the process
+        timeouts = f"{options['connect_timeout']:g} s to connect, {options['close_timeout']:g} s to close"
+        world.note(self.name, f"is made: retry {retried}; {keepalive}; {timeouts}")
+        self.client = world.setting.client(self._url, fsm=world.setting.fsm, room_fsm=world.setting.room_fsm, **options)
+        self.witness = Witness(self.name, self.client, self.link, world.loop, world.fail, world.note, world.report.seen)
+        self._documents: list[LoroDoc] = []
+        self._store = EphemeralStore(2**40)
+        self._edits = 0
+        self.adaptors: list[_Fallible] = []
+        """Of its rooms: the documents in the order of `DOCUMENTS`, then the presence."""
+        for _ in DOCUMENTS:
+            document = LoroDoc()  # type: ignore[no-untyped-call]
+            document.peer_id = number
+            self._documents.append(document)
+            self.adaptors.append(_Fallible(world.setting.adaptor(document)))
+        self.adaptors.append(_Fallible(EphemeralAdaptor(self._store)))
+        self.client.on_status(self._meddle)
+        self.client.on_transition(self._meddle)
+        self.client.on_latency(self._meddle)
+
+    async def _url(self) -> URL:
+        trouble, self.url_trouble = self.url_trouble, None
+        if isinstance(trouble, Exception):
+            raise trouble
+        if trouble is not None:
+            await asyncio.sleep(trouble)
+        return URL.build(scheme="ws", host=self._host, port=self._world.server.port, path="/")
+
+    def _meddle(self, _: object) -> None:
+        if self.meddling:
+            self.meddling.pop()()
+
+    # Calls
+
+    def start(self) -> None:
+        self._note("start()")
+        self.witness.asked_to_connect()
+        self.client.start()
+
+    def connect(self, reset: bool = False, patience: float | None = None) -> None:
+        self.witness.asked_to_connect()
+        self._operate(f"connect({reset})", self.client.connect(reset), STOPS, lambda: self._is_decided, patience)
+
+    def retry_now(self, patience: float | None = None) -> None:
+        self.witness.asked_to_connect()
+        self._operate("retry_now()", self.client.retry_now(), STOPS, lambda: self._is_decided, patience)
+
+    def close(self, patience: float | None = None) -> None:
+        self._operate("close()", self.client.close(), (), lambda: lambda: not self.client._ending, patience)
+
+    def set_online(self, online: bool) -> None:
+        self._note(f"set_online({online})")
+        self.witness.told_online(online)
+        self.client.set_online(online)
+
+    def ping(self, timeout: float, patience: float | None = None) -> None:
+        loop = self._world.loop
+        due = loop.awake() + timeout + 1e-3
+        self._operate(
+            f"ping({timeout})", self.client.ping(timeout), PING_ENDS, lambda: lambda: loop.awake() > due, patience
+        )
+
+    def wait_connected(self, patience: float | None = None) -> None:
+        self._operate("wait_connected()", self.client.wait_connected(), (), lambda: self._is_connected, patience)
+
+    def join(self, index: int, auth: str = "bytes", patience: float | None = None) -> None:
+        _, room_id = self._world.rooms[index]
+        tracked = bool(self._rooms(index))
+        book = RoomBook(self.witness, room_id)
+        listener = None if tracked else book.listener
+        room = self.client.join(room_id, self.adaptors[index], auth=self._auth(auth), on_status=listener)
+        if not tracked:
+            self.witness.rooms[room] = book
+            room.on_status(self._meddle)
+            self._world.report.seen["joins"] += 1
+        self._operate(f"join({room_id}, {auth})", room, ROOM_ENDS, partial(self._is_over, room, True), patience)
+
+    def join_all(self) -> bool:
+        """Join every room that it is not in; whether there were any."""
+        missing = [index for index in range(len(self.adaptors)) if not self._rooms(index)]
+        for index in missing:
+            self.join(index)
+        return bool(missing)
+
+    def asks_again(self) -> bool:
+        """Connect if it is stopped, join the rooms that it is not in; whether there was anything to do."""
+        is_stopped = self.client.status in STOPPED
+        if is_stopped:
+            self.connect()
+        return self.join_all() or is_stopped
+
+    def leave(self, index: int, patience: float | None = None) -> None:
+        for room in self._rooms(index):
+            self._operate(f"leave({room.id})", room.leave(), (), lambda: self._is_written, patience)
+
+    def synced(self, index: int, patience: float | None = None) -> None:
+        for room in self._rooms(index):
+            self._operate(f"synced({room.id})", room.synced(), ROOM_ENDS, partial(self._is_over, room), patience)
+
+    def edit(self, index: int, size: int = 0) -> None:
+        """Change a document; every edit leaves a key of its own in it."""
+        self._edits += 1
+        key = f"{self.name}, edit {self._edits}"
+        self._note(f"edit {self._edits} of {self._world.rooms[index][1]}")
+        if index == len(DOCUMENTS):
+            self._store.set(self.name, self._edits)
+            return
+        self._world.edits[index].append(key)
+        document = self._documents[index]
+        document.get_map("edits").insert(key, "x" * size if size else self._edits)
+        text = document.get_text("text")
+        if self._edits % 5 == 0 and text.len_unicode > 3:
+            text.delete(1, 2)
+        else:
+            text.insert(text.len_unicode // 2, "äb")
+        document.commit()
+
+    # What is true
+
+    def document(self, index: int) -> LoroDoc:
+        return self._documents[index]
+
+    def _rooms(self, index: int) -> list[Room]:
+        return [room for room in self.client.rooms if (room.crdt_type, room.id) == self._world.rooms[index]]
+
+    def _is_connected(self) -> bool:
+        return self.client.status is ClientStatus.CONNECTED
+
+    def _is_written(self) -> bool:
+        return not self.client._frames_waiting()
+
+    def _is_decided(self) -> bool:
+        return self._is_connected() or self.client.status in STOPPED
+
+    def _is_over(self, room: Room, joined: bool = False) -> Callable[[], bool]:
+        """Whether a room was left, refused or stopped since now; or is joined, if that counts too."""
+        book = self.witness.rooms.get(room)
+        stops = 0 if book is None else book.stops + (room.status is RoomStatus.DISCONNECTED is not book.told)
+
+        def is_over() -> bool:
+            stopped = book is not None and book.stops > stops
+            return stopped or room not in self.client.rooms or (joined and room.status is RoomStatus.JOINED)
+
+        return is_over
+
+    def bound(self) -> float:
+        """Seconds within which it is connected and its rooms joined, once the network is good."""
+        client, room_fsm = self.client, self._world.setting.room_fsm
+        policy, keepalive = client._retry, client._keepalive
+        half_open = keepalive.interval + keepalive.timeout + GRACE if keepalive.enabled else 0.0
+        attempt = max(policy.cap, self.witness.remaining_wait()) + client._connect_timeout
+        join = 2 * room_fsm.join_timeout + policy.cap + room_fsm.rejoin_interval
+        return half_open + 2 * (attempt + join)
+
+    def is_settled(self) -> bool:
+        """Whether it is connected, and all its rooms are joined."""
+        return self._is_connected() and all(room.status is RoomStatus.JOINED for room in self.client.rooms)
+
+    # Helpers
+
+    def _auth(self, kind: str) -> Auth:
+        calls = iter(range(10**9))
+
+        async def slow(seconds: float) -> bytes:
+            await asyncio.sleep(seconds)
+            return b"slow"
+
+        def trouble(error: Exception) -> bytes:
+            if next(calls) == 0:
+                raise error
+            return b"at last"
+
+        kinds: dict[str, Auth] = {
+            "bytes": b"secret",
+            "function": lambda: b"fresh",
+            "slow": lambda: slow(0.5),
+            "very slow": lambda: slow(30.0 if next(calls) == 0 else 0.1),
+            "raises": lambda: trouble(Sabotage()),
+            "unauthorized": lambda: trouble(Unauthorized()),
+        }
+        return kinds[kind]
+
+    def _note(self, what: str) -> None:
+        self._world.note(self.name, what)
+
+    def _operate(
+        self,
+        name: str,
+        awaitable: Awaitable[Any],
+        allowed: tuple[type[BaseException], ...],
+        begin: Callable[[], Callable[[], bool]],
+        patience: float | None,
+    ) -> None:
+        """Await it in a task; ``begin()`` is called when that begins, and returns what says when it must have ended."""
+        self._note(name if patience is None else f"{name}, cancelled after {patience:g} s")
+
+        async def operation() -> Any:
+            watched.is_due = begin()
+            result = await awaitable
+            return result if isinstance(result, float) else None
+
+        loop = self._world.loop
+        task = loop.create_task(operation(), name=f"{self.name}: {name}")
+        watched = Operation(name, task, allowed)
+        self.witness.operations[watched] = None
+
+        def cancel() -> None:
+            if not task.done():
+                watched.cancelled = True
+                task.cancel()
+                self._world.report.seen["cancelled callers"] += 1
+
+        timer = None if patience is None else loop.call_later(patience, cancel)
+
+        def ended(_: object) -> None:
+            if timer is not None:
+                timer.cancel()
+            self.witness.operation_ended(watched)
+
+        task.add_done_callback(ended)
+
+
+def _options(random: Random) -> dict[str, Any]:
+    """How a client is configured: mostly as by default, for that is how most are."""
+    odd = random.random() < 0.4
+    retry = RetryPolicy(random=random)
+    if odd:
+        retry = RetryPolicy(
+            base=random.choice((0.1, 0.5, 2.0)),
+            cap=random.choice((5.0, 15.0, 40.0)),
+            jitter=random.choice((0.0, 0.25, 0.9)),
+            max_attempts=random.choice((None, None, None, 0, 4)),
+            stable_after=random.choice((0.0, 1.0, 5.0)),
+            reset_on_online=random.random() < 0.5,
+            enabled=random.random() < 0.9,
+            random=random,
+        )
+    interval, timeout = random.choice(((20.0, 10.0), (60.0, 20.0), (300.0, 20.0), (600.0, 30.0), (12.0, 15.0)))
+    return {
+        "retry": retry,
+        "keepalive": Keepalive(interval, timeout, enabled=random.random() < 0.9),
+        "connect_timeout": random.choice((10.0, 10.0, 4.0)),
+        "close_timeout": random.choice((2.0, 2.0, 0.3)),
+    }
+
+
+class World:
+    """One run: the server, its users, and what befalls them."""
+
+    def __init__(self, setting: _Setting, trace: TextIO | None = None) -> None:
+        self.setting = setting
+        self.report = Report([setting.seed])
+        self.rooms = [*((CrdtType.LORO, name) for name in DOCUMENTS), (CrdtType.EPHEMERAL, PRESENCE)]
+        self.edits: list[list[str]] = [[] for _ in DOCUMENTS]
+        """The keys of all edits of each document."""
+        self.verdict: Permission | type[Sabotage] | str | None = "write"
+        """What `authenticate` says."""
+        self.needs_rejoin = False
+        """Whether client and server may disagree on who is in which room, which only a rejoin can mend."""
+        self.loop: NetworkLoop
+        self.server: EmbeddedServer
+        self.users: list[User] = []
+        self._trace = trace
+        self._digest = hashlib.sha256()
+        self._events: deque[str] = deque(maxlen=KEPT_EVENTS)
+        self._violation: Violation | None = None
+        self._violated: asyncio.Future[None]
+        self._jobs: dict[asyncio.Task[Any], None] = {}
+        self._undoing: dict[asyncio.TimerHandle, Callable[[], None]] = {}
+        self._episode = 0
+        self._frozen_since: float | None = None
+        self._serving = asyncio.Lock()
+        self._sessions: list[aiohttp.ClientSession] = []
+
+    def run(self) -> Report:
+        """Run it to its end, or to the first violation."""
+        with ExitStack() as stack:
+            stack.enter_context(_controlled(self.setting.seed))
+            stack.enter_context(_collecting_sessions(self._sessions))
+            complaints = stack.enter_context(_complaints(self._complain))
+            runner = asyncio.Runner(debug=False, loop_factory=self._make_loop)
+            try:
+                with runner:
+                    runner.run(self._main())
+            except SleepForeverError as error:
+                self._violate("time-goes-by", str(error))
+        for complaint in complaints:
+            self._violate("no-error-logged", complaint)
+        if self._violation is not None:
+            raise self._violation
+        self.report.digest = self._digest.hexdigest()
+        return self.report
+
+    def _make_loop(self) -> NetworkLoop:
+        self.loop = NetworkLoop()
+        self.loop.set_exception_handler(self._loop_complains)
+        return self.loop
+
+    # What is told
+
+    def note(self, who: str, what: str) -> None:
+        """Put an event into the trace."""
+        event = f"{self.loop.time():.6f} {who}: {what}"
+        self._digest.update(event.encode())
+        self._digest.update(b"\n")
+        self._events.append(event)
+        if self._trace is not None:
+            self._trace.write(event + "\n")
+
+    def fail(self, invariant: str, what: str) -> None:
+        """An invariant is broken: the run ends."""
+        self._violate(invariant, what)
+        if not self._violated.done():
+            self._violated.set_result(None)
+
+    def _violate(self, invariant: str, what: str) -> None:
+        if self._violation is None:
+            at = self.loop.time()
+            command = self.setting.command
+            self._violation = Violation(invariant, what, at, self._episode, command, self._events)
+
+    def _complain(self, what: str) -> None:
+        self.fail("no-error-logged", what)
+
+    def _loop_complains(self, _: object, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.fail("no-error-logged", f"the event loop: {context['message']}: {error!r}")
+
+    # The course of things
+
+    async def _main(self) -> None:
+        self._violated = self.loop.create_future()
+        before = leaks.in_loop() | leaks.in_process()
+        course = asyncio.create_task(self._course(), name="simulation")
+        await asyncio.wait({course, self._violated}, return_when=asyncio.FIRST_COMPLETED)
+        if self._violation is not None:
+            await self._abandon()
+            return
+        await course
+        self._violated.cancel()
+        del course
+        if left := await leaks.left_over(before):
+            self._violate("nothing-left", leaks.describe(left))
+
+    async def _abandon(self) -> None:
+        """End everything somehow: after a violation there is no telling what still works."""
+        loop: Any = self.loop
+        for _ in range(10):
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            for transport in tuple(loop._transports.values()):
+                transport.abort()
+            await asyncio.sleep(0)
+        for session in self._sessions:
+            await session.close()
+
+    async def _course(self) -> None:
+        setting = self.setting
+        self.server = setting.server(authenticate=self._authenticate)
+        await self.server.start()
+        self.users = [User(self, number) for number in range(1, setting.clients + 1)]
+        witnesses: dict[Connection, Witness] = {user.client: user.witness for user in self.users}
+
+        def timer_set(timer: asyncio.TimerHandle, args: tuple[Any, ...]) -> None:
+            witness = witnesses.get(owner) if (owner := machines_timer(args)) is not None else None
+            if witness is not None:
+                witness.timer_set(timer)
+
+        self.loop.on_timer = timer_set
+        self.loop.on_busy = self._check_busy
+        self.loop.on_step = self._check_step
+        self.loop.on_quiet = self._check_quiet
+        with watching_dials(witnesses):
+            try:
+                await self._episodes()
+            finally:
+                self.loop.on_step = self.loop.on_quiet = lambda: None
+        self.report.hours = self.loop.time() / 3600
+
+    async def _episodes(self) -> None:
+        setting = self.setting
+        until = setting.hours * 3600
+        self._episode = 0 if setting.episode is None else setting.episode
+        for user in self.users:
+            user.start()
+        while True:
+            random = Random(f"{setting.seed}: storm {self._episode}")
+            await self._storm(plan(random))
+            is_last = setting.episode is not None or self.loop.time() >= until
+            absent = [user for user in self.users if not is_last and random.random() < 0.15]
+            await self._heal(absent)
+            if is_last:
+                break
+            await self._calm(random, until)
+            self._episode += 1
+        self._check_edits()
+        await self._end()
+
+    async def _storm(self, steps: Sequence[Step]) -> None:
+        self.report.episodes += 1
+        began = self.loop.time()
+        for step in steps:
+            if self.setting.only is not None and step.index not in self.setting.only:
+                continue
+            await self._until(began + step.at)
+            kind = KINDS[step.kind]
+            self.note("nemesis", f"step {step.index} of storm {self._episode}: {kind.name}")
+            (self.report.faults if step.kind in FAULTS else self.report.calls)[kind.name] += 1
+            kind.do(self, Random(f"{self.setting.seed}: storm {self._episode}, step {step.index}"))
+
+    async def _heal(self, absent: Sequence[User]) -> None:
+        """Make the network good, and see whether everything settles in time."""
+        self.note("nemesis", "the network becomes good")
+        for timer, undo in tuple(self._undoing.items()):
+            timer.cancel()
+            undo()
+        self._undoing.clear()
+        for user in self.users:
+            user.meddling.clear()
+            user.url_trouble = None
+            user.link.restore()
+        self.look()
+        while self._jobs:
+            await asyncio.wait(set(self._jobs))
+        if self.needs_rejoin:
+            for user in self.users:
+                user.link.cut()
+            self.needs_rejoin = False
+        for user in self.users:
+            if user in absent:
+                user.close()
+                continue
+            user.set_online(True)
+            if user.client.status in STOPPED:
+                user.connect()
+            user.join_all()
+        await self._settle([user for user in self.users if user not in absent])
+
+    async def _settle(self, users: Sequence[User]) -> None:
+        bound = max((user.bound() for user in users), default=0.0)
+        patience = dict.fromkeys(users, MOST_REPEATS)
+        began, good_since = self.loop.time(), None
+        while good_since is None or self.loop.time() < good_since + 2.0:
+            await asyncio.sleep(0.5)
+            for user in users:
+                patience[user] -= patience[user] > 0 and user.asks_again()
+            wrong = self._is_wrong(users)
+            if wrong is None:
+                good_since = good_since or self.loop.time()
+                continue
+            good_since = None
+            if self.loop.time() - began > bound:
+                self.fail(wrong[0], f"after {bound:g} s of a good network: {wrong[1]}")
+        await self._check_operations(users)
+
+    def _is_wrong(self, users: Sequence[User]) -> tuple[str, str] | None:
+        """The invariant that these users do not meet yet, and how."""
+        if not all(user.is_settled() for user in users):
+            state = ", ".join(f"{user.name} {user.client.state}, {list(user.client.rooms)}" for user in users)
+            return "settles-in-time", state
+        differing = [name for index, name in enumerate(DOCUMENTS) if self._differs(index, users)]
+        if differing:
+            return "documents-converge", f"{', '.join(differing)} not the same at all of them, and the server"
+        return None
+
+    async def _check_operations(self, users: Sequence[User]) -> None:
+        """All is well: whatever was waited for comes about, and the server knows of nobody else."""
+        for user in users:
+            for index in range(len(self.rooms)):
+                user.synced(index)
+            user.wait_connected()
+            user.ping(5.0)
+        await asyncio.sleep(2.0)
+        for user in users:
+            for operation in user.witness.operations:
+                self.fail("operations-end", f"{user.name}: {operation.name} still waits, though all is well")
+        if self.server.connections != len(users):
+            what = f"{self.server.connections} connections of {len(users)} clients"
+            self.fail("let-go-in-time", f"the server has {what}")
+
+    async def _calm(self, random: Random, until: float) -> None:
+        ends = min(self.loop.time() + random.uniform(*CALM), max(until, self.loop.time() + 60))
+        self.note("nemesis", "calm")
+        for user in self.users:
+            user.witness.is_calm = True
+        while self.loop.time() < ends - 1:
+            await self._until(min(self.loop.time() + random.uniform(60, 1500), ends))
+            user = self.a_user(random)
+            user.edit(random.randrange(len(self.rooms)))
+            if user.is_settled():
+                user.ping(5.0)
+            if random.random() < 0.3:
+                self.loop.stall(random.uniform(0.1, 300))
+            self.report.calls["edit"] += 1
+        for user in self.users:
+            user.witness.is_calm = False
+
+    def _differs(self, index: int, users: Sequence[User]) -> bool:
+        versions = [user.document(index).oplog_vv for user in users]
+        versions.append(self.server.document(DOCUMENTS[index]).oplog_vv)
+        first = versions[0]
+        return any(not (each.includes_vv(first) and first.includes_vv(each)) for each in versions[1:])
+
+    def _check_edits(self) -> None:
+        for index, keys in enumerate(self.edits):
+            documents = {user.name: user.document(index) for user in self.users}
+            documents["the server"] = self.server.document(DOCUMENTS[index])
+            values: dict[str, Any] = {name: document.get_deep_value() for name, document in documents.items()}
+            for name, value in values.items():
+                lost = set(keys) - set(value.get("edits", {}))
+                if lost:
+                    self.fail("no-edit-lost", f"{name} lacks {len(lost)} edits of {DOCUMENTS[index]}: {min(lost)}, …")
+                if value != values["the server"]:
+                    self.fail("documents-converge", f"{DOCUMENTS[index]} at {name} has the same version, other content")
+            self.note("world", f"{DOCUMENTS[index]}: {len(keys)} edits, text {values['the server'].get('text')!r}")
+            self.report.seen["edits"] += len(keys)
+
+    async def _end(self) -> None:
+        for user in self.users:
+            user.close()
+        await asyncio.sleep(10)
+        for user in self.users:
+            if user.link.ends or user.client._ending or user.witness.operations:
+                self.fail("nothing-left", f"{user.name} is closed, and left {len(user.link.ends)} connections")
+            for room in user.client.rooms:
+                user.leave(self.rooms.index((room.crdt_type, room.id)))
+        if self.server.connections:
+            self.fail(
+                "nothing-left", f"all clients are closed, and the server has {self.server.connections} connections"
+            )
+        await self.server.stop()
+        await asyncio.sleep(1)
+
+    # Checks
+
+    def _check_step(self) -> None:
+        self.report.checks += 1
+        for user in self.users:
+            user.witness.check_step()
+
+    def _check_busy(self) -> None:
+        self.fail("time-goes-by", f"{MOST_PASSES} passes of the event loop, and no time went by")
+
+    def _check_quiet(self) -> None:
+        if self._violation is None:
+            self.report.checks += 1
+            self.look()
+            for user in self.users:
+                user.witness.check_quiet()
+
+    def look(self) -> None:
+        """See who can hear nothing of the server at present."""
+        frozen = self._frozen_since is not None
+        for user in self.users:
+            if not (frozen or user.link.blocked):
+                user.witness.mute_since = None
+            elif user.witness.mute_since is None:
+                user.witness.mute_since = self.loop.time()
+
+    # For the nemesis
+
+    def a_user(self, random: Random) -> User:
+        return random.choice(self.users)
+
+    def a_room(self, random: Random) -> tuple[CrdtType, str]:
+        return random.choice(self.rooms)
+
+    def undo(self, seconds: float, what: Callable[[], None]) -> None:
+        """Do it after so many seconds, or when the network becomes good."""
+
+        def undo() -> None:
+            del self._undoing[timer]
+            what()
+
+        timer = self.loop.call_later(seconds, undo)
+        self._undoing[timer] = what
+
+    def spawn(self, job: Coroutine[Any, Any, object]) -> None:
+        """Run it; the network does not become good before it has ended."""
+        task = self.loop.create_task(job)
+        self._jobs[task] = None
+        task.add_done_callback(lambda task: self._jobs.pop(task, None))
+
+    def send(self, message: Message) -> None:
+        """Have the server send a message to a room."""
+        self.note("nemesis", f"{type(message).__name__} to {message.crdt} {message.room_id}")
+        self.spawn(self.server.send(message.room_id, message.crdt, message))
+
+    def stop_server(self, code: int, reason: str, seconds: float) -> None:
+        """Stop it, and start it again after so many seconds."""
+        self.note("nemesis", f"the server stops with {code} {reason!r}")
+        self.spawn(self._restart(code, reason, seconds))
+
+    async def _restart(self, code: int, reason: str, seconds: float) -> None:
+        async with self._serving:
+            await self.server.stop(code, reason)
+            self._frozen_since = None
+            back = asyncio.Event()
+            self.undo(seconds, back.set)
+            await back.wait()
+            await self.server.start()
+
+    def close_all(self, code: int, reason: str) -> None:
+        """Have the server close all connections."""
+        self.note("nemesis", f"the server closes all with {code} {reason!r}")
+
+        async def close() -> None:
+            with suppress(RuntimeError):  # it is frozen
+                await self.server.close_all(code, reason)
+
+        self.spawn(close())
+
+    def freeze(self, seconds: float) -> None:
+        """Freeze the server for so long."""
+        self.server.freeze()
+        self._frozen_since = self.loop.time()
+        self.look()
+
+        def thaw() -> None:
+            self.server.thaw()
+            self._frozen_since = None
+
+        self.undo(seconds, thaw)
+
+    def release_acks(self) -> None:
+        self.server.hold_acks = False
+        self.server.release_acks()
+
+    async def _until(self, at: float) -> None:
+        await asyncio.sleep(max(at - self.loop.time(), 0))
+
+    async def _authenticate(self, room_id: str, crdt: CrdtType, auth: bytes) -> Permission | None:
+        if self.verdict is Sabotage:
+            raise Sabotage
+        for _ in range(SLOW):
+            if self.verdict != "slow":
+                break
+            await asyncio.sleep(1)  # in small steps: the connection handles nothing else meanwhile
+        return "read" if self.verdict == "read" else None if self.verdict is None else "write"
+
+
+# What is not the seed's, made so
+
+
+@contextmanager
+def _controlled(seed: int) -> Iterator[None]:
+    """Sockets in memory, and no chance but the seed's: aiohttp makes its keys and masks of these numbers."""
+    random = Random(f"{seed}: aiohttp")
+    mask = SimpleNamespace(getrandbits=lambda _: 0x5EED)
+    with (
+        virtual_time.in_memory_connections(),
+        mock.patch.object(aiohttp.client, "os", SimpleNamespace(urandom=random.randbytes)),
+        mock.patch.dict(WebSocketWriter.__init__.__kwdefaults__, random=mask),
+    ):
+        yield
+
+
+@contextmanager
+def _collecting_sessions(sessions: list[aiohttp.ClientSession]) -> Iterator[None]:
+    def collected(*args: Any) -> aiohttp.ClientSession:
+        sessions[:] = [each for each in sessions if not each.closed]
+        sessions.append(make_session(*args))
+        return sessions[-1]
+
+    with mock.patch("reconnect_fsm.connection.make_session", collected):
+        yield
+
+
+@contextmanager
+def _complaints(complain: Callable[[str], None]) -> Iterator[list[str]]:
+    """Pass on what is logged as an error, and collect what warns."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            if not isinstance(error, Sabotage):
+                complain(f"{record.name}: {record.getMessage()}: {error!r}")
+
+    handler = Handler(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("reconnect_fsm", "aiohttp", "asyncio")]
+    kept = [(logger.propagate, logger.level, logger.disabled) for logger in loggers]
+    for logger in loggers:
+        logger.propagate, logger.disabled = False, False
+        logger.setLevel(logging.ERROR)
+        logger.addHandler(handler)
+    warned: list[str] = []
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            mock.patch.object(sys, "unraisablehook", lambda told: warned.append(f"{told.err_msg}: {told.exc_value!r}")),
+        ):
+            warnings.simplefilter("always")
+            yield warned
+            gc.collect()  # what was dropped unclosed complains now
+            warned += [f"{each.category.__name__}: {each.message}" for each in caught]
+    finally:
+        for logger, (propagate, level, disabled) in zip(loggers, kept, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate, logger.disabled = propagate, disabled
+            logger.setLevel(level)
+
+
+# Making a failure small
+
+
+def shrink(setting: _Setting, violation: Violation, patience: float = 60.0) -> Violation:
+    """Look for a shorter way to break the same invariant: one storm alone, then as few of its steps as will do.
+
+    Gives up after ``patience`` seconds on the clock on the wall; returns the smallest that was found.
+    """
+    until = time.monotonic() + patience
+
+    def fails(only: Collection[int] | None) -> Violation | None:
+        try:
+            World(replace(setting, hours=0.0, episode=violation.episode, only=only)).run()
+        except Violation as found:
+            return found if found.invariant == violation.invariant else None
+        return None
+
+    if setting.episode is None:
+        smallest = fails(None)
+        if smallest is None:  # it takes what came before
+            return violation
+    else:
+        smallest = violation
+    steps = plan(Random(f"{setting.seed}: storm {violation.episode}"))
+    needed = [step.index for step in steps] if setting.only is None else sorted(setting.only)
+    size = max(len(needed) // 2, 1)
+    while time.monotonic() < until:
+        for start in range(0, len(needed), size):
+            fewer = needed[:start] + needed[start + size :]
+            if (found := fails(fewer)) is not None:
+                needed, smallest = fewer, found
+                break
+        else:
+            if size == 1:
+                break
+            size = max(size // 2, 1)
+    return smallest
+
+
+# The command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m reconnect_fsm.testing.simulation``. Returns 0, or 1 after a violation."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reconnect_fsm.testing.simulation",
+        description="Simulate clients, a server and a bad network in virtual time; exit with 1 if an invariant breaks.",
+    )
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="all that happens is a function of it (default: 0)")
+    add("--hours", type=float, default=10.0, help="simulated hours a seed (default: 10)")
+    add("--seeds", type=int, default=1, help="so many seeds, one after another (default: 1)")
+    add("--until-stopped", action="store_true", help="seed after seed, until Ctrl-C")
+    add("--for", type=float, default=float("inf"), dest="seconds", help="begin no seed after so many real seconds")
+    add("--clients", type=int, default=2, help="how many clients there are (default: 2)")
+    for name, what in PLUGGABLE.items():
+        add(
+            f"--{name.replace('_', '-')}",
+            type=_found,
+            default=what,
+            metavar="MODULE:NAME",
+            help=f"instead of {what.__name__}",
+        )
+    add("--episode", type=int, help="run the storm with this number alone")
+    add("--only", type=lambda text: [int(each) for each in text.split(",") if each], help="only these steps of it")
+    add("--trace", type=argparse.FileType("w"), help="write every event to this file")
+    add("--no-shrink", action="store_true", help="do not look for a shorter way to the violation")
+    given = parser.parse_args(arguments)
+    chosen = {name: getattr(given, name) for name in ("hours", "clients", "episode", "only", *PLUGGABLE)}
+    total, began = Report(), time.monotonic()
+    last = None if given.until_stopped else given.seed + given.seeds
+    with suppress(KeyboardInterrupt):
+        for seed in itertools.count(given.seed):
+            if seed == last or time.monotonic() - began > given.seconds:
+                break
+            setting = _Setting(seed=seed, **chosen)
+            try:
+                report = World(setting, given.trace).run()
+            except Violation as violation:
+                _say(str(total))
+                _say(f"seed {seed}: VIOLATION of {violation}")
+                if not given.no_shrink and (smaller := shrink(setting, violation)) is not violation:
+                    _say(f"\nThe same, made shorter: {smaller}")
+                return 1
+            total.add(report)
+            _say(
+                f"seed {seed}: {report.digest}, {report.hours:.1f} h, {report.faults.total()} faults; "
+                f"{total.hours:,.0f} h in all, no violation, {time.monotonic() - began:.0f} s"
+            )
+    _say(str(total))
+    return 0
+
+
+PLUGGABLE: Final[dict[str, Any]] = {
+    "client": Client,
+    "fsm": ClientFSM,
+    "room_fsm": RoomFSM,
+    "adaptor": LoroAdaptor,
+    "server": EmbeddedServer,
+}
+"""What of yours can take part, and what is used otherwise."""
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{place!r} is not MODULE:NAME of something that exists: {error}") from None
+    return found
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    from reconnect_fsm.testing import simulation  # so that classes are the same, whoever imports them
+
+    sys.exit(simulation.main())

@@ -1,0 +1,386 @@
+"""The network of a simulation: TCP in memory and in virtual time, with latency, and with faults for each client.
+
+Every client has a `Link` of its own, told apart by the loopback address that it connects to: 127.0.0.1, 127.0.0.2 and
+so on all lead to the same servers. What is written arrives after the link's latency, so that a client and a server
+never act on one another within one instant. That is what makes a run independent of how many passes of the event loop
+something takes, which differs from one version of Python to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from async_solipsism import SleepForeverError
+from async_solipsism import selector as solipsism_selector
+from async_solipsism import socket as solipsism_socket
+
+from .virtual_time import VirtualTimeLoop
+
+__all__ = ["HOST", "Link", "NetworkLoop"]
+
+HOST: Final = "127.0.0.1"
+MOST_PIECES: Final = 64  # that what is written at once falls into: a large message byte by byte would take minutes
+CAPACITY: Final = 64 * 1024  # bytes that one direction of a connection holds, as the buffers of two kernels would
+LATENCY: Final = 0.02  # seconds, of a link that nobody has touched
+MOST_PASSES: Final = 50_000  # of the loop within one instant: more than the longest queue takes
+
+
+def _nothing() -> None: ...
+
+
+class Link:
+    """The way between one client and the servers. Times are seconds, one way; sizes are bytes."""
+
+    def __init__(self, loop: NetworkLoop) -> None:
+        self._loop = loop
+        self._open = asyncio.Event()
+        self._open.set()
+        self.ends: dict[_Socket, None] = {}
+        """The client's ends of TCP connections, from connecting until they are closed."""
+        self._everybody: dict[_Socket, None] = {}
+        self.attempts = 0
+        """How many connections the client has tried to make."""
+        self.on_attempt: Callable[[], None] = _nothing
+        """Called when the client tries to make a connection."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Be a good link: fast, and open; also for what is under way."""
+        self.latency = LATENCY
+        self.most: int | None = None
+        """Most bytes that arrive at a time, of small messages; None for no limit."""
+        self.rate: float | None = None
+        """Bytes a second; None for no limit."""
+        self.unblock()
+        for end in self._everybody:
+            end.hasten()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing gets through at present."""
+        return not self._open.is_set()
+
+    def block(self) -> None:
+        """Let nothing through, in either direction, new connections included. Nothing is lost: TCP sends it again."""
+        self._open.clear()
+
+    def unblock(self) -> None:
+        """Let through what was held up, and all that follows."""
+        self._open.set()
+
+    def cut(self) -> int:
+        """End every connection with a reset at both ends, as a router does that has forgotten them; say how many."""
+        for end in tuple(self.ends):
+            end.cut()
+        return len(self.ends)
+
+    async def connect(self, address: tuple[Any, ...]) -> _Socket:
+        """Connect to a server, after one round trip. Raises ConnectionRefusedError if nobody listens."""
+        self.attempts += 1
+        self.on_attempt()
+        await asyncio.sleep(2 * self.latency)
+        await self._open.wait()
+        listener = self._loop.listeners.get(address[1])
+        if listener is None:
+            raise ConnectionRefusedError("nobody listens there")
+        there = listener.connect(self, address)
+        try:
+            end = await there
+        except asyncio.CancelledError:
+            if there.done() and not there.cancelled() and there.exception() is None:
+                there.result().close()  # accepted in the very moment in which the caller gave up
+            raise
+        return end
+
+    def opened(self, end: _Socket) -> None:
+        self._everybody[end] = None
+
+    def closed(self, end: _Socket) -> None:
+        self._everybody.pop(end, None)
+        self.ends.pop(end, None)
+
+    def now(self) -> float:
+        time: float = self._loop.time()
+        return time
+
+
+class _Pipe:
+    """One direction of a connection: what is written is read once it has arrived. Stands in for a solipsism queue."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._under_way: deque[tuple[float, bytes]] = deque()  # when it arrives, and what
+        self._size = 0
+        self._sent_until = 0.0  # when the last byte left the sender
+        self._last = 0.0  # when the last byte arrives
+        self._end: float | None = None  # when the end of it arrives
+        self._is_reset = False
+        self.abandoned = False  # nobody will read it
+
+    def write(self, data: Any) -> int:
+        if self._end is not None:
+            raise BrokenPipeError
+        if self._size >= CAPACITY:
+            raise BlockingIOError
+        with memoryview(data).cast("B") as view:
+            taken = bytes(view[: CAPACITY - self._size])
+        if not self.abandoned:
+            most = max(self._link.most or len(taken), len(taken) // MOST_PIECES, 1)
+            for at in range(0, len(taken), most):
+                piece = taken[at : at + most]
+                self._under_way.append((self._arrival(len(piece)), piece))
+                self._size += len(piece)
+        return len(taken)
+
+    def _arrival(self, size: int) -> float:
+        """Never before what was written earlier."""
+        now, rate = self._link.now(), self._link.rate
+        self._sent_until = max(self._sent_until, now) + (size / rate if rate else 0.0)
+        self._last = max(self._last, self._sent_until + self._link.latency)
+        return self._last
+
+    def end(self, reset: bool = False) -> None:
+        """No more is written; with a reset, what has not been read is lost too."""
+        if self._end is None or (reset and not self._is_reset):
+            self._end = self._arrival(0)
+            self._is_reset = reset
+            if reset:
+                self._forget()
+
+    def cut(self) -> None:
+        """Reset, here and now, whatever the link does."""
+        self._forget()
+        self._end, self._is_reset = 0.0, True
+
+    def hasten(self) -> None:
+        """Let what is under way arrive as if it was sent just now."""
+        at = self._link.now() + self._link.latency
+        self._under_way = deque((min(when, at), data) for when, data in self._under_way)
+        self._sent_until, self._last = 0.0, min(self._last, at)
+        if self._end is not None:
+            self._end = min(self._end, at)
+
+    def _forget(self) -> None:
+        self._under_way.clear()
+        self._size = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if self._is_due(self._head()):
+            _, data = self._under_way.popleft()
+            if 0 <= size < len(data):
+                self._under_way.appendleft((0.0, data[size:]))
+                data = data[:size]
+            self._size -= len(data)
+            return data
+        if not self._under_way and self._is_due(self._end):
+            if self._is_reset:
+                raise ConnectionResetError
+            return b""
+        raise BlockingIOError
+
+    def _head(self) -> float | None:
+        return self._under_way[0][0] if self._under_way else None
+
+    def _is_due(self, at: float | None) -> bool:
+        if at is None or (self._link.blocked and at > 0):
+            return False
+        return at <= self._link.now() + 1e-9
+
+    def read_ready(self) -> bool:
+        return self._is_due(self.next_arrival(always=True))
+
+    def next_arrival(self, always: bool = False) -> float | None:
+        """When there is something to read; None if there is nothing under way, or it cannot get through."""
+        return None if self._link.blocked and not always else (self._head() if self._under_way else self._end)
+
+    def write_ready(self) -> bool:
+        return self._end is not None or self._size <= CAPACITY // 2  # as kernels do it: not for each byte that leaves
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._under_way)
+
+
+class _Socket(solipsism_socket.Socket):  # type: ignore[misc]  # it is not typed
+    """One end of a TCP connection."""
+
+    def __init__(self, link: Link, incoming: _Pipe, outgoing: _Pipe, here: object, there: object) -> None:
+        super().__init__(incoming, outgoing, here, there)
+        self._read_queue: _Pipe | None
+        self._write_queue: _Pipe | None
+        self._link = link
+        self._in = incoming
+        self._out = outgoing
+        self._resets = False
+        link.opened(self)
+
+    def setsockopt(self, level: int, option: int, value: Any, length: int | None = None) -> None:
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER):
+            self._resets = value == struct.pack("ii", 1, 0)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self._check_closed()
+        taken = self._out.write(data)
+        if self._out.abandoned:
+            self._in.end(reset=True)  # the other end has closed: that is its answer
+        return taken
+
+    def sendmsg(self, buffers: Any, *rest: Any) -> int:
+        return self.send(b"".join(buffers))
+
+    def shutdown(self, how: int) -> None:
+        self._check_closed()
+        if how in (socket.SHUT_WR, socket.SHUT_RDWR):
+            self._out.end()
+
+    def close(self) -> None:
+        if self._read_queue is None:
+            return
+        self._out.end(
+            reset=self._resets or self._in.has_unread
+        )  # RFC 1122, 4.2.2.13: data that nobody has read is lost
+        self._in.abandoned = True
+        self._read_queue = self._write_queue = None
+        self._link.closed(self)
+
+    def cut(self) -> None:
+        self._in.cut()
+        self._out.cut()
+
+    def hasten(self) -> None:
+        self._in.hasten()
+
+    def next_arrival(self) -> float | None:
+        return None if self._read_queue is None else self._in.next_arrival()
+
+
+class _Listener(solipsism_socket.ListenSocket):  # type: ignore[misc]  # it is not typed
+    """A listening socket. Each who waits to be accepted has a future, and the link by which he came."""
+
+    def connect(self, link: Link, address: object) -> asyncio.Future[_Socket]:
+        waiter: asyncio.Future[_Socket] = asyncio.get_running_loop().create_future()
+        self._queue.append((waiter, (link, address)))
+        return waiter
+
+    def accept(self) -> tuple[_Socket, object]:
+        while self._queue:
+            waiter, (link, address) = self._queue.popleft()
+            if not waiter.done():
+                up, down = _Pipe(link), _Pipe(link)
+                here = ("127.0.0.1", link.attempts, 0, 0)
+                client = _Socket(link, down, up, here, address)
+                link.ends[client] = None
+                waiter.set_result(client)
+                return _Socket(link, up, down, address, here), here
+        raise BlockingIOError
+
+    def next_arrival(self) -> None:
+        return None
+
+
+class _Selector(solipsism_selector.Selector):  # type: ignore[misc]  # it is not typed
+    """Lets time go by once nobody has anything to do: until the next timer, or until the next byte arrives."""
+
+    def __init__(self, clock: Any, on_quiet: Callable[[], bool]) -> None:
+        super().__init__(clock)
+        self._on_quiet = on_quiet
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        ready: list[Any] = super().select(0)
+        if ready or (timeout is not None and timeout <= 0) or self._on_quiet():
+            return ready
+        reading = [key.fd.socket for key in self.get_map().values() if key.events & selectors.EVENT_READ]
+        arrivals = [at for each in reading if (at := each.next_arrival()) is not None]
+        if arrivals:
+            until = min(arrivals) - self.clock.time()
+            timeout = until if timeout is None else min(timeout, until)
+        if timeout is None:
+            raise SleepForeverError("everybody waits, and nothing is going to happen")
+        self.clock.advance(max(timeout, self.clock.resolution))
+        return list(super().select(0))
+
+
+class NetworkLoop(VirtualTimeLoop):
+    """A virtual-time loop with such a network, on which something can be checked at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock: Any = self._selector.clock
+        self._selector: Any = _Selector(self._clock, self._quiet)
+        self.links: dict[str, Link] = {}
+        """By the address to which the client connects."""
+        self.listeners: dict[int, _Listener] = {}
+        """By port."""
+        self.stalled = 0.0
+        """Seconds, in all, that `stall` has taken."""
+        self.on_step: Callable[[], None] = _nothing
+        """Called after every pass of the loop."""
+        self.on_quiet: Callable[[], None] = _nothing
+        """Called whenever everybody waits, before time goes by."""
+        self.on_busy: Callable[[], None] = _nothing
+        """Called when no time goes by for `MOST_PASSES` passes."""
+        self.on_timer: Callable[[asyncio.TimerHandle, tuple[Any, ...]], None] | None = None
+        """Called with every new timer and its arguments."""
+        self._passes = 0
+        self._instant = 0.0
+
+    def link(self, host: str) -> Link:
+        """The link of who connects to this address; made at the first call."""
+        if host not in self.links:
+            self.links[host] = Link(self)
+        return self.links[host]
+
+    def stall(self, seconds: float) -> None:
+        """Block the loop: time goes by, and nothing is done in it."""
+        self._clock.advance(seconds)
+        self.stalled += seconds
+
+    def awake(self) -> float:
+        """The time, less what `stall` has taken of it."""
+        time: float = self.time()
+        return time - self.stalled
+
+    def _quiet(self) -> bool:
+        """Whether there is something to do after all."""
+        self.on_quiet()
+        return bool(self._ready)
+
+    # asyncio's own
+
+    def _run_once(self) -> None:
+        super()._run_once()
+        if self._instant != self.time():
+            self._passes, self._instant = 0, self.time()
+        self._passes += 1
+        if self._passes == MOST_PASSES:
+            self.on_busy()
+        if self._passes > 2 * MOST_PASSES:
+            raise RuntimeError(f"the loop was busy for {self._passes} passes, and no time went by")
+        self.on_step()
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        timer: asyncio.TimerHandle = super().call_at(when, callback, *args, context=context)
+        if self.on_timer is not None:
+            self.on_timer(timer, args)
+        return timer
+
+    async def create_server(self, factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        sock = _Listener((host, port, 0, 0))
+        server = await super().create_server(factory, sock=sock, **options)
+        self.listeners[sock.getsockname()[1]] = sock
+        return server
+
+    def _stop_serving(self, sock: Any) -> None:
+        self.listeners.pop(sock.getsockname()[1], None)
+        super()._stop_serving(sock)
+
+    async def aiohappyeyeballs_start_connection(self, addr_infos: Any, **options: Any) -> Any:
+        """What aiohttp's connector calls, through `virtual_time.in_memory_connections`."""
+        address = addr_infos[0][4]
+        return await self.link(address[0]).connect(address)
