@@ -54,7 +54,6 @@ from .transport import (
     UrlSource,
     check_options,
     check_url,
-    learn_secrets,
     make_session,
     open_socket,
 )
@@ -504,7 +503,6 @@ class Connection:
             raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
         if self._session is None:
             self._session = make_session(self._given_session)
-        learn_secrets(self._redaction, self._options, self._given_session)
         return await open_socket(
             self._session,
             self._url,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from os.path import commonprefix
 from typing import Final
 from urllib.parse import unquote_plus
@@ -15,6 +16,7 @@ SHORTEST: Final = 6  # characters; what is shorter is no secret worth the name, 
 TELLING: Final = 16  # characters; so much of a longer secret's beginning is taken for it
 MOST: Final = 64  # secrets kept, the latest
 INSTEAD: Final = "…"
+SCHEMES: Final = {"basic", "bearer", "digest", "negotiate"}  # of an Authorization header: no secret
 
 
 class Redaction:
@@ -26,37 +28,45 @@ class Redaction:
 
     def __init__(self, also: Redaction | None = None) -> None:
         self._also = also
-        self._secrets: dict[str, None] = {}
+        self._secrets: dict[str, frozenset[str]] = {}  # and the forms in which they may come back
 
     def learn(self, secret: str | bytes | None) -> None:
-        """Remember a secret, and its words if it has several: ``Bearer token``, ``a=token; b=token``."""
-        for each in _forms(secret):
-            self._secrets[each] = None
-        while len(self._secrets) > MOST:
+        """Remember a secret, and its parts if it has several: ``Bearer token``, ``a=token; b=token``."""
+        text = _text(secret)
+        self._secrets.pop(text, None)  # so that it counts as the latest
+        self._secrets[text] = _forms(text)
+        if len(self._secrets) > MOST:
             del self._secrets[next(iter(self._secrets))]
 
     def __call__(self, words: object, told: bytes = b"") -> str:
         """The words as text: short, one line, no secrets; nor what the server was ``told`` besides."""
-        text = words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
-        for secret in sorted({*self._known(), *_forms(told)}, key=len, reverse=True):
-            text = _without(text, secret)
-        return presentable(text)
+        text = _text(words)
+        secrets = _forms(_text(told)).union(*self._known())
+        shown, at = [], 0
+        for start, end in sorted(span for secret in secrets for span in _spans(text, secret)):
+            if start >= at:
+                shown += [text[at:start], INSTEAD]
+            at = max(at, end)
+        return presentable("".join([*shown, text[at:]]))
 
-    def _known(self) -> list[str]:
-        return [*self._secrets, *(self._also._known() if self._also is not None else ())]
-
-
-def _forms(secret: str | bytes | None) -> list[str]:
-    text = secret.decode(errors="replace") if isinstance(secret, bytes) else secret or ""
-    forms = (text, unquote_plus(text), *re.split(r"[\s;,=&]+", text))
-    return [each for each in forms if len(each) >= SHORTEST]
+    def _known(self) -> list[frozenset[str]]:
+        return [*self._secrets.values(), *(self._also._known() if self._also is not None else ())]
 
 
-def _without(text: str, secret: str) -> str:
-    """The text without the secret, and without the beginning of one that was cut short."""
-    beginning = secret[:TELLING]
-    shown, at = [], 0
-    while (found := text.find(beginning, at)) >= 0:
-        shown += [text[at:found], INSTEAD]
-        at = found + len(commonprefix([text[found : found + len(secret)], secret]))  # noqa: RUF071  # they are no paths
-    return "".join([*shown, text[at:]])
+def _text(words: object) -> str:
+    return words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
+
+
+def _forms(text: str) -> frozenset[str]:
+    """As it is, unquoted, and its parts; of ``name=value`` the value."""
+    parts = [part.partition("=") for part in re.split(r"[\s;,]+", text)]
+    values = [value.strip('"') or name for name, _, value in parts if name.lower() not in SCHEMES]
+    return frozenset(each for each in (text, unquote_plus(text), *values) if len(each) >= SHORTEST)
+
+
+def _spans(text: str, secret: str) -> Iterator[tuple[int, int]]:
+    """Where the secret is in the text, or the beginning of it if it was cut short."""
+    start, end = -1, 0
+    while (start := text.find(secret[:TELLING], end)) >= 0:
+        end = start + len(commonprefix([text[start : start + len(secret)], secret]))  # noqa: RUF071  # they are no paths
+        yield start, end

@@ -548,8 +548,9 @@ class Rooms:
 
     def _end_session(self, room: Room, effect: EndSession | None = None) -> None:
         room.permission = None
-        for _, frames in room._unacked.values():
-            frames.clear()  # the version exchange of the next join supersedes what is not written yet
+        if room.status is RoomStatus.RECONNECTING:
+            for _, frames in room._unacked.values():
+                frames.clear()  # the version exchange of the next join supersedes what is not written yet
         room._unacked, room._unacked_bytes = NOTHING, 0
         room._reassembler = None
         self._watch_fragments(room)
@@ -601,8 +602,9 @@ class Rooms:
 
     def _acknowledged(self, room: Room, ack: Ack) -> None:
         updates, unwritten = room._unacked.get(ack.ref_id, NO_BATCH)
-        if not updates or unwritten:
+        if not updates or (unwritten and ack.status == UpdateStatusCode.OK):
             return  # of an earlier session, or made up
+        unwritten.clear()  # a batch may be refused before all of it was written
         del room._unacked[ack.ref_id]
         room._unacked_bytes -= sum(map(len, updates))
         if ack.status != UpdateStatusCode.OK:

@@ -8,6 +8,7 @@ never end.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import email.utils
 import inspect
@@ -107,25 +108,26 @@ def check_options(options: Mapping[str, object]) -> None:
             )
 
 
-def learn_secrets(redaction: Redaction, options: Mapping[str, Any], session: Session | None = None) -> None:
-    """Have it know what in the options of ``ws_connect``, and in a session given, may be secret."""
-    for headers in (options.get("headers"), options.get("proxy_headers"), session and session.headers):
-        for _, value in CIMultiDict(headers or {}).items():
+def learn_secrets(redaction: Redaction, url: URL, options: Mapping[str, Any], session: Session) -> None:
+    """Have it know what in the address, the session and the options of ``ws_connect`` may be secret."""
+    for cookie in session.cookie_jar:
+        redaction.learn(cookie.value)
+    for headers in (session.headers, options.get("headers"), options.get("proxy_headers")):
+        for value in CIMultiDict(headers or {}).values():
             redaction.learn(value)
     for credentials in (options.get("auth"), options.get("proxy_auth")):
-        if credentials is not None:
-            redaction.learn(credentials.password)
-            redaction.learn(credentials.encode())
-    for url in (options.get("proxy"), URL().with_query(options.get("params"))):
-        if url is not None:
-            _learn_url(redaction, URL(url))
-    for cookie in session.cookie_jar if session is not None else ():
-        redaction.learn(cookie.value)
+        if isinstance(credentials, aiohttp.BasicAuth):
+            _learn_credentials(redaction, credentials.login, credentials.password)
+    for each in (URL(options.get("proxy") or ""), URL().with_query(options.get("params")), url):
+        _learn_credentials(redaction, each.user or "", each.password or "")
+        raw = [pair.partition("=")[2] or pair for pair in each.raw_query_string.split("&")]
+        for secret in (each.raw_password, *each.query.values(), *raw):
+            redaction.learn(secret)
 
 
-def _learn_url(redaction: Redaction, url: URL) -> None:
-    for secret in (url.password, url.raw_password, url.query_string, url.raw_query_string, *url.query.values()):
-        redaction.learn(secret)
+def _learn_credentials(redaction: Redaction, user: str, password: str) -> None:
+    redaction.learn(password)
+    redaction.learn(base64.b64encode(f"{user}:{password}".encode()))  # as the server is told them
 
 
 # The handshake
@@ -241,7 +243,7 @@ async def open_socket(
     try:
         async with asyncio.timeout(timeout):
             address = await _address(url)
-            _learn_url(redaction, address)
+            learn_secrets(redaction, address, options, session)
             ws: object = await session.ws_connect(  # pyright: ignore[reportUnknownVariableType]  # Unpack of options
                 address,
                 autoclose=False,

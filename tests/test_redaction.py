@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import aiohttp
 import pytest
 from yarl import URL
@@ -26,7 +28,8 @@ def redaction(*secrets: str | bytes) -> Redaction:
         (SECRET.encode(), f"{SECRET}{SECRET}".encode(), "……"),
         (f"Bearer {SECRET}", f"unknown {SECRET}", "unknown …"),
         (f"Bearer {SECRET}", f"Bearer {SECRET}", "…"),
-        (f"a=1; session={SECRET}", f"bad session {SECRET}", "bad … …"),
+        (f"a=1; session={SECRET}", f"bad session {SECRET}", "bad session …"),
+        (f'Digest username="me", response="{SECRET}"', f"Digest of me: {SECRET}", "Digest of me: …"),
         ("two%20words%21", "you said: two words!", "you said: …"),
         ("short", "a short word is no secret", "a short word is no secret"),
         (b"\xff\xfe\xfd\xfc\xfb\xfa", b"echo \xff\xfe\xfd\xfc\xfb\xfa", "echo …"),
@@ -71,6 +74,29 @@ def test_a_longer_secret_is_replaced_before_a_shorter_one_within_it() -> None:
     assert redaction("secret", "secret-and-more")("secret-and-more") == "…"
 
 
+def test_two_tokens_that_begin_alike_are_both_replaced() -> None:
+    """All JSON Web Tokens of an issuer begin with the same words; the one that was told before hides none of this."""
+    head = "eyJhbGciOiJIUzI1NiJ9"
+    old, new = f"{head}.old-payload-that-is-longer.signature", f"{head}.new-payload.signed"
+    assert redaction(old, new)(f"bad token {new}!") == "bad token …!"
+    assert redaction(new, old)(f"bad token {new}!") == "bad token …!"
+
+
+def test_a_secret_that_is_told_again_counts_as_the_latest() -> None:
+    """A static header outlives any number of tokens that are renewed."""
+    known = Redaction()
+    for number in range(10 * MOST):
+        known.learn(SECRET)
+        known.learn(f"secret{number:04}")
+    assert known(SECRET) == "…"
+
+
+def test_a_secret_of_many_words_is_one_secret() -> None:
+    """A long header does not push out the others."""
+    known = redaction(SECRET, " ".join(f"word{number:04}" for number in range(10 * MOST)))
+    assert known(f"{SECRET} word0001") == "… …"
+
+
 def test_the_latest_secrets_are_kept() -> None:
     """Tokens that are renewed for ever do not fill the memory."""
     secrets = [f"secret{number:04}" for number in range(10 * MOST)]
@@ -91,8 +117,8 @@ def test_what_another_one_knows_is_replaced_too() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:BasicAuth is deprecated")
-async def test_the_options_and_the_session_are_searched_for_secrets() -> None:
-    """Whatever can carry credentials: headers, those of the proxy, BasicAuth, params, cookies."""
+async def test_the_address_the_options_and_the_session_are_searched_for_secrets() -> None:
+    """Whatever can carry credentials: URL, headers, those of the proxy, BasicAuth, params, cookies."""
     options = {
         "headers": {"X-Token": "in-headers"},
         "proxy_headers": [("X-Token", "in-proxy-headers")],
@@ -101,16 +127,21 @@ async def test_the_options_and_the_session_are_searched_for_secrets() -> None:
         "proxy": URL("http://me:in-proxy-url@127.0.0.1:1/"),
         "params": {"token": "in-params"},
     }
+    url = URL("ws://me:in-password@127.0.0.1/?access_token=in%20query&in-no-pair&room_id=server")
     known = Redaction()
     async with aiohttp.ClientSession(headers={"X-Token": "in-session"}, cookies={"a": "in-cookies"}) as session:
-        learn_secrets(known, options, session)
+        learn_secrets(known, url, options, session)
     found = ["in-headers", "in-proxy-headers", "in-basic-auth", "in-proxy-auth", "in-proxy-url", "in-params"]
-    found += ["in-session", "in-cookies", aiohttp.BasicAuth("me", "in-basic-auth").encode()]
+    found += ["in-session", "in-cookies", "in-password", "in query", "in%20query", "in-no-pair"]
+    found += [base64.b64encode(pair).decode() for pair in (b"me:in-basic-auth", b"me:in-proxy-url", b"me:in-password")]
     assert [known(each) for each in found] == ["…"] * len(found)
+    words = "access_token expired: a Bearer for this room_id"
+    assert known(words) == words  # names are no secrets
 
 
-def test_no_options_are_no_secrets() -> None:
-    """Nothing given, nothing learned."""
+async def test_where_nothing_is_given_nothing_is_learned() -> None:
+    """No credentials, no secrets."""
     known = Redaction()
-    learn_secrets(known, {})
-    assert known("anything at all") == "anything at all"
+    async with aiohttp.ClientSession() as session:
+        learn_secrets(known, URL("ws://127.0.0.1/path"), {}, session)
+    assert known("anything at all: /path 127.0.0.1") == "anything at all: /path 127.0.0.1"

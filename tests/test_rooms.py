@@ -1355,6 +1355,37 @@ async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
         await peer.hears_nothing_else()
 
 
+@pytest.mark.parametrize("ending", ["leave", "close"])
+async def test_d_ack_the_last_edit_before_the_end_is_sent(scripted: ScriptedServer, ending: str) -> None:
+    """D-ACK: no join follows that would bring it, so what is not written yet when it ends still is."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (client, room, peer):
+        adaptor.edit(b"the last words")
+        await (room.leave() if ending == "leave" else client.close())
+        assert (await peer.next(DocUpdate)).updates == (b"the last words",)
+
+
+@pytest.mark.parametrize("code", [UpdateStatusCode.PERMISSION_DENIED, UpdateStatusCode.FRAGMENT_TIMEOUT])
+async def test_d_ack_a_batch_may_be_refused_before_all_of_it_was_written(
+    scripted: ScriptedServer, code: UpdateStatusCode
+) -> None:
+    """D-ACK: the adaptor is told, the rest is not written in vain, and nobody waits for an Ack that never comes."""
+    adaptor = Notebook()
+    large = bytes(8 * 1024 * 1024)
+    async with joined(scripted, adaptor) as (client, room, peer):
+        adaptor.edit(large)
+        header = await peer.next(DocUpdateFragmentHeader)
+        assert client._frames_waiting() > 0
+        await peer.send(Ack(CrdtType.ELO, "r", header.batch_id, code))
+        while not adaptor.refusals:  # noqa: ASYNC110  # virtual time is cheap
+            await asyncio.sleep(0.001)
+        assert adaptor.refusals == [((large,), code)]
+        assert not room._unacked
+        await room.leave()
+        rest = [peer.inbox.get_nowait() for _ in range(peer.inbox.qsize())]
+        assert sum(isinstance(each, DocUpdateFragment) for each in rest) < header.fragment_count
+
+
 async def test_d_ack_synced_waits_for_acks_and_for_the_servers_version(server: EmbeddedServer) -> None:
     """D-ACK: `synced` returns once every update has its Ack and the document holds what the server had."""
     write(server.document("r"), "theirs")

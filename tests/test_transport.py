@@ -1464,3 +1464,12 @@ async def test_a_burst_arrives_whole_and_in_order(as_expected: bool, monkeypatch
         await eventually(lambda: len(server.peer.messages) == len(messages))
         assert server.peer.messages == messages
     assert writes < 100 if as_expected else writes >= len(messages)
+
+
+@pytest.mark.parametrize("options", [{"headers": 5}, {"proxy": 5}, {"params": [1]}], ids=str)
+async def test_d_error_options_that_aiohttp_cannot_use(options: dict[str, Any]) -> None:
+    """D-ERROR: they are looked through for secrets first; what is wrong with them is said all the same."""
+    async with faulty.server() as server, Connection(server.url, **options) as connection:
+        with pytest.raises(ClientStopped, match="options cannot be used"):
+            await connection.connect()
+        assert connection.status == "error"
