@@ -46,8 +46,8 @@ class Beat(Enum):
 class Heartbeat:
     """The pulse of one socket.
 
-    At most one ping is in flight, for Loro's pong does not say which ping it answers. Anything that arrives proves
-    life, but only a pong gives a round trip.
+    Anything that arrives proves life, but only a pong gives a round trip: the one since the last ping, for Loro's pong
+    does not say which ping it answers. Later ones are `ponged`, and give none.
     """
 
     __slots__ = (

@@ -15,6 +15,8 @@ __all__ = ["Redaction"]
 SHORTEST: Final = 6  # characters; what is shorter is no secret worth the name, and part of many a word
 TELLING: Final = 16  # characters; so much of a longer secret's beginning is taken for it
 MOST: Final = 64  # secrets kept, the latest
+PARTS: Final = 64  # of one secret
+READ: Final = 4096  # characters of what the server says; 200 of them are shown
 INSTEAD: Final = "…"
 SCHEMES: Final = {"basic", "bearer", "digest", "negotiate"}  # of an Authorization header: no secret
 
@@ -40,14 +42,15 @@ class Redaction:
 
     def __call__(self, words: object, told: bytes = b"") -> str:
         """The words as text: short, one line, no secrets; nor what the server was ``told`` besides."""
-        text = _text(words)
+        text = _text(words)[:READ]
         secrets = _forms(_text(told)).union(*self._known())
         shown, at = [], 0
         for start, end in sorted(span for secret in secrets for span in _spans(text, secret)):
             if start >= at:
                 shown += [text[at:start], INSTEAD]
             at = max(at, end)
-        return presentable("".join([*shown, text[at:]]))
+        rest = text[at : READ - TELLING]  # a secret that was cut there is not recognised if so little of it is left
+        return presentable("".join([*shown, rest]))
 
     def _known(self) -> list[frozenset[str]]:
         return [*self._secrets.values(), *(self._also._known() if self._also is not None else ())]
@@ -59,7 +62,7 @@ def _text(words: object) -> str:
 
 def _forms(text: str) -> frozenset[str]:
     """As it is, unquoted, and its parts; of ``name=value`` the value."""
-    parts = [part.partition("=") for part in re.split(r"[\s;,]+", text)]
+    parts = [part.partition("=") for part in re.split(r"[\s;,]+", text, maxsplit=PARTS)]
     values = [value.strip('"') or name for name, _, value in parts if name.lower() not in SCHEMES]
     return frozenset(each for each in (text, unquote_plus(text), *values) if len(each) >= SHORTEST)
 
