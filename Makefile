@@ -32,7 +32,7 @@ demo: $(DEMO) ## see it reconnect, in the terminal
 	@$(BIN)/python -m reconnect_fsm demo $(ARGS)
 
 test: $(DEV) ## run the tests; ARGS="..." goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: lint types diagrams-drift coverage ## everything that has to pass: lint, types, diagrams, tests with coverage
 
@@ -49,7 +49,7 @@ types: $(DEV) ## mypy and pyright
 
 prove: $(DEV) ## the long proofs, side by side; what they counted becomes docs/proof.md
 	rm -rf build/figures
-	$(BIN)/python -m pytest -m proof -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -m proof -n auto --dist worksteal $(ARGS)
 	$(BIN)/python tests/figures.py
 
 soak: $(DEV) ## simulate for FOR=3600 seconds, and count; SEED=... begins elsewhere
