@@ -102,7 +102,7 @@ class Client(Connection):
             on_status: called with every change of the room's status (JOIN-3, OBS-2).
 
         Raises TypeError or ValueError at once for arguments that cannot work. Awaiting it raises JoinRefused, RoomLeft,
-        or ClientStopped (D-STOP).
+        or ClientStopped (D-STOP). While the client is stopped already, awaiting it waits for somebody to start it.
         """
         return self._rooms.join(room_id, adaptor, auth, on_status)
 
