@@ -205,7 +205,7 @@ class Listeners(Generic[T]):
         """A callback that raises at each message must not flood the log; it is not forgotten either."""
         self._faults += 1
         if self._faults <= 10 or self._faults.bit_count() == 1:
-            times = "" if self._faults == 1 else f" (for the {self._faults}th time)"
+            times = "" if self._faults == 1 else f" ({self._faults} times so far)"
             logger.exception("a callback of %s raised%s; the others are told all the same", self._what, times)
 
 

@@ -62,8 +62,8 @@ def _text(words: object) -> str:
 
 def _forms(text: str) -> frozenset[str]:
     """As it is, unquoted, and its parts; of ``name=value`` the value."""
-    parts = [part.partition("=") for part in re.split(r"[\s;,]+", text, maxsplit=PARTS)]
-    values = [value.strip('"') or name for name, _, value in parts if name.lower() not in SCHEMES]
+    parts = [part.partition("=") for part in re.split(r'[\s;,"{}]+', text, maxsplit=PARTS)]
+    values = [value or name for name, _, value in parts if name.lower() not in SCHEMES]
     return frozenset(each for each in (text, unquote_plus(text), *values) if len(each) >= SHORTEST)
 
 

@@ -61,7 +61,7 @@ class RoomFSM(FSM[RoomStatus]):
     join_timeout = 10.0
     """Seconds that the server has to answer a JoinRequest (D-TIMEOUT)."""
     rejoin_interval = 30.0
-    """Seconds between two rejoins that the server suggests (D-ROOMERR)."""
+    """Seconds between two rejoins that the server suggests (D-ROOMERR), or that lost updates ask for (D-ACK)."""
 
     # States
 

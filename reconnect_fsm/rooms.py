@@ -546,11 +546,11 @@ class Rooms:
         if not missing or self._send_updates(room, missing):
             room._notice()
 
-    def _end_session(self, room: Room, effect: EndSession | None = None) -> None:
+    def _end_session(self, room: Room, _: EndSession | None = None) -> None:
         room.permission = None
         if room.status is RoomStatus.RECONNECTING:
-            for _, frames in room._unacked.values():
-                frames.clear()  # the version exchange of the next join supersedes what is not written yet
+            for batch in room._unacked.values():
+                batch[1].clear()  # the version exchange of the next join supersedes what is not written yet
         room._unacked, room._unacked_bytes = NOTHING, 0
         room._reassembler = None
         self._watch_fragments(room)
@@ -648,7 +648,7 @@ class Rooms:
         result: bytes | Refusal | None
         if isinstance(message, DocUpdateFragmentHeader):
             result = reassembler.begin(message, now)
-        elif self._fragment_bytes() + len(message.fragment) > MAX_FRAGMENT_BYTES:
+        elif reassembler.awaits(message) and self._fragment_bytes() + len(message.fragment) > MAX_FRAGMENT_BYTES:
             why = f"the batches under way hold {MAX_FRAGMENT_BYTES} bytes"
             result = reassembler.refuse(message.batch_id, UpdateStatusCode.RATE_LIMITED, why)
         else:

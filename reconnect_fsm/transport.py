@@ -7,12 +7,14 @@ never end.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import base64
 import contextlib
 import email.utils
 import inspect
 import os
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -28,6 +30,10 @@ from .errors import InvalidURL, NotConnected, Unauthorized
 from .pump import Promise
 from .redaction import Redaction
 from .status import AttemptFailure, CloseInfo, FailureKind
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 __all__ = [
     "AttemptFailed",
@@ -177,7 +183,7 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         is_as_expected = getattr(writer, "transport", None) is self.transport
         if self.transport is not None and is_as_expected:
             writer.transport = self.burst = Burst(self.transport)
-        # else aiohttp has changed its private parts: all is well, but each frame costs a system call
+        # else aiohttp has changed its private parts: each frame costs a system call, and `stalled` knows nothing
 
 
 class _Redirected(Exception):
@@ -394,15 +400,16 @@ class Socket:
 
     @property
     def stalled(self) -> float:
-        """For how many seconds the network has taken nothing, though something waits; 0 if it flows.
+        """For how many seconds the other end has taken nothing, though something waits for it; 0 if it flows.
 
         Counted from when it was last asked and flowed, so ask at every beat of the heart.
         """
-        if self._ws.burst is None:
-            return 0.0  # nobody counted
-        now, unsent = asyncio.get_running_loop().time(), self._unsent()
-        taken = self._ws.burst.given - unsent  # over TLS a little less: what waits is longer when it is encrypted
-        if unsent == 0 or taken > self._taken:
+        if self._ws.burst is None or sys.platform != "linux":
+            return 0.0  # what the other end has taken cannot be known
+        now = asyncio.get_running_loop().time()
+        pending = self._unsent() + _unsent_within_tls(self._ws.transport) + _unacknowledged(self._ws)
+        taken = self._ws.burst.given - pending  # over TLS a little less: what waits is longer when it is encrypted
+        if pending == 0 or taken > self._taken:
             self._flowed_at, self._taken = now, taken
         return now - self._flowed_at
 
@@ -571,6 +578,20 @@ class Socket:
             await self._write_frame(self._urgent.pop(0))
         while self._pongs:
             await self._ws.pong(self._pongs.popleft())
+
+
+def _unsent_within_tls(transport: object) -> int:
+    """Bytes that are encrypted and that the kernel has not taken; asyncio's transport for TLS does not count them."""
+    inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return 0 if inner is None else int(inner.get_write_buffer_size())
+
+
+def _unacknowledged(ws: _WebSocket) -> int:
+    """Bytes that the kernel holds until the other end's has them. It takes more from us only in steps of megabytes."""
+    held = array.array("i", [0])
+    with contextlib.suppress(OSError, TypeError, ValueError):  # a socket in memory holds nothing
+        fcntl.ioctl(ws.get_extra_info("socket"), termios.TIOCOUTQ, held)
+    return held[0]
 
 
 def _nothing() -> None: ...

@@ -103,6 +103,11 @@ class Peer:
                 self.send("pong")
             await asyncio.sleep(every)
 
+    async def sip(self, size: int) -> None:
+        """Read at most so many bytes, whatever they are."""
+        if not await self._reader.read(size):
+            raise EOFError
+
     async def request(self) -> None:
         """Read the request."""
         self.head = (await self._reader.readuntil(b"\r\n\r\n")).decode()

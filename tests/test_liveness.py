@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
+from typing import Any
 
 import pytest
+import trustme
 
 import faulty
 from faulty import PING, PONG, Peer, Watch, eventually
@@ -422,3 +425,68 @@ async def test_live_2_a_slow_uplink_is_not_dead() -> None:
             await connection.send(b"x" * 200_000)
         assert watch.states == ["connected"]
         assert server.connects == 1
+
+
+# ------------------------------------------------------------------------------- servers that talk, and read or do not
+
+
+async def slow_reader(peer: Peer) -> None:
+    """Talks all the time, and reads steadily, but far more slowly than it is written to."""
+    await peer.upgrade()
+    while True:
+        peer.send("talk")
+        await peer.sip(20_000)
+        await asyncio.sleep(0.02)
+
+
+async def deaf_talker(peer: Peer) -> None:
+    """Talks all the time, and reads nothing."""
+    await peer.upgrade()
+    peer.freeze()
+    while True:
+        peer.send("talk")
+        await peer.drain()
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture(params=["ws", "wss"])
+def contexts(request: pytest.FixtureRequest) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """For the server and for the client."""
+    if request.param == "ws":
+        return None, None
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert(faulty.HOST).configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_live_2_a_slow_reader_is_alive_and_a_deaf_talker_is_not(
+    contexts: tuple[ssl.SSLContext | None, ssl.SSLContext | None], reads: bool
+) -> None:
+    """LIVE-2: what counts is whether the other end takes what we say; the kernel tells us, ever so slow as it is."""
+    server_side, client_side = contexts
+    options: dict[str, Any] = {} if client_side is None else {"ssl": client_side}
+    keepalive = Keepalive(interval=0.5, timeout=0.5)
+    async with (
+        faulty.server(slow_reader if reads else deaf_talker, ssl=server_side) as server,
+        Connection(server.url, keepalive=keepalive, close_timeout=0.1, **options) as connection,
+    ):
+        watch = Watch(connection)
+        await connection.wait_connected()
+
+        async def upload() -> None:
+            while True:
+                await connection.send(bytes(256 * 1024))
+
+        uploading = asyncio.create_task(upload())
+        if reads:
+            await asyncio.sleep(4 * (keepalive.interval + keepalive.timeout))
+            assert connection.status == "connected"
+            assert not uploading.done()  # there was always something that waited
+            uploading.cancel()
+        else:
+            await eventually(lambda: any("read nothing" in reason for reason in watch.reasons))
+        with pytest.raises((asyncio.CancelledError, NotConnected)):
+            await uploading

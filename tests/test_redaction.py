@@ -30,6 +30,7 @@ def redaction(*secrets: str | bytes) -> Redaction:
         (f"Bearer {SECRET}", f"Bearer {SECRET}", "…"),
         (f"a=1; session={SECRET}", f"bad session {SECRET}", "bad session …"),
         (f'Digest username="me", response="{SECRET}"', f"Digest of me: {SECRET}", "Digest of me: …"),
+        (f'{{"token": "{SECRET}"}}', f"unknown {SECRET}", "unknown …"),
         ("two%20words%21", "you said: two words!", "you said: …"),
         ("short", "a short word is no secret", "a short word is no secret"),
         (b"\xff\xfe\xfd\xfc\xfb\xfa", b"echo \xff\xfe\xfd\xfc\xfb\xfa", "echo …"),

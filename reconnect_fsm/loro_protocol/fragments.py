@@ -105,6 +105,10 @@ class Reassembler:
         self._live[batch_id] = _Incoming(header, now + self.TIMEOUT)
         return None
 
+    def awaits(self, fragment: DocUpdateFragment) -> bool:
+        """Whether the fragment's batch is under way."""
+        return fragment.batch_id in self._live
+
     def add(self, fragment: DocUpdateFragment, now: float) -> bytes | Refusal | None:
         """A fragment came, at ``now`` seconds, in any order. The whole update (it may be ``b""``) once it is complete.
 
