@@ -14,7 +14,7 @@ from golden import Story, change, said, waits
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, StartTimer
 from reconnect_fsm.errors import ClientStopped
-from reconnect_fsm.machine import row, state
+from reconnect_fsm.machine import ANY, Event, event, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
 
@@ -86,6 +86,50 @@ def test_conn_2_a_started_client_dials_at_once() -> None:
         "NotifyStatus(disconnected → connecting, 'asked to connect')",
     ]
     assert (fsm.state, fsm.reason, fsm.attempt) == ("connecting", "asked to connect", 0)
+
+
+@pytest.mark.parametrize("where", ["disconnected", "error"])
+def test_conn_2_starting_begins_with_a_clean_slate(where: str) -> None:
+    """CONN-2: it dials, the rooms hear of it, and the attempts of last time are forgotten."""
+    fsm = client("connecting")
+    fail(fsm, 3)
+    if where == "error":
+        fsm.broke("a guard raised ValueError")
+    else:
+        fsm.close_requested()
+    assert said(fsm.start_requested()) == [
+        "TellRooms('client_started', 'started')",
+        "Dial()",
+        f"NotifyStatus({where} → connecting, 'started')",
+    ]
+    assert (fsm.state, fsm.attempt, fsm.reason) == ("connecting", 0, "started")
+
+
+@pytest.mark.parametrize("where", ["disconnected", "error"])
+def test_off_1_a_client_that_is_started_offline_waits_for_the_network(where: str) -> None:
+    """OFF-1: it does not dial; what it knows of the network outlives a stop."""
+    fsm = client("connecting")
+    fail(fsm, 3)
+    if where == "error":
+        fsm.broke("a guard raised ValueError")
+    else:
+        fsm.close_requested()
+    fsm.went_offline()
+    assert said(fsm.start_requested()) == [
+        "TellRooms('client_started', 'started')",
+        f"NotifyStatus({where} → reconnecting, 'started')",
+    ]
+    assert (fsm.state, fsm.attempt) == ("paused", 0)
+    assert said(fsm.went_online()) == ["Dial()"]
+
+
+@pytest.mark.parametrize("where", ["connecting", "connected", "waiting", "retrying", "paused"])
+def test_conn_2_starting_what_is_started_does_nothing(where: str) -> None:
+    """CONN-2: ``start()`` twice is once."""
+    fsm = client(where)
+    before = fsm.reason
+    assert fsm.start_requested() == []
+    assert (fsm.state, fsm.reason) == (where, before)
 
 
 def test_conn_3_a_loss_leads_to_reconnecting() -> None:
@@ -243,6 +287,61 @@ def test_retry_2_attempts_used_up_by_connections_that_did_not_last(fact: str) ->
     fsm.timer_fell_due()
     fsm.socket_opened()
     getattr(fsm, fact)(LOST)
+    assert fsm.state == "disconnected"
+
+
+@pytest.mark.parametrize(("fact", "arg"), [("dial_failed", REFUSED), ("socket_closed", LOST), ("pong_missed", LOST)])
+@pytest.mark.parametrize("policy", [{"enabled": False}, {"max_attempts": 0}], ids=["off", "used up"])
+def test_retry_1_retry_2_no_retry_is_saved_up_for_the_network(policy: Any, fact: str, arg: object) -> None:
+    """RETRY-1 RETRY-2 OFF-1: with no retry left an attempt by hand that fails offline is the end, and no pause."""
+    fsm = client("disconnected", **policy)
+    fsm.went_offline()
+    fsm.connect_requested()
+    if fact != "dial_failed":
+        fsm.socket_opened()
+    getattr(fsm, fact)(arg)
+    assert fsm.state == "disconnected"
+
+
+def test_retry_3_what_is_fatal_is_fatal_offline_too() -> None:
+    """RETRY-3 D-ERROR OFF-1: the server has spoken; that there is no network now does not unsay it."""
+    for failure, then in (
+        (AttemptFailure(FailureKind.ANSWER, "HTTP 401", 401), "disconnected"),
+        (AttemptFailure(FailureKind.MISCONFIGURED, "no such scheme"), "error"),
+    ):
+        fsm = client("paused")
+        fsm.connect_requested()
+        fsm.dial_failed(failure)
+        assert fsm.state == then
+    fsm = client("paused")
+    fsm.connect_requested()
+    fsm.socket_opened()
+    fsm.socket_closed(CloseInfo(1008))
+    assert fsm.state == "disconnected"
+
+
+def test_d_error_what_is_misconfigured_is_an_error_whatever_the_policy() -> None:
+    """D-ERROR: before anything is asked of the policy."""
+
+    class Resigned(RetryPolicy):
+        def is_fatal_failure(self, failure: AttemptFailure) -> bool:
+            return True
+
+    for policy in (RetryPolicy(enabled=False), RetryPolicy(max_attempts=0), Resigned()):
+        fsm = ClientFSM(policy)
+        fsm.connect_requested()
+        fsm.dial_failed(AttemptFailure(FailureKind.MISCONFIGURED, "no such scheme"))
+        assert fsm.state == "error"
+
+
+def test_retry_1_switched_off_one_attempt_is_made_when_the_network_is_back() -> None:
+    """RETRY-1 OFF-2: it was started offline, so this is its first one; and the last."""
+    fsm = client(enabled=False)
+    fsm.went_offline()
+    fsm.start_requested()
+    assert said(fsm.went_online()) == ["Dial()"]
+    assert fsm.state == "retrying"
+    fsm.dial_failed(REFUSED)
     assert fsm.state == "disconnected"
 
 
@@ -487,6 +586,46 @@ def test_off_2_online_dials_at_once(reset: bool, attempt: int) -> None:
     assert waits(fsm.dial_failed(REFUSED)) == [0.5 if reset else 8.0]
 
 
+def test_off_2_what_is_known_already_ends_no_pause_of_a_users_own() -> None:
+    """OFF-2: only a network that was gone can be back; a monitor may say over and over that there is one."""
+
+    class Napping(ClientFSM):
+        @event(row(ANY, to=ClientFSM.paused))
+        def sent_to_sleep(self) -> None:
+            """Somebody wants to save the battery."""
+
+    fsm = Napping()
+    fsm.connect_requested()
+    fsm.sent_to_sleep()
+    assert fsm.went_online() == []
+    assert fsm.state == "paused"
+    fsm.went_offline()
+    assert said(fsm.went_online()) == ["Dial()"]
+
+
+@pytest.mark.parametrize("where", ["connecting", "connected"])
+@pytest.mark.parametrize("policy", [{}, {"enabled": False}], ids=["on", "off"])
+def test_off_1_what_is_known_already_ends_no_attempt_by_hand(policy: Any, where: str) -> None:
+    """OFF-1 CTRL-1: whoever asked knew it; the monitor may be wrong, or the server on this very machine."""
+    fsm = client(**policy)
+    fsm.went_offline()
+    fsm.connect_requested()
+    if where == "connected":
+        fsm.socket_opened()
+    assert fsm.went_offline() == []
+    assert fsm.state == where
+
+
+def test_off_1_dialing_by_hand_does_not_bring_the_network_back() -> None:
+    """OFF-1 CTRL-1: what the environment said last still holds when the attempt fails."""
+    for reset in (False, True):
+        fsm = client("paused")
+        fsm.connect_requested(reset)
+        assert not fsm.online
+        fsm.dial_failed(REFUSED)
+        assert fsm.state == "paused"
+
+
 def test_off_2_online_does_not_disturb_an_attempt_by_hand() -> None:
     """OFF-2: it is under way already."""
     fsm = client("paused")
@@ -642,6 +781,34 @@ def test_d_error_a_policy_that_raises_leaves_the_machine_where_it_was() -> None:
     assert said(fsm.broke("the policy raised"))[:3] == ["StopKeepalive()", "StopTimer()", "CloseSocket(1011, '')"]
 
 
+class Waits(RetryPolicy):
+    """A policy of a user's own, which always says the same."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__()
+        object.__setattr__(self, "wait", wait)
+
+    def delay(self, attempt: int) -> float:
+        return float(vars(self)["wait"])
+
+
+@pytest.mark.parametrize("wait", [float("inf"), float("nan")])
+def test_d_error_a_policys_wait_that_is_no_time_is_refused(wait: float) -> None:
+    """D-ERROR: a timer of the loop would run at once, or never; the error names the class and the wait."""
+    fsm = ClientFSM(Waits(wait))
+    fsm.connect_requested()
+    with pytest.raises(ValueError, match=rf"^Waits\.delay returned {wait!r}, which is no time to wait$"):
+        fsm.dial_failed(REFUSED)
+
+
+def test_retry_1_a_policy_may_not_wait_at_all() -> None:
+    """RETRY-1: no wait is one, too."""
+    fsm = ClientFSM(Waits(0.0))
+    fsm.connect_requested()
+    assert waits(fsm.dial_failed(REFUSED)) == [0.0]
+    assert fsm.retry_in == 0.0
+
+
 @pytest.mark.parametrize(
     ("where", "fact", "args"),
     [
@@ -673,6 +840,18 @@ def test_d_stable_only_a_connection_that_lasted_resets_the_backoff(fact: str, st
         fsm.timer_fell_due()
     getattr(fsm, fact)(LOST)
     assert (fsm.attempt, fsm.retry_in) == (attempt, 0.5 * 2 ** (attempt - 1))
+
+
+@pytest.mark.parametrize("dial", [ClientFSM.timer_fell_due, ClientFSM.connect_requested], ids=lambda dial: dial.name)
+@pytest.mark.parametrize(("after", "attempt"), [(0, 0), (0.001, 3), (1, 3)])
+def test_d_stable_a_policy_may_count_every_connection(dial: Event[[]], after: float, attempt: int) -> None:
+    """D-STABLE: from the moment it is open, with ``stable_after=0`` only; however soon it is lost."""
+    fsm = client("connecting", stable_after=after)
+    fail(fsm, 3)
+    dial.fire(fsm)
+    fsm.socket_opened()
+    assert fsm.attempt == attempt
+    assert waits(fsm.socket_closed(LOST)) == [0.5 * 2**attempt]
 
 
 def test_d_stable_time_is_all_it_takes() -> None:
@@ -708,6 +887,28 @@ def test_a_fact_that_cannot_be_changes_no_count(where: str) -> None:
         assert fsm.pong_missed(LOST) == []
         assert fsm.socket_opened() == []
     assert (fsm.state, fsm.attempt) == (where, before)
+
+
+@pytest.mark.parametrize("where", ["disconnected", "connecting", "waiting", "retrying", "paused", "error"])
+@pytest.mark.parametrize("policy", [{}, {"enabled": False}, {"max_attempts": 0}], ids=["on", "off", "used up"])
+def test_retry_3_a_close_of_no_socket_of_ours_stops_nothing(where: str, policy: Any) -> None:
+    """RETRY-3: however fatal its code, and however few retries are left: nothing was lost."""
+    fsm = client(where)
+    fsm.policy = RetryPolicy(**policy)
+    assert fsm.socket_closed(CloseInfo(1008, "auth_failed")) == []
+    assert fsm.pong_missed(LOST) == []
+    assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", ["disconnected", "connected", "waiting", "paused", "error"])
+@pytest.mark.parametrize("policy", [{}, {"enabled": False}, {"max_attempts": 0}], ids=["on", "off", "used up"])
+def test_retry_3_a_failure_of_no_dial_of_ours_stops_nothing(where: str, policy: Any) -> None:
+    """RETRY-3 D-ERROR: the same for an answer that comes when nobody waits for it any more."""
+    fsm = client(where)
+    fsm.policy = RetryPolicy(**policy)
+    assert fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 401", 401)) == []
+    assert fsm.dial_failed(AttemptFailure(FailureKind.MISCONFIGURED, "no such scheme")) == []
+    assert fsm.state == where
 
 
 def test_d_error_the_last_resort_asks_nobody() -> None:
@@ -794,6 +995,9 @@ def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
     assert (fsm.attempt, fsm.retry_in, fsm.online) == (0, None, True)
     assert not any([fsm.is_fatal_close(), fsm.is_fatal_failure(), fsm.is_misconfigured(), fsm.is_reset_asked()])
     assert fsm.farewell == (1000, "")
+    assert fsm.failure == AttemptFailure(FailureKind.NETWORK, "")
+    assert fsm.loss == CloseInfo(1000)
+    assert fsm.reset_asked is False
 
 
 # --------------------------------------------------------------------------------------------------------------- golden

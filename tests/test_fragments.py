@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -86,6 +88,17 @@ def test_updates_share_a_frame_as_long_as_they_fit() -> None:
     first, second = bytes(FRAGMENT_SIZE - 106), bytes(100)
     assert len(split(LORO, "r", [first, second], lambda: 1)) == 1
     assert len(split(LORO, "r", [first, second + b"a"], itertools.count().__next__)) == 2
+    groups = split(LORO, "r", [first, second, first, second, first], itertools.count().__next__)
+    assert [batch.updates for batch in groups] == [(first, second), (first, second), (first,)]
+
+
+@pytest.mark.parametrize("value", [Batch(1, (b"",), (b"frame",)), Refusal(1, INVALID, "why")])
+def test_d_ack_what_is_handed_out_is_a_value(value: Any) -> None:
+    """D-ACK: what waits for an Ack is what was sent; it can be neither changed nor added to."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        value.batch_id = 2
+    assert not hasattr(value, "__dict__")
+    assert dataclasses.replace(value) == value
 
 
 def test_nothing_to_send_takes_no_id() -> None:
@@ -290,6 +303,62 @@ def test_a_repeated_header_refuses_its_batch() -> None:
     assert reassembler.begin(header(1, 2, 2), 0.0) is None
     assert refused(reassembler.begin(header(1, 2, 2), 0.0), 1, INVALID, "header came twice")
     assert reassembler.next_deadline() is None
+
+
+def test_the_bytes_that_are_kept_are_counted() -> None:
+    """Those of all batches under way, and none of what is complete, refused, late or forgotten."""
+    reassembler = Reassembler()
+    sizes = [reassembler.size]
+    for batch_id in range(1, 5):
+        reassembler.begin(header(batch_id, 2, 9), float(batch_id))
+        reassembler.add(piece(batch_id, 0, bytes(batch_id)), 5.0)
+        sizes.append(reassembler.size)
+    assert sizes == [0, 1, 3, 6, 10]
+    assert reassembler.add(piece(3, 1, bytes(6)), 5.0) == bytes(9)
+    assert reassembler.size == 7
+    assert isinstance(reassembler.add(piece(4, 5, b""), 5.0), Refusal)
+    assert reassembler.size == 3
+    reassembler.expire(11.5)
+    assert reassembler.size == 2
+    reassembler.clear()
+    assert reassembler.size == 0
+
+
+def test_a_refusal_says_why_in_words() -> None:
+    """What came and what was announced; it ends up in a log, so it says nothing of what the bytes hold."""
+    reassembler = Reassembler()
+    said = [
+        reassembler.begin(header(1, 0, 9), 0.0),
+        reassembler.begin(header(1, 4097, 9), 0.0),
+        reassembler.begin(header(1, 1, 16 * MIB + 1), 0.0),
+        reassembler.begin(header(1, 2, 9), 0.0),
+        reassembler.begin(header(1, 2, 9), 0.0),
+        reassembler.add(piece(2, 7, b"x"), 0.0),
+    ]
+    wrong = [(2, b"x"), (0, b"0123456789"), (0, b"y"), (1, b"z")]
+    for index, data in wrong:
+        reassembler.begin(header(3, 2, 9), 0.0)
+        if (index, data) in wrong[2:]:
+            reassembler.add(piece(3, 0, b"x"), 0.0)
+        said.append(reassembler.add(piece(3, index, data), 0.0))
+    reassembler.begin(header(4, 2, 9), 0.0)
+    reassembler.add(piece(4, 0, b"x"), 0.0)
+    said += reassembler.expire(10.0)
+    for batch_id in range(5, 14):
+        said.append(reassembler.begin(header(batch_id, 1, 1), 0.0))
+    assert [each.why for each in said if isinstance(each, Refusal)] == [
+        "its header announces no fragments",
+        "its header announces 4097 fragments, the limit is 4096",
+        "its header announces 16777217 bytes, the limit is 16777216",
+        "its header came twice",
+        "fragment 7 came without a header",
+        "fragment 2 came, its header announces 2, counted from 0",
+        "10 bytes came, its header announces 9",
+        "fragment 0 came twice and differs",
+        "all 2 fragments came with 2 bytes, its header announces 9",
+        "1 of 2 fragments came within 10 s",
+        "8 batches are under way, the limit is 8",
+    ]
 
 
 def test_a_fragment_without_a_header_is_refused_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -63,6 +64,17 @@ def test_live_1_the_ping_is_the_protocols() -> None:
     assert (PING, PONG) == ("ping", "pong")
 
 
+def test_a_configuration_cannot_be_changed_behind_a_clients_back() -> None:
+    """Its numbers were checked when it was made."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CONFIG.timeout = 0.0  # type: ignore[misc]
+
+
+def test_what_is_to_be_done_has_a_name() -> None:
+    """In logs and in failing tests: the name in lower case."""
+    assert [each.value for each in Beat] == ["ping", "wait", "dead"]
+
+
 def test_live_1_defaults() -> None:
     """LIVE-1 LIVE-2: on, so that a dead connection is noticed within half a minute."""
     assert Keepalive() == Keepalive(interval=20.0, timeout=10.0, enabled=True)
@@ -102,6 +114,20 @@ def test_a_pong_that_nobody_asked_for_is_no_round_trip() -> None:
     beat = pinged()
     beat.ponged(21.0)
     assert beat.ponged(22.0) is None
+
+
+def test_live_1_as_many_pongs_are_owed_as_pings_went_out() -> None:
+    """LIVE-1: a late one may still come after the next ping, and one more after that; then none is owed."""
+    beat = heartbeat()
+    assert beat.is_owed is False
+    beat.sent(20.0)
+    beat.heard(25.0)
+    beat.sent(40.0)
+    assert beat.is_owed is True
+    assert beat.ponged(41.0) == 1.0
+    assert beat.is_owed is True
+    assert beat.ponged(42.0) is None
+    assert beat.is_owed is False
 
 
 def test_live_1_a_pong_that_traffic_makes_up_for_is_given_up() -> None:
@@ -153,9 +179,22 @@ def test_a_ping_without_a_pong_is_overdue_after_the_timeout() -> None:
     """A user's ping may then be followed by another."""
     beat = heartbeat(Keepalive(enabled=False, timeout=10.0))
     assert not beat.is_overdue(100.0)
-    beat.sent(0.0)
-    assert not beat.is_overdue(10.0)
-    assert beat.is_overdue(10.1)
+    beat.sent(100.0)
+    assert not beat.is_overdue(110.0)
+    assert beat.is_overdue(110.1)
+    beat.ponged(110.2)
+    assert not beat.is_overdue(200.0)
+
+
+def test_live_1_whether_pongs_come_at_all_is_known_from_the_first() -> None:
+    """LIVE-1: a server that never answered the text ``ping`` may not know it; no other traffic counts for that."""
+    beat = pinged()
+    beat.heard(20.1)
+    assert beat.was_ever_answered is False
+    beat.ponged(20.2)
+    assert beat.was_ever_answered is True
+    beat.sent(40.0)
+    assert beat.was_ever_answered is True
 
 
 def test_a_slow_pong_delays_the_next_ping() -> None:
@@ -187,6 +226,14 @@ def test_live_2_traffic_before_the_ping_proves_nothing_after_it() -> None:
     beat = heartbeat()
     beat.heard(19.0)
     assert beat.tick(20.0) is Beat.PING
+    beat.sent(20.0)
+    assert beat.tick(30.0) is Beat.DEAD
+
+
+def test_live_2_traffic_at_the_moment_of_the_ping_proves_nothing_after_it() -> None:
+    """LIVE-2: where the clock's grain does not tell which was first, it is taken for the older."""
+    beat = heartbeat()
+    beat.heard(20.0)
     beat.sent(20.0)
     assert beat.tick(30.0) is Beat.DEAD
 
@@ -223,6 +270,36 @@ def test_live_2_the_pong_is_read_within_the_grace_period() -> None:
     assert beat.tick(150.0) is Beat.WAIT
 
 
+@pytest.mark.parametrize(("stalled", "verdict"), [(0.0, Beat.WAIT), (9.99, Beat.WAIT), (10.0, Beat.DEAD)])
+def test_live_2_who_talks_but_reads_nothing_is_dead(stalled: float, verdict: Beat) -> None:
+    """LIVE-2: what we send has been stuck for the whole timeout; no traffic makes up for that."""
+    beat = pinged()
+    beat.heard(25.0)
+    assert beat.is_unread(stalled) is (verdict is Beat.DEAD)
+    assert beat.tick(30.0, stalled) is verdict
+
+
+def test_live_2_who_reads_nothing_is_dead_before_the_first_ping() -> None:
+    """LIVE-2: a ping would only join what is stuck already."""
+    assert heartbeat().tick(20.0, 10.0) is Beat.DEAD
+
+
+def test_live_2_after_a_stall_of_ours_what_is_stuck_has_its_grace_period_too() -> None:
+    """LIVE-2: it may have been we who did not write; once only, unless the other end was seen to be alive since."""
+    beat = heartbeat()
+    assert beat.tick(22.0, 12.0) is Beat.WAIT
+    assert beat.deadline == 24.0
+    assert beat.tick(24.0, 14.0) is Beat.DEAD
+    beat = pinged()
+    beat.heard(25.0)
+    assert beat.tick(32.0, 12.0) is Beat.WAIT
+    assert beat.tick(34.0) is Beat.WAIT  # it reads again
+    assert beat.deadline == 40.0
+    assert beat.tick(42.0, 12.0) is Beat.WAIT
+    assert beat.deadline == 44.0
+    assert beat.tick(44.0, 14.0) is Beat.DEAD
+
+
 def test_live_2_traffic_within_the_grace_period_counts_too() -> None:
     """LIVE-2: the server is alive; the pong has a timeout from then on, and a new stall its grace."""
     beat = pinged()
@@ -234,10 +311,21 @@ def test_live_2_traffic_within_the_grace_period_counts_too() -> None:
     assert beat.tick(152.0) is Beat.DEAD
 
 
-@pytest.mark.parametrize(("late", "verdict"), [(0.0, Beat.DEAD), (0.99, Beat.DEAD), (1.01, Beat.WAIT)])
+@pytest.mark.parametrize(("late", "verdict"), [(0.0, Beat.DEAD), (1.0, Beat.DEAD), (1.01, Beat.WAIT)])
 def test_live_2_a_timer_that_is_a_little_late_is_on_time(late: float, verdict: Beat) -> None:
     """LIVE-2: up to a tenth of the timeout; a busy loop is no stall."""
     assert pinged().tick(30.0 + late) is verdict
+
+
+def test_live_2_between_two_looks_a_ping_waits_on() -> None:
+    """LIVE-2: with an interval shorter than the timeout it is looked at every interval, and no ping follows it."""
+    beat = heartbeat(Keepalive(interval=4.0, timeout=10.0))
+    beat.sent(4.0)
+    for now, then in ((8.0, 12.0), (12.0, 14.0)):
+        assert beat.deadline == now
+        assert beat.tick(now) is Beat.WAIT
+        assert beat.deadline == then
+    assert beat.tick(14.0) is Beat.DEAD
 
 
 def test_a_ping_that_is_sent_late_has_its_whole_timeout() -> None:

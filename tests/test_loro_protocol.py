@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from reconnect_fsm import loro_protocol
 from reconnect_fsm.errors import ProtocolError
 from reconnect_fsm.loro_protocol import (
+    FRAGMENT_SIZE,
     MAX_MESSAGE_SIZE,
     MAX_ROOM_ID_BYTES,
     Ack,
@@ -109,6 +110,7 @@ def test_the_numbers_are_those_of_the_reference() -> None:
     assert VECTORS["protocolVersion"] == 1
     assert VECTORS["maxMessageSize"] == MAX_MESSAGE_SIZE
     assert VECTORS["maxRoomIdBytes"] == MAX_ROOM_ID_BYTES
+    assert FRAGMENT_SIZE == 245_760  # what peers see on the wire
     assert {vector["message"]["type"] for vector in VECTORS["vectors"]} == set(MessageType)
     assert {vector["message"]["crdt"] for vector in VECTORS["vectors"]} == set(CrdtType)
 
@@ -332,6 +334,102 @@ def test_every_truncation_of_a_frame_is_refused_or_complete(message: Message, da
         assert result == dataclasses.replace(message, receiver_version=None, app_code=None)
 
 
+# Field by field ---------------------------------------------------------------------------------------------------
+
+HEADER = b"%EPH\x02ab"
+LONG = bytes(200)
+FIELDS: dict[str, tuple[int, list[tuple[str, bytes]]]] = {
+    "JoinRequest": (0, [("auth", b"\x03abc"), ("version", b"\xc8\x01" + LONG)]),
+    "JoinResponseOk": (1, [("permission", b"\x04read"), ("version", b"\x02vv"), ("extra", b"\x01x")]),
+    "JoinError": (2, [("code", b"\x00"), ("message", b"\x02no")]),
+    "JoinError with a version": (2, [("code", b"\x01"), ("message", b"\x02no"), ("receiver_version", b"\x02vv")]),
+    "JoinError with a code": (2, [("code", b"\x7f"), ("message", b"\x02no"), ("app_code", b"\x04full")]),
+    "DocUpdate": (
+        3,
+        [("updates", b"\x02"), ("updates", b"\x03abc"), ("updates", b"\xc8\x01" + LONG), ("batch_id", b"12345678")],
+    ),
+    "DocUpdateFragmentHeader": (
+        4,
+        [("batch_id", b"12345678"), ("fragment_count", b"\x80\x01"), ("total_size_bytes", b"\x81\x82\x03")],
+    ),
+    "DocUpdateFragment": (5, [("batch_id", b"12345678"), ("index", b"\x80\x01"), ("fragment", b"\x02ab")]),
+    "RoomError": (6, [("code", b"\x02"), ("message", b"\x02no")]),
+    "Leave": (7, []),
+    "Ack": (8, [("ref_id", b"12345678"), ("status", b"\x00")]),
+}
+"""The number of each message, and its fields as they stand on the wire."""
+OPTIONAL = ("receiver_version", "app_code")
+STRICT = ("DocUpdate", "DocUpdateFragmentHeader", "DocUpdateFragment", "Ack")
+
+
+def shortage(field: bytes, of: str, there: int) -> str:
+    """What is wrong with a field of which only so many bytes are there."""
+    if of in ("code", "status"):
+        return "1 byte needed, 0 left"
+    if of in ("batch_id", "ref_id"):
+        return f"8 bytes needed, {there} left"
+    number = next(n for n, byte in enumerate(field, 1) if byte < 0x80)
+    if there < number:
+        return "the frame ends before the number does"
+    return f"{len(field) - number} bytes announced, {there - number} left"
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_decode_names_the_field_that_is_cut_off_and_where_it_begins(name: str) -> None:
+    """With every frame cut at every byte: which field, from which byte, and what is missing."""
+    kind = name.partition(" ")[0]
+    number, fields = FIELDS[name]
+    frame = HEADER + bytes((number,))
+    for field, raw in fields:
+        start = len(frame)
+        for there in range(len(raw)):
+            if there == 0 and field in OPTIONAL:
+                continue  # a whole message without it
+            cut = frame + raw[:there]
+            expected = f"{kind}.{field} (byte {start}): {shortage(raw, field, there)}"
+            if kind == "DocUpdate" and len(frame) > 8 and len(cut) - 9 < 2:
+                expected = f"DocUpdate.updates (byte 8): 2 updates announced, {len(cut) - 9} bytes left"
+            with pytest.raises(ProtocolError) as caught:
+                decode(cut)
+            assert str(caught.value) == expected
+        frame += raw
+    message = decode(frame)
+    assert type(message).__name__ == kind
+    assert encode(message) == frame
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_bytes_after_the_last_field_are_refused_where_the_reference_refuses_them(name: str) -> None:
+    """Two of them: which message, where they begin, how many; in the other messages they are ignored."""
+    number, fields = FIELDS[name]
+    frame = HEADER + bytes((number,)) + b"".join(raw for _, raw in fields)
+    if name in STRICT:
+        with pytest.raises(ProtocolError, match=rf"^{name} \(byte {len(frame)}\): 2 bytes after the last field$"):
+            decode(frame + b"\0\0")
+    elif name != "JoinError":
+        assert decode(frame + b"\0\0") == decode(frame)
+
+
+def test_decode_names_the_part_of_the_header_that_is_cut_off() -> None:
+    """CRDT type, room id, message type."""
+    frame = HEADER + b"\x07"
+    for there in range(len(frame)):
+        what, start, missing = (
+            ("crdt", 0, f"4 bytes needed, {there} left")
+            if there < 4
+            else ("message type", 7, "1 byte needed, 0 left")
+            if there == 7
+            else ("room_id", 4, shortage(HEADER[4:], "room_id", there - 4))
+        )
+        with pytest.raises(ProtocolError) as caught:
+            decode(frame[:there])
+        assert str(caught.value) == f"{what} (byte {start}): {missing}"
+    with pytest.raises(ProtocolError, match=r"^message type \(byte 7\): 0x09 is none of 0x00 to 0x08$"):
+        decode(HEADER + b"\x09")
+    with pytest.raises(ProtocolError, match=r"^crdt \(byte 0\): b'%XXX' is none of %LOR, %EPH, "):
+        decode(b"%XXX" + frame[4:])
+
+
 # By hand ----------------------------------------------------------------------------------------------------------
 
 
@@ -490,6 +588,14 @@ def test_encode_refuses_wrong_values(message: Any, why: str) -> None:
     """A field of the wrong type or out of range is named, and nothing goes on the wire."""
     with pytest.raises(ProtocolError, match=f"^{why}"):
         encode(message)
+
+
+def test_a_wrong_value_is_shown_cut_short() -> None:
+    """Forty characters: a number in hex, as Python refuses to write a very long one in decimal; text quoted."""
+    for value, shown in ((HUGE, hex(HUGE)[:40]), ("x" * 99, "'" + "x" * 39), (b"secret", "bytes"), (None, "NoneType")):
+        with pytest.raises(ProtocolError) as caught:
+            encode(Ack(LORO, "r", value, OK))  # type: ignore[arg-type]
+        assert str(caught.value) == f"Ack.ref_id must be an int from 0 to 2**64 - 1, not {shown}"
 
 
 def test_a_frame_may_be_as_large_as_the_limit_and_no_larger() -> None:

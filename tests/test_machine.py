@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import sys
@@ -223,6 +224,20 @@ def test_a_rule_tells_all_that_its_row_said() -> None:
     assert (rule.when, rule.do, rule.because) == (("is_hard",), ("grunt",), "")
     assert rule.declared_in == "Door"
     assert not rule.is_refusal
+    (knocked, *_) = [rule for rule in Door.rules if rule.event == "knocked"]
+    assert (knocked.when, knocked.do, knocked.clause, knocked.because) == ((), ("grunt",), "", "")
+
+
+def test_a_rule_tells_all_that_its_refusal_said() -> None:
+    """A refusal answers a clause too, or none."""
+
+    class Mute(Door):
+        pushed = Door.pushed.first(refuse(Door.ajar, because="tired", when=Door.is_locked, clause="DOOR-2"))
+
+    rule = next(rule for rule in Mute.rules if rule.declared_in == "Mute")
+    assert (rule.clause, rule.because, rule.when, rule.do, rule.target) == ("DOOR-2", "tired", ("is_locked",), (), None)
+    assert rule.is_refusal
+    assert {rule.clause for rule in Door.rules if rule.is_refusal} == {""}
 
 
 def test_states_and_events_are_listed_in_the_order_of_declaration() -> None:
@@ -231,7 +246,9 @@ def test_states_and_events_are_listed_in_the_order_of_declaration() -> None:
     assert list(Door.events) == ["pushed", "pulled", "knocked", "slammed"]
     assert Door.states["ajar"].doc == "a hand's breadth"
     assert Door.pushed.__doc__ == "Somebody pushed."
+    assert (Door.states["wide"].doc, state("open").name) == ("", "")
     assert (repr(Door.ajar), repr(STAY)) == ("<state ajar>", "STAY")
+    assert [group.label for group in (ANY, REST, any_but(Door.wide))] == ["any", "rest", "any but"]
 
 
 def test_several_guards_must_all_pass_and_several_actions_run_in_order() -> None:
@@ -322,6 +339,16 @@ def test_rows_put_first_twice_stand_above_each_other() -> None:
 
     assert [layer for layer, _ in Bold.pushed.layers()] == ["Bold", "Shy", "Door"]
     assert rules(Bold, "pushed", "ajar") == [("gone", ())]
+
+
+def test_rows_put_first_twice_in_one_class_are_both_its_own() -> None:
+    """Written ``first(below).first(above)``: each rule knows its class."""
+
+    class Bold(Door):
+        pushed = Door.pushed.first(refuse(Door.ajar, because="shy")).first(row(Door.gone, to=Door.wide))
+
+    assert [layer for layer, _ in Bold.pushed.layers()] == ["Bold", "Bold", "Door"]
+    assert rules(Bold, "pushed", "gone") == [("wide", ())]
 
 
 def test_what_the_most_derived_class_decides_stays_decided() -> None:
@@ -461,7 +488,23 @@ def test_a_base_without_states_and_events_is_no_machine_yet() -> None:
         def poked(self) -> None: ...
 
     assert not hasattr(Talking, "machine")
+    assert (Talking.states, Talking.events, Talking.rules) == (FSM.states, FSM.events, FSM.rules) == ({}, {}, ())
     assert words(Parrot().poked()) == ["hello"]
+
+
+def test_keywords_of_the_class_go_on_to_those_that_know_them() -> None:
+    """A machine may be mixed with a class that has keywords of its own."""
+    told = []
+
+    class Tagged:
+        def __init_subclass__(cls, *, tag: str) -> None:
+            told.append(tag)
+
+    class Odd(Door, Tagged, tag="red"):
+        pass
+
+    assert told == ["red"]
+    assert Odd().state == "shut"
 
 
 # ------------------------------------------------------------------------------------------------ what is refused, when
@@ -496,6 +539,7 @@ def elsewhere() -> Any:
     return Window.wild
 
 
+FIVE: Any = 5
 DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
     "unknown target": (
         pushed(row(Door.shut, to="wied")),
@@ -535,11 +579,20 @@ DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a lambda": (
         pushed(row(Door.shut, to=Door.wide, when=lambda door: True)),
-        "Odd: event pushed, row 1, when: there is no method '<lambda>'",
+        "Odd: event pushed, row 1, when: there is no method '<lambda>'"
+        "; guards and actions are looked up by name, so define a method for it",
     ),
     "something without a name": (
         pushed(row(Door.shut, to=Door.wide, when=Said)),
         "Odd: event pushed, row 1, when: there is no method 'Said'",
+    ),
+    "a private method": (
+        door_with(_be_shy=print, pushed=Door.pushed.first(row(Door.shut, to=Door.wide, do="be_shyy"))),
+        "Odd: event pushed, row 1, do: there is no method 'be_shyy'",
+    ),
+    "no name at all": (
+        pushed(row(Door.shut, to=Door.wide, when=FIVE)),
+        "Odd: event pushed, row 1, when: there is no method '5'",
     ),
     "a property": (
         pushed(row(Door.shut, to=Door.wide, when="status")),
@@ -589,6 +642,10 @@ DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
         door_with(initial="shut"),
         "Odd: say in which state it begins: initial = <one of its states>",
     ),
+    "events and no states": (
+        lambda: type("Odd", (FSM,), {"rang": event(refuse(ANY, because="nobody is there"))(lambda self: None)}),
+        "Odd: say in which state it begins: initial = <one of its states>",
+    ),
     "no initial": (
         lambda: type("Odd", (FSM,), {"only": state("open")}),
         "Odd: say in which state it begins: initial = <one of its states>",
@@ -606,6 +663,41 @@ def test_a_wrong_definition_is_refused_when_the_class_is_made(name: str) -> None
     assert isinstance(caught.value, TypeError)
 
 
+@pytest.mark.parametrize("name", ["unknown target, nothing like it", "misspelt guard", "a lambda", "a private method"])
+def test_what_may_have_been_meant_is_advised_and_nothing_else(name: str) -> None:
+    """The error ends with it; or, where nothing can have been meant, with what is wrong."""
+    make, message = DEFINITIONS[name]
+    with pytest.raises(MachineDefinitionError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (row(Door.shut, to=Door.wide), "target"),
+        (refuse(Door.shut, because="why"), "because"),
+        (any_but(Door.shut), "but"),
+        (Door.rules[0], "target"),
+    ],
+)
+def test_a_table_cannot_be_changed_once_it_is_written(value: Any, field: str) -> None:
+    """The Machine is made of it when the class is; a change would show in diagrams and nowhere else."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, field, "another")
+    assert not hasattr(value, "__dict__")
+
+
+def test_a_state_is_none_but_itself() -> None:
+    """However alike two states are, they are two; and a slip of the pen gives it no new attribute."""
+    one, other = state("open"), state("open")
+    assert one != other
+    assert len({one, other}) == 2
+    assert row(one, to=other) != row(one, to=other)
+    with pytest.raises(AttributeError):
+        one.entre = ("bang",)  # type: ignore[attr-defined]
+
+
 def test_what_may_have_been_meant_is_something_else() -> None:
     """A property is no method, so its own name is no advice."""
     with pytest.raises(MachineDefinitionError) as caught:
@@ -619,10 +711,10 @@ def test_an_undecided_pair_is_told_what_to_do() -> None:
         fresh(row(Door.shut, to=Door.ajar))()
 
 
-@pytest.mark.parametrize("name", ["pushed", "ajar"])
-def test_a_method_cannot_take_the_name_of_an_event_or_a_state(name: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("pushed", "event"), ("ajar", "state")])
+def test_a_method_cannot_take_the_name_of_an_event_or_a_state(name: str, kind: str) -> None:
     """It would silently win over the event, whose callers expect effects."""
-    with pytest.raises(MachineDefinitionError, match=name):
+    with pytest.raises(MachineDefinitionError, match=f"'{name}' is the name of an inherited {kind}: give"):
         door_with(**{name: lambda self: None})()
 
 
@@ -869,13 +961,29 @@ def test_a_state_that_a_subclass_adds_without_rows_is_a_trap() -> None:
     """The REST of the inherited events would refuse most facts in it, and quietly: it needs rows, or `like=`."""
     with pytest.raises(MachineDefinitionError, match=r"state loose has no rows of its own.*like="):
         door_with(loose=state("open"))()
+    with pytest.raises(MachineDefinitionError, match="state loose has no rows of its own"):  # a refusal is no way out
+        door_with(loose=state("open"), pushed=Door.pushed.first(refuse("loose", because="it is loose")))()
 
 
 def test_a_misspelt_override_is_an_error() -> None:
     """A method that nobody names, called almost like a guard, was meant to override it."""
     with pytest.raises(MachineDefinitionError, match="'is_hardd'; did you mean to override 'is_hard'"):
         door_with(is_hardd=lambda self: True)()
-    door_with(_is_hardd=lambda self: True, quite_another=lambda self: True)()
+    with pytest.raises(MachineDefinitionError, match="'creakk'; did you mean to override 'creak'"):
+        door_with(creakk=lambda self: None)()
+
+
+def test_an_override_that_cannot_be_misspelt_is_none() -> None:
+    """A private method, one of quite another name, a constant, and a method that a base class has had all along."""
+    door_with(_is_hard=lambda self: True, quite_another=lambda self: True, is_hards=10.0)()
+
+    class Grumpy:
+        def grunts(self) -> None: ...
+
+    class Odd(Grumpy, Door):
+        def grunts(self) -> None: ...
+
+    assert Odd().state == "shut"
 
 
 def test_rows_and_likes_of_the_wrong_kind_are_told_so() -> None:

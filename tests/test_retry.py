@@ -76,6 +76,7 @@ def test_d_jitter_the_exponent_is_clamped(attempt: int) -> None:
     """D-JITTER: 2.0 ** 1024 would overflow, and a client may be at it for years."""
     assert RetryPolicy(jitter=0).delay(attempt) == 15
     assert RetryPolicy(jitter=0, base=1e300, cap=1e308).delay(attempt) <= 1e308
+    assert RetryPolicy(jitter=0, base=1.0, cap=1e30).delay(attempt) == 2.0**32
 
 
 @pytest.mark.parametrize("attempt", [1, 0, -5])
@@ -179,6 +180,18 @@ def test_d_http_not_fatal_by_default(status: int | None) -> None:
 def test_retry_3_no_use_asking_for_a_token_again(kind: FailureKind, fatal: bool) -> None:
     """RETRY-3: `Unauthorized` is; misconfiguration is not for the policy to judge, the machine sees to it (D-ERROR)."""
     assert RetryPolicy().is_fatal_failure(AttemptFailure(kind, "why")) is fatal
+
+
+def test_d_http_a_container_of_ones_own_is_asked_about_statuses_only() -> None:
+    """D-HTTP: a failure without an answer has no status that it could be asked about."""
+
+    class Fours:
+        def __contains__(self, status: Any) -> bool:
+            return bool(400 <= status < 500)
+
+    policy = RetryPolicy(fatal_http_statuses=Fours())
+    assert policy.is_fatal_failure(AttemptFailure(FailureKind.ANSWER, "HTTP 404", 404))
+    assert not policy.is_fatal_failure(AttemptFailure(FailureKind.NETWORK, "refused"))
 
 
 def test_d_codes_all_of_it_is_policy() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import golden
 from golden import Story, change, said, waits
-from reconnect_fsm.effects import Effect, FailWaiters
+from reconnect_fsm.effects import Effect, FailWaiters, VersionChoice
 from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft
 from reconnect_fsm.machine import row, state
 from reconnect_fsm.retry import RetryPolicy
@@ -438,6 +438,25 @@ def test_d_roomerr_then_at_most_once_in_30_seconds() -> None:
     assert followed == [100.0, 130.0, 160.0, 190.0]
 
 
+@pytest.mark.parametrize(("since", "wait"), [(0.0, 30.0), (0.5, 29.5), (29.5, 0.5), (-5.0, 30.0)])
+def test_d_roomerr_a_suggestion_waits_for_what_is_left_of_the_interval(since: float, wait: float) -> None:
+    """D-ROOMERR: to the fraction of a second; a clock that went back makes it no longer than the interval."""
+    fsm = room("joined")
+    fsm.put_out(REJOIN, 100.0)
+    fsm.join_accepted()
+    assert waits(fsm.put_out(REJOIN, 100.0 + since)) == [wait]
+
+
+def test_d_roomerr_a_late_answer_to_a_suggestion_that_was_followed_counts() -> None:
+    """D-ROOMERR OK-4: it was asked for, however soon after the suggestion."""
+    fsm = room("joined")
+    fsm.put_out(REJOIN, 100.0)
+    fsm.timer_fell_due()  # no answer in time
+    assert fsm.state == "rejoin_delayed"
+    fsm.join_accepted()
+    assert fsm.state == "joined"
+
+
 def test_d_roomerr_the_interval_is_over() -> None:
     """D-ROOMERR: 30 s later it is followed at once again."""
     fsm = room("joined")
@@ -500,6 +519,37 @@ def test_d_version_an_answer_that_comes_late_counts_for_the_next_request(where: 
     fsm = room(where)
     assert fsm.join_refused(VERSION_UNKNOWN) == []
     assert said(fsm.timer_fell_due()) == ["StopTimer()", "RequestJoin(ALTERNATIVE)", "StartTimer(10)"]
+
+
+@pytest.mark.parametrize("where", DELAYED)
+def test_d_version_late_answers_run_out_of_versions_too(where: str) -> None:
+    """D-VERSION REJOIN-3: after the empty one it is over, whenever the answer comes."""
+    fsm = room(where)
+    fsm.join_refused(VERSION_UNKNOWN)
+    fsm.join_refused(VERSION_UNKNOWN)
+    assert error_of(fsm.join_refused(VERSION_UNKNOWN)) is VERSION_UNKNOWN
+    assert fsm.state == "error"
+
+
+def test_d_version_an_answer_to_nothing_chooses_no_version() -> None:
+    """D-VERSION D-ROOMERR: nothing was asked since it was put out, so nothing was refused."""
+    fsm = room("joined")
+    fsm.put_out(REJOIN, 100.0)
+    fsm.join_accepted()
+    fsm.put_out(REJOIN, 101.0)
+    assert fsm.state == "rejoin_delayed"
+    assert fsm.join_refused(VERSION_UNKNOWN) == []
+    assert "RequestJoin(CURRENT)" in said(fsm.timer_fell_due())
+
+
+@pytest.mark.parametrize("where", ASKING)
+def test_d_roomerr_a_suggestion_is_no_news_whichever_version_is_asked_with(where: str) -> None:
+    """D-ROOMERR D-VERSION: the number of the suggestion is that of an unknown version, but it is none."""
+    fsm = room(where)
+    fsm.join_refused(VERSION_UNKNOWN)
+    fsm.join_refused(VERSION_UNKNOWN)
+    assert fsm.put_out(REJOIN, 100.0) == []
+    assert fsm.state == where
 
 
 @pytest.mark.parametrize("way", ["joined", "lost", "stopped"])
@@ -665,6 +715,21 @@ def test_a_users_state_and_row_are_part_of_the_machine() -> None:
     assert fsm.state == "joining"
 
 
+def test_obs_2_a_users_rows_may_lead_from_any_wait_to_any_other() -> None:
+    """OBS-2: whatever status that changes, listeners hear how often it was asked in vain, and the wait."""
+
+    class Forgetful(RoomFSM):
+        timer_fell_due = RoomFSM.timer_fell_due.first(
+            row(RoomFSM.rejoining, to=RoomFSM.join_delayed, do="miss_answer"),
+            row(RoomFSM.joining, to=RoomFSM.rejoin_delayed, do="miss_answer"),
+        )
+
+    for where, old, new in (("joining", "connecting", "reconnecting"), ("rejoining", "reconnecting", "connecting")):
+        fsm = room(where, Forgetful)
+        told = change(fsm.timer_fell_due())
+        assert (told.old, told.new, told.attempt, told.retry_in) == (old, new, 1, 0.5)
+
+
 def test_an_instance_is_small() -> None:
     """It has slots only; there may be a hundred thousand of them."""
     fsm = room()
@@ -679,6 +744,9 @@ def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
     assert (fsm.reason, fsm.attempt, fsm.delay, fsm.now) == ("not asked for yet", 0, 0.0, 0.0)
     assert not any([fsm.is_unauthorized(), fsm.may_try_another_version(), fsm.is_rejoin_suggested()])
     assert not fsm.is_rejoin_due()
+    assert (fsm.news, fsm.version, fsm.suggested_at) == ("not asked for yet", VersionChoice.CURRENT, None)
+    assert fsm.unauthorized is False
+    assert repr(fsm.refusal) == "RoomLeft('the room was left')"
 
 
 # --------------------------------------------------------------------------------------------------------------- golden
@@ -791,6 +859,7 @@ def test_d_ack_a_batch_that_was_lost_is_fetched_by_a_rejoin() -> None:
     """D-ACK D-ROOMERR: at once, and then at most once per 30 s, however often a server loses one."""
     fsm = room("joined")
     assert "RequestJoin(CURRENT)" in said(fsm.batch_lost("lost", 100.0))
+    assert fsm.reason == "lost"
     assert fsm.state == "rejoining"
     fsm.join_accepted()
     assert "StartTimer(20)" in said(fsm.batch_lost("lost", 110.0))
