@@ -526,3 +526,14 @@ def test_whatever_comes_each_batch_ends_at_most_once_a_header(steps: list[tuple[
         assert max(outcomes.values()) <= 1
         assert len(live) <= Reassembler.MAX_BATCHES
         assert (reassembler.next_deadline() is None) == (not live)
+
+
+def test_a_batch_that_was_let_go_is_awaited_no_more() -> None:
+    """Whoever keeps count of the bytes of many reassemblers can refuse a batch himself."""
+    reassembler = Reassembler()
+    reassembler.begin(header(1, 2, 4), 0.0)
+    first = piece(1, 0, b"ab")
+    assert reassembler.awaits(first)
+    assert reassembler.refuse(1, UpdateStatusCode.RATE_LIMITED, "enough").status is UpdateStatusCode.RATE_LIMITED
+    assert not reassembler.awaits(first)
+    assert reassembler.add(first, 0.0) is None
