@@ -16,7 +16,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from unittest import mock
 
 import pytest
@@ -199,6 +199,8 @@ class SmallServer:
     """What `EmbeddedServer` has and a race needs, without HTTP and TCP."""
 
     url = "ws://127.0.0.1:1/"
+    headers: ClassVar[dict[str, str]] = {}  # of the session, whose place it takes
+    cookie_jar = ()
 
     def __init__(self) -> None:
         self.lines: dict[Line, set[str]] = {}  # and the rooms that it is in
