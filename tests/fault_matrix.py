@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
@@ -431,10 +432,12 @@ assert: every status, the reason, the bound on time, when it is tried again, tha
 the fault are in both documents in the end, that a client which was stopped stays so until it is asked to go on and
 then does, and that no task, timer, socket, descriptor or thread is left.
 
-*Noticed within* is counted from the fault, or from the begin of the attempt that meets it; in seconds with the settings
-that a client has by default: {settings}.
+*Noticed within* is counted from the fault, or from the beginning of the attempt that meets it; in seconds with the
+settings that a client has by default:
+{settings}.
 *Tries again*: `backoff` is {base:g} s, doubling up to {cap:g} s, with {jitter:.0%} jitter either way; `never` means not
-before `connect()` or `retry_now()`, which the tests then call.
+before `connect()` or `retry_now()`, which the tests then call; `–` that no wait is announced.
+*Says*: words that the reason contains; there may be more before and after them.
 """
 
 OUTCOMES: Final[tuple[tuple[str, Callable[[Fault], bool]], ...]] = (
@@ -464,16 +467,22 @@ def page(faults: list[Fault]) -> str:
     outcomes = [next(words for words, is_it in OUTCOMES if is_it(fault)) for fault in faults]
     lines += [_line(("in the end", "kinds")), "| --- | ---: |"]
     lines += [_line((words, str(outcomes.count(words)))) for words, _ in OUTCOMES]
-    lines.append("")
+    titles = [f"{group} ({sum(fault.group == group for fault in faults)})" for group in groups]
+    lines += ["", *(f"- [{title}](#{_anchor(title)})" for title in titles), ""]
     number = 0
-    for group in groups:
+    for group, title in zip(groups, titles, strict=True):
         members = [fault for fault in faults if fault.group == group]
-        lines += [f"## {group} ({len(members)})\n", _line(COLUMNS), _line(("---",) * len(COLUMNS))]
+        lines += [f"## {title}\n", _line(COLUMNS), _line(("---",) * len(COLUMNS))]
         for fault in members:
             number += 1
             lines.append(_line((str(number), fault.what, *_cells(fault))))
         lines.append("")
     return "\n".join(lines)
+
+
+def _anchor(title: str) -> str:
+    """Of the heading, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def _cells(fault: Fault) -> tuple[str, ...]:

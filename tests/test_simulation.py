@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from async_solipsism import SleepForeverError
 
 from figures import Figures, soak
 from reconnect_fsm import Client, ClientFSM, ClientStatus, CloseInfo, RetryPolicy, RoomFSM, StateChange
@@ -27,6 +28,7 @@ from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import row
 from reconnect_fsm.pump import Listeners
+from reconnect_fsm.testing import every_schedule, many_schedules, run_in_virtual_time
 from reconnect_fsm.testing.nemesis import CALLS, FAULTS, plan
 from reconnect_fsm.testing.simulation import INVARIANTS, Report, Violation, main, simulate
 from reconnect_fsm.testing.simulation_network import LATENCY, NetworkLoop
@@ -461,3 +463,51 @@ def violation(seed: int, invariant: str) -> Violation:
     except Violation as found:
         return found
     return Violation("none", "", 0.0, 0, "", ())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"clients": 0}, ValueError, "one or more, not 0"),
+        ({"hours": -1}, ValueError, "a number of hours, not -1"),
+        ({"client": ClientFSM}, TypeError, "client is Client, or one of your own"),
+        ({"episode": 0, "only": [999]}, ValueError, r"no such steps in storm 0: \[999\]"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments: Any, error: type[Exception], message: str) -> None:
+    """Before anything is run."""
+    with pytest.raises(error, match=message):
+        simulate(**arguments)
+
+
+async def test_it_is_not_for_async_tests() -> None:
+    """It has loops of its own, as have the others."""
+    for call in (simulate, lambda: many_schedules(_nothing), lambda: every_schedule(_nothing)):
+        with pytest.raises(RuntimeError, match="call it from a plain function"):
+            call()
+
+
+def test_a_scenario_is_handed_over_uncalled() -> None:
+    """A coroutine can be run only once."""
+    with pytest.raises(TypeError, match=r"many_schedules\(scenario\)"):
+        many_schedules(_nothing())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"such as range\(3\), not 3"):
+        many_schedules(_nothing, seeds=3)  # type: ignore[arg-type]
+
+
+def test_what_waits_for_ever_is_told_why() -> None:
+    """And names are not looked up, but for one."""
+
+    async def resolve(name: str) -> Any:
+        return await asyncio.get_running_loop().getaddrinfo(name, 80)
+
+    with pytest.raises(SleepForeverError) as caught:
+        run_in_virtual_time(asyncio.Event().wait)
+    assert "never comes" in "".join(caught.value.__notes__)
+    assert run_in_virtual_time(lambda: resolve("localhost"))[0][4] == ("127.0.0.1", 80)
+    with pytest.raises(OSError, match=r"knows no names such as 'example\.org'"):
+        run_in_virtual_time(lambda: resolve("example.org"))
+
+
+async def _nothing() -> None:
+    """A scenario."""

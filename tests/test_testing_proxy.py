@@ -635,3 +635,15 @@ def test_a_run_is_a_function_of_its_seed() -> None:
     first = virtual_time.run(scenario)
     assert len(first) > 20
     assert virtual_time.run(scenario) == first
+
+
+def test_there_is_no_address_before_the_start() -> None:
+    """A client would dial port 0 for ever."""
+    with pytest.raises(RuntimeError, match="not started yet"):
+        _ = ChaosProxy("ws://127.0.0.1:1/").url
+
+
+def test_a_direction_is_no_word() -> None:
+    """It says what it is."""
+    with pytest.raises(TypeError, match=r"Direction\.DOWN or Direction\.BOTH, not 'down'"):
+        ChaosProxy("ws://127.0.0.1:1/").stall("down")  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -101,6 +101,13 @@ def test_misbehaviours_print_as_they_are_written() -> None:
         (Close(1000, "x" * 200), ValueError, "the limit is 123"),
         (RoomFails(99), ValueError, "99 is not a valid RoomErrorCode"),
         (JoinFails(99), ValueError, "99 is not a valid JoinErrorCode"),
+        (Answer, TypeError, "a script is made of misbehaviours"),
+        (Answer(99), ValueError, "from 100 to 999, not 99"),
+        (Answer(503, after=-1), ValueError, "is a number of seconds, not -1"),
+        (SlowAcks(-1), ValueError, "is a number of seconds, not -1"),
+        (Stall(at=-1), ValueError, "is a number of bytes, not -1"),
+        (Stall(at=40, after=2), ValueError, "at= or after=, not both"),
+        (Send(cast(Any, 3)), TypeError, "a message is bytes or str, not 3"),
     ],
 )
 def test_an_entry_that_cannot_be_is_refused_where_it_is_given(entry: Any, error: type[Exception], message: str) -> None:
@@ -641,3 +648,15 @@ def _leave() -> Any:
     from reconnect_fsm.loro_protocol import RoomError, RoomErrorCode
 
     return RoomError(CrdtType.LORO, "r", RoomErrorCode.REJOIN_SUGGESTED, "come back")
+
+
+def test_a_script_is_a_list() -> None:
+    """And it says so."""
+    with pytest.raises(TypeError, match=r"a script is a list of entries: \[Answer\(503\)\]"):
+        ScriptedServer(cast(Any, Answer(503)))
+
+
+def test_there_is_no_address_before_the_start() -> None:
+    """A client would dial port 0 for ever."""
+    with pytest.raises(RuntimeError, match="not started yet"):
+        _ = ScriptedServer().url

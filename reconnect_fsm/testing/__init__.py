@@ -38,12 +38,13 @@ if TYPE_CHECKING:
         Watch,
         check_machine,
     )
-    from .proxy import ChaosProxy, Direction
-    from .schedules import ShuffledLoop, every_schedule, many_schedules
+    from .proxy import ChaosProxy, Counts, Direction
+    from .schedules import Explored, ShuffledLoop, every_schedule, many_schedules
     from .server import (
         Answer,
         Bytes,
         Close,
+        Entry,
         HangUp,
         JoinFails,
         LatePong,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
         Stall,
         Well,
     )
-    from .simulation import Violation, simulate
+    from .simulation import Report, Violation, simulate
     from .virtual_time import run as run_in_virtual_time
 
 __all__ = [
@@ -71,8 +72,11 @@ __all__ = [
     "ChaosProxy",
     "ClientWatch",
     "Close",
+    "Counts",
     "Direction",
     "EmbeddedServer",
+    "Entry",
+    "Explored",
     "Fault",
     "HangUp",
     "JoinFails",
@@ -85,6 +89,7 @@ __all__ = [
     "Played",
     "RawAnswer",
     "Refuse",
+    "Report",
     "Reset",
     "RoomFails",
     "RoomWatch",
@@ -109,13 +114,13 @@ __all__ = [
 _NAMES: Final = {
     ".embedded_server": "EmbeddedServer",
     "machines": "AliveWatch ClientWatch Fault MachineFault Moment RoomWatch StatusWatch Watch check_machine",
-    "proxy": "ChaosProxy Direction",
-    "schedules": "ShuffledLoop every_schedule many_schedules",
+    "proxy": "ChaosProxy Counts Direction",
+    "schedules": "Explored ShuffledLoop every_schedule many_schedules",
     "server": (
-        "Answer Bytes Close HangUp JoinFails LatePong Misbehaviour NoJoinAnswer NoPong Played RawAnswer Refuse Reset "
-        "RoomFails ScriptedServer Send SlowAcks Stall Well"
+        "Answer Bytes Close Entry HangUp JoinFails LatePong Misbehaviour NoJoinAnswer NoPong Played RawAnswer Refuse "
+        "Reset RoomFails ScriptedServer Send SlowAcks Stall Well"
     ),
-    "simulation": "Violation simulate",
+    "simulation": "Report Violation simulate",
 }
 _HOME: Final = {name: module for module, names in _NAMES.items() for name in names.split()}
 _EXTRAS: Final = {
@@ -135,7 +140,7 @@ def __getattr__(name: str) -> object:
         module, attribute = name, ""
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needs(name):
+    with needs(name, extra="testing,loro" if module == "simulation" else None):
         found = importlib.import_module(f".{module}", __name__)
     value: object = getattr(found, attribute) if attribute else found
     globals()[name] = value
@@ -147,14 +152,14 @@ def __dir__() -> list[str]:
 
 
 @contextmanager
-def needs(what: str) -> Generator[None, None, None]:
-    """Say what to install, if something is missing that is imported in here."""
+def needs(what: str, extra: str | None = None) -> Generator[None, None, None]:
+    """Say what to install (``extra``, if that is more), if something is missing that is imported in here."""
     try:
         yield
     except ModuleNotFoundError as missing:
-        extra = _EXTRAS.get((missing.name or "").partition(".")[0])
-        if extra is None:
+        known = _EXTRAS.get((missing.name or "").partition(".")[0])
+        if known is None:
             raise
         raise ModuleNotFoundError(
-            f"{what} needs the package {missing.name}: pip install 'reconnect-fsm[{extra}]'", name=missing.name
+            f"{what} needs the package {missing.name}: pip install 'reconnect-fsm[{extra or known}]'", name=missing.name
         ) from missing

@@ -116,7 +116,7 @@ class Moment:
     event: str
     old_state: str
     old_status: Any
-    fsm: FSM[Any]
+    fsm: Any
     """The machine, afterwards."""
     entered: bool
     """Whether a state was left and one entered, be it the same."""

@@ -156,8 +156,8 @@ class ChaosProxy:
 
     @property
     def url(self) -> str:
-        """Where a client connects to: the server's URL with our host and port."""
-        return str(self._upstream.with_host(self._host).with_port(self._port))
+        """Where a client connects to: the server's URL with our host and port. Raises RuntimeError without a port."""
+        return str(self._upstream.with_host(self._host).with_port(started(self._port)))
 
     @property
     def port(self) -> int:
@@ -173,7 +173,7 @@ class ChaosProxy:
 
     def delay(self, seconds: float, *, jitter: float = 0.0, direction: Direction = Direction.BOTH) -> None:
         """Everything comes so much later, give or take ``jitter`` seconds; never out of order."""
-        self._set(direction, delay=_not_negative("delay", seconds), jitter=_not_negative("jitter", jitter))
+        self._set(direction, delay=not_negative("delay", seconds), jitter=not_negative("jitter", jitter))
 
     def bandwidth(self, bytes_per_second: float, *, direction: Direction = Direction.BOTH) -> None:
         """Each connection gets so many bytes through a second, each way."""
@@ -185,7 +185,7 @@ class ChaosProxy:
         """So many bytes at a time, with a pause in seconds after each."""
         if size < 1:
             raise ValueError(f"a drop has at least one byte, not {size!r}; see stall()")
-        self._set(direction, piece=min(size, CHUNK), every=_not_negative("every", every))
+        self._set(direction, piece=min(size, CHUNK), every=not_negative("every", every))
 
     def stall(self, direction: Direction = Direction.BOTH) -> None:
         """Nothing comes through any more; it is kept, and comes when it is healed. Connections are accepted still."""
@@ -268,6 +268,7 @@ class ChaosProxy:
         connection.task.add_done_callback(lambda _: self._connections.pop(connection))
 
     def _set(self, direction: Direction, **changes: object) -> None:
+        _check_direction(direction)
         for each in (Direction.UP, Direction.DOWN):
             if each in direction:
                 self._conditions[each] = replace(self._conditions[each], **changes)  # type: ignore[arg-type]
@@ -304,6 +305,7 @@ class _Connection:
         self.task = asyncio.get_running_loop().create_task(self._run(), name="chaos proxy: connection")
 
     def pipes(self, direction: Direction) -> Iterator[_Pipe]:
+        _check_direction(direction)
         return (pipe for each, pipe in self._pipes.items() if each in direction)
 
     def end(self, how: Callable[[asyncio.Transport], None]) -> None:
@@ -519,7 +521,20 @@ def _close(transport: asyncio.Transport) -> None:
         transport.close()
 
 
-def _not_negative(name: str, seconds: float) -> float:
-    if not seconds >= 0:
+def started(port: int) -> int:
+    """The port, or RuntimeError if there is none as yet."""
+    if port == 0:
+        raise RuntimeError("not started yet, so there is no port: ask for the address inside of `async with`")
+    return port
+
+
+def _check_direction(direction: object) -> None:
+    if not isinstance(direction, Direction):
+        raise TypeError(f"a direction is Direction.UP, Direction.DOWN or Direction.BOTH, not {direction!r}")
+
+
+def not_negative(name: str, seconds: float) -> float:
+    """The seconds, or ValueError if they are none."""
+    if not isinstance(seconds, int | float) or not seconds >= 0:
         raise ValueError(f"{name} is a number of seconds, not {seconds!r}")
     return seconds

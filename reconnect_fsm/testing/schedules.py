@@ -11,7 +11,8 @@ A whole test::
         many_schedules(scenario, seeds=range(1000))
 
 A failure names its seed, and ``many_schedules(scenario, seeds=[17])`` runs that schedule again. For a tiny scenario
-`every_schedule` leaves nothing to chance: it runs every order that differs from asyncio's own in a few places.
+`every_schedule` leaves nothing to chance: it runs every order that differs from asyncio's own in a few places. Both
+make event loops: call them from a plain function, not from an async test.
 
 What may change places. A program may rely on what asyncio promises, and on nothing else. So the order in which these
 became ready is kept, however they are mixed with others:
@@ -40,7 +41,7 @@ from random import Random
 from typing import Any, ClassVar, Final, TypeAlias
 
 from . import leaks
-from .virtual_time import VirtualTimeLoop, in_memory_connections
+from .virtual_time import VirtualTimeLoop, check_call, in_memory_connections
 
 __all__ = ["Choice", "Explored", "ShuffledLoop", "every_schedule", "many_schedules"]
 
@@ -110,6 +111,9 @@ def many_schedules(scenario: Scenario, seeds: Iterable[int] = range(1000)) -> Ex
     A schedule fails if the scenario raises, if it leaves a task, timer or transport behind, or if something raised
     where nobody could hear it. Raises what the scenario raised, with a note of the seed, or AssertionError.
     """
+    check_call("many_schedules", scenario)
+    if not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds are some numbers, such as range({seeds!r}), not {seeds!r}")
     runs = _Runs(scenario)
     with in_memory_connections():
         for seed in seeds:
@@ -125,9 +129,10 @@ def every_schedule(scenario: Scenario, *, departures: int = 2, at_most: int = 10
     one or two. Schedules with few departures come first, so that the first failure is a simple one. Stops after
     ``at_most`` schedules; ``complete`` tells whether it did not.
 
-    Raises as `schedules` does, with a note that says which schedule, and RuntimeError for a scenario that takes another
-    course under the same choices: one with real time, unseeded chance, or sets of objects in it.
+    Raises as `many_schedules` does, with a note that says which schedule, and RuntimeError for a scenario that takes
+    another course under the same choices: one with real time, unseeded chance, or sets of objects in it.
     """
+    check_call("every_schedule", scenario)
     runs = _Runs(scenario)
     pending: deque[_Departures] = deque([()])
     with in_memory_connections():

@@ -44,6 +44,8 @@ from reconnect_fsm.loro_protocol import (
     encode,
 )
 
+from .proxy import not_negative, started
+
 __all__ = [
     "Answer",
     "Bytes",
@@ -255,8 +257,8 @@ class Played:
 class ScriptedServer(EmbeddedServer):
     """An `EmbeddedServer` that plays a script of misbehaviours.
 
-    Raises TypeError for what is none, ValueError for a `Refuse` with others in one entry, or for a close frame that
-    cannot be.
+    Raises TypeError for what is none, ValueError for a `Refuse` with others in one entry, or for what cannot be: a
+    close frame, a status or a number of seconds.
     """
 
     MAX_LATE: int = 100_000
@@ -276,6 +278,8 @@ class ScriptedServer(EmbeddedServer):
         """What took effect, in order."""
         self.accepted = 0
         """How many connection attempts were accepted; those that were refused nobody can count."""
+        if isinstance(script, Misbehaviour):
+            raise TypeError(f"a script is a list of entries: [{script!r}]")
         self._script = deque(map(_entry, script))
         self._attempts: dict[_Attempt, None] = {}
         self._refusing: asyncio.TimerHandle | None = None
@@ -307,6 +311,12 @@ class ScriptedServer(EmbeddedServer):
         return len(attempts)
 
     # Life
+
+    @property
+    def url(self) -> str:
+        """Where to connect to. Raises RuntimeError before the first start if any free port was asked for."""
+        started(self.port)
+        return super().url
 
     async def start(self) -> None:
         await super().start()
@@ -442,7 +452,7 @@ class ScriptedServer(EmbeddedServer):
 
 
 def _entry(entry: Entry) -> tuple[Misbehaviour, ...]:
-    acts = () if entry is None else (entry,) if isinstance(entry, Misbehaviour) else tuple(entry)
+    acts = () if entry is None else tuple(entry) if isinstance(entry, list | tuple) else (entry,)
     for act in acts:
         if not isinstance(act, Misbehaviour):
             raise TypeError(
@@ -450,6 +460,7 @@ def _entry(entry: Entry) -> tuple[Misbehaviour, ...]:
             )
         if isinstance(act, Refuse) and len(acts) > 1:
             raise ValueError("Refuse is an entry of its own: there is no connection to which more could be done")
+        _check_numbers(act)
         if isinstance(act, Close) and act.code is not None:
             _close_payload(act.code, act.reason)
         if isinstance(act, JoinFails):
@@ -457,6 +468,24 @@ def _entry(entry: Entry) -> tuple[Misbehaviour, ...]:
         if isinstance(act, RoomFails):
             RoomErrorCode(act.code)
     return acts
+
+
+def _check_numbers(act: Misbehaviour) -> None:
+    for name in ("seconds", "after"):
+        if hasattr(act, name):
+            not_negative(f"{name} of {act!r}", getattr(act, name))
+    at = getattr(act, "at", None)
+    if at is not None:
+        if not isinstance(at, int) or at < 0:
+            raise ValueError(f"at of {act!r} is a number of bytes, not {at!r}")
+        if getattr(act, "after", 0):
+            raise ValueError(
+                f"{act!r} happens either at a number of bytes or after seconds: say at= or after=, not both"
+            )
+    if isinstance(act, Answer) and not (isinstance(act.status, int) and 100 <= act.status <= 999):
+        raise ValueError(f"an HTTP status is a number from 100 to 999, not {act.status!r}; RawAnswer sends any bytes")
+    if isinstance(act, Send) and not isinstance(act.data, bytes | str):
+        raise TypeError(f"a message is bytes or str, not {act.data!r}")
 
 
 # ---------------------------------------------------------------------------------------------- one connection attempt

@@ -32,6 +32,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Final, TextIO
@@ -39,41 +40,45 @@ from unittest import mock
 
 import aiohttp.client
 from aiohttp._websocket.writer import WebSocketWriter
-from async_solipsism import SleepForeverError
-from loro import EphemeralStore, LoroDoc
-from yarl import URL
 
-from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
-from reconnect_fsm.adaptors.base import Adaptor
-from reconnect_fsm.client import Client
-from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.connection import Connection
-from reconnect_fsm.embedded_server import EmbeddedServer
-from reconnect_fsm.errors import Unauthorized
-from reconnect_fsm.keepalive import Keepalive
-from reconnect_fsm.loro_protocol import CrdtType, Message, Permission, UpdateStatusCode
-from reconnect_fsm.retry import RetryPolicy
-from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.rooms import Auth, Room
-from reconnect_fsm.status import ClientStatus, RoomStatus
-from reconnect_fsm.transport import make_session
+from . import needs
 
-from . import leaks, virtual_time
-from .nemesis import CALLS, FAULTS, KINDS, Sabotage, Step, plan
-from .simulation_checks import (
-    GRACE,
-    INVARIANTS,
-    PING_ENDS,
-    ROOM_ENDS,
-    STOPPED,
-    STOPS,
-    Operation,
-    RoomBook,
-    Witness,
-    machines_timer,
-    watching_dials,
-)
-from .simulation_network import MOST_PASSES, Link, NetworkLoop
+with needs("the simulation", extra="testing,loro"):
+    from async_solipsism import SleepForeverError
+    from loro import EphemeralStore, LoroDoc
+    from yarl import URL
+
+    from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
+    from reconnect_fsm.adaptors.base import Adaptor
+    from reconnect_fsm.client import Client
+    from reconnect_fsm.client_fsm import ClientFSM
+    from reconnect_fsm.connection import Connection
+    from reconnect_fsm.embedded_server import EmbeddedServer
+    from reconnect_fsm.errors import Unauthorized
+    from reconnect_fsm.keepalive import Keepalive
+    from reconnect_fsm.loro_protocol import CrdtType, Message, Permission, UpdateStatusCode
+    from reconnect_fsm.retry import RetryPolicy
+    from reconnect_fsm.room_fsm import RoomFSM
+    from reconnect_fsm.rooms import Auth, Room
+    from reconnect_fsm.status import ClientStatus, RoomStatus
+    from reconnect_fsm.transport import make_session
+
+    from . import leaks, virtual_time
+    from .nemesis import CALLS, FAULTS, KINDS, Sabotage, Step, plan
+    from .simulation_checks import (
+        GRACE,
+        INVARIANTS,
+        PING_ENDS,
+        ROOM_ENDS,
+        STOPPED,
+        STOPS,
+        Operation,
+        RoomBook,
+        Witness,
+        machines_timer,
+        watching_dials,
+    )
+    from .simulation_network import MOST_PASSES, Link, NetworkLoop
 
 __all__ = ["INVARIANTS", "Report", "User", "Violation", "World", "main", "simulate"]
 
@@ -100,7 +105,7 @@ class Report:
     calls: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(CALLS, 0)))
     """Kind of call by a user, likewise."""
     seen: Counter[str] = field(default_factory=Counter)
-    """What the clients did: attempts, connected, transitions, how operations ended, …"""
+    """What the clients did: attempts, connected, transitions, each state that was entered (``state waiting``), …"""
     digest: str = ""
     """Of the trace, SHA-256 in hexadecimal digits."""
 
@@ -171,9 +176,27 @@ class _Setting:
     episode: int | None = None
     only: Collection[int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.clients < 1:
+            raise ValueError(f"clients is how many there are, one or more, not {self.clients!r}")
+        if not self.hours >= 0:
+            raise ValueError(f"hours is a number of hours, not {self.hours!r}")
+        for name, base in PLUGGABLE.items():
+            given = getattr(self, name)
+            is_wrong = isinstance(given, type) and not issubclass(given, base)
+            if not callable(given) or (is_wrong and name != "adaptor"):  # an adaptor need not derive from ours
+                raise TypeError(f"{name} is {base.__name__}, or one of your own, not {given!r}")
+        if self.only is not None:
+            every = {step.index for step in plan(Random(f"{self.seed}: storm {self.episode or 0}"))}
+            if unknown := sorted({*self.only} - every):
+                raise ValueError(
+                    f"only: no such steps in storm {self.episode or 0}: {unknown}; there are 0 to {max(every)}"
+                )
+
     @property
     def command(self) -> str:
-        """Replays it, if the classes can be found by their names."""
+        """Replays it; with a comment, if a class cannot be found by its name."""
+        lost = ""
         parts = ["python", "-m", "reconnect_fsm.testing.simulation", "--seed", str(self.seed)]
         parts += ["--hours", f"{self.hours:g}", "--clients", str(self.clients)]
         for name, default in PLUGGABLE.items():
@@ -181,11 +204,13 @@ class _Setting:
             if given is not default:
                 place = f"{given.__module__}:{getattr(given, '__qualname__', type(given).__qualname__)}"
                 parts += [f"--{name.replace('_', '-')}", place]
+                if not _is_found(place, given):
+                    lost = f"  # first put {name} at the top of a module of its own: it cannot be found where it is"
         if self.episode is not None:
             parts += ["--episode", str(self.episode)]
         if self.only is not None:
             parts += ["--only", ",".join(map(str, sorted(self.only)))]
-        return shlex.join(parts)
+        return shlex.join(parts) + lost
 
 
 def simulate(
@@ -202,7 +227,7 @@ def simulate(
     only: Collection[int] | None = None,
     trace: TextIO | None = None,
 ) -> Report:
-    """Simulate so many hours, on an event loop of its own; return what happened.
+    """Simulate so many hours, on an event loop of its own (so not from an async test); return what happened.
 
     Parameters:
         seed: all that happens is a function of it, and of the other arguments.
@@ -217,8 +242,10 @@ def simulate(
         only: of that storm, run only the steps with these numbers.
         trace: where to write every event.
 
-    Raises `Violation` at the first invariant that is broken.
+    Raises `Violation` at the first invariant that is broken, RuntimeError where a loop is running already, TypeError or
+    ValueError for arguments that cannot be.
     """
+    virtual_time.check_call("simulate")
     setting = _Setting(seed, hours, clients, client, fsm, room_fsm, adaptor, server, episode, only)
     return World(setting, trace).run()
 
@@ -230,6 +257,8 @@ class _Fallible:
     """An adaptor that raises when told to."""
 
     def __init__(self, adaptor: Adaptor) -> None:
+        if adaptor is None:
+            raise TypeError("adaptor= is a function that makes an adaptor of a LoroDoc, and it returned None")
         self._adaptor = adaptor
         self.crdt_type = adaptor.crdt_type
         self.trouble: str | None = None
@@ -1068,7 +1097,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in itertools.count(given.seed):
             if seed == last or time.monotonic() - began > given.seconds:
                 break
-            setting = _Setting(seed=seed, **chosen)
+            try:
+                setting = _Setting(seed=seed, **chosen)
+            except (TypeError, ValueError) as error:
+                parser.error(str(error))
             try:
                 report = World(setting, given.trace).run()
             except Violation as violation:
@@ -1098,6 +1130,8 @@ PLUGGABLE: Final[dict[str, Any]] = {
 
 def _found(place: str) -> Any:
     module, _, name = place.partition(":")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{place!r} is not MODULE:NAME: say what of the module, after a colon")
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -1105,6 +1139,15 @@ def _found(place: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{place!r} is not MODULE:NAME of something that exists: {error}") from None
     return found
+
+
+def _is_found(place: str, thing: object) -> bool:
+    """Whether another process finds it there."""
+    module, _, name = place.partition(":")
+    try:
+        return module != "__main__" and attrgetter(name)(sys.modules[module]) is thing
+    except (AttributeError, KeyError):
+        return False
 
 
 def _say(line: str) -> None:

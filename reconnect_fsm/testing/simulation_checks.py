@@ -168,6 +168,8 @@ class Witness:
             )
         if self.is_calm:
             self.fail("good-network-holds", f"{self.name}: {change.old} → {change.new}: {change.reason}")
+        if change.new != change.old:
+            self.seen[f"state {change.new}"] += 1
         self.told_state = change.new
         self._check_wait_kept(change)
         self._check_fatal(change)
@@ -195,7 +197,10 @@ class Witness:
         asked = self.client._fsm.failure.retry_after
         most = max(self.policy.cap, min(asked, MAX_RETRY_AFTER))
         if not 0 <= wait <= most:
-            self.fail("wait-in-range", f"{self.name} waits {wait:g} s; at most {most:g} s are allowed")
+            what = f"{self.name} waits {wait:g} s in {change.new!r}; at most {most:g} s are allowed"
+            if change.new != "waiting":  # it is none of the library's
+                what += ": a machine with waits of its own needs a policy whose cap allows for them (client=)"
+            self.fail("wait-in-range", what)
         if type(self.policy).delay is RetryPolicy.delay:
             policy = self.policy
             centre = min(policy.base * 2.0 ** min(self._failures - 1, 32), policy.cap / (1 + policy.jitter))

@@ -12,13 +12,17 @@ or one run after another, each on a loop of its own, such as the examples of a H
         assert run(scenario) == ...
 
 Time goes by only when everybody waits, and then at once. Waiting for what can never happen is a ``SleepForeverError``,
-and so is any single wait of 24 hours or more. There is no TLS and no resolver: use ``ws://`` and a numeric address.
+and so is any single wait of 24 hours or more; but while something goes on for ever, such as the pings of a client, such
+a wait never ends unless it has a timeout. There is no TLS and no resolver: use ``ws://`` and a numeric address (or
+``localhost``, which is 127.0.0.1).
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -43,6 +47,19 @@ class VirtualTimeLoop(async_solipsism.EventLoop):  # type: ignore[misc]  # it is
 
     _ssock = None  # this loop needs no socket to wake itself up
 
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        """Knows ``localhost``; raises ``socket.gaierror`` for other names."""
+        if host != "localhost":
+            raise socket.gaierror(socket.EAI_NONAME, f"virtual time knows no names such as {host!r}: use {HOST}")
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (HOST, port))]
+
+    def _run_once(self) -> None:
+        try:
+            super()._run_once()
+        except async_solipsism.SleepForeverError as error:
+            error.add_note("everything waits for something that never comes, or for 24 hours or more")
+            raise
+
 
 @contextmanager
 def in_memory_connections() -> Iterator[None]:
@@ -59,7 +76,12 @@ async def _start_connection(addr_infos: Any, **options: Any) -> Any:
 
 
 def run(main: Callable[[], Awaitable[T]]) -> T:
-    """Run ``main()`` on a virtual loop of its own, in debug mode; fail if it leaves anything behind."""
+    """Run ``main()`` on a virtual loop of its own, in debug mode; fail if it leaves anything behind.
+
+    Call it where no loop is running. Returns what ``main()`` returns, and raises what it raises; RuntimeError where a
+    loop is running, TypeError for what cannot be called.
+    """
+    check_call("run_in_virtual_time", main)
 
     async def checked() -> T:
         before = leaks.in_loop() | leaks.in_process()
@@ -70,6 +92,16 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
 
     with asyncio.Runner(debug=True, loop_factory=VirtualTimeLoop) as runner, in_memory_connections():
         return runner.run(checked())
+
+
+def check_call(who: str, main: object = run) -> None:
+    """Raise TypeError unless ``main`` can be called, and RuntimeError where a loop is running already."""
+    if not callable(main):
+        if inspect.iscoroutine(main):
+            main.close()  # else it complains that nobody awaited it
+        raise TypeError(f"{who} takes the function itself, uncalled, as in {who}(scenario); not {main!r}")
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(f"{who} makes event loops of its own: call it from a plain function, not from an async one")
 
 
 @asynccontextmanager
