@@ -198,7 +198,7 @@ class Event(Generic[P]):
         self.__doc__ = record.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        layer: Event[Any] | None = self
+        layer: Any = self
         while layer is not None and not layer.declared_in:  # x = X.x.first(a).first(b) declares two at once
             layer.declared_in = owner.__name__
             layer = layer._inherited

@@ -44,7 +44,8 @@ class Redaction:
         """The words as text: short, one line, no secrets; nor what the server was ``told`` besides."""
         text = _text(words)[:READ]
         secrets = _forms(_text(told)).union(*self._known())
-        shown, at = [], 0
+        shown: list[str] = []
+        at = 0
         for start, end in sorted(span for secret in secrets for span in _spans(text, secret)):
             if start >= at:
                 shown += [text[at:start], INSTEAD]

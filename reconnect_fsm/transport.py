@@ -123,7 +123,8 @@ def learn_secrets(redaction: Redaction, url: URL, options: Mapping[str, Any], se
             redaction.learn(value)
     for credentials in (options.get("auth"), options.get("proxy_auth")):
         if isinstance(credentials, aiohttp.BasicAuth):
-            _learn_credentials(redaction, credentials.login, credentials.password)
+            user, password, _ = cast("tuple[str, str, str]", credentials)
+            _learn_credentials(redaction, user, password)
     for each in (URL(options.get("proxy") or ""), URL().with_query(options.get("params")), url):
         _learn_credentials(redaction, each.user or "", each.password or "")
         raw = [pair.partition("=")[2] or pair for pair in each.raw_query_string.split("&")]

@@ -452,7 +452,7 @@ class ScriptedServer(EmbeddedServer):
 
 
 def _entry(entry: Entry) -> tuple[Misbehaviour, ...]:
-    acts = () if entry is None else tuple(entry) if isinstance(entry, list | tuple) else (entry,)
+    acts: tuple[Any, ...] = () if entry is None else tuple(entry) if isinstance(entry, list | tuple) else (entry,)
     for act in acts:
         if not isinstance(act, Misbehaviour):
             raise TypeError(
