@@ -661,6 +661,7 @@ class Report:
         self.tallies: dict[str, dict[str, Tally]] = {}
         self.survivors: list[Mutant] = []
         self.complaints = 0
+        self.noted = 0
 
     def complain(self, what: str) -> None:
         self.complaints += 1
@@ -671,6 +672,9 @@ class Report:
             sys.exit(f"{mutant.name}: {said}")
         tally = self.tallies.setdefault(mutant.module, {}).setdefault(mutant.kind, Tally())
         setattr(tally, verdict, getattr(tally, verdict) + 1)
+        self.noted += 1
+        if self.noted % 500 == 0:
+            print(f"{self.noted:,} done", flush=True)
         if verdict == "survived":
             self.survivors.append(mutant)
         if verdict == "survived" and mutant.name not in self.reasons:
