@@ -455,7 +455,7 @@ class Connection:
         beat = heartbeat.tick(max(self._now(), due), stalled)  # asyncio may run a timer a little early
         if beat is Beat.DEAD:
             why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"
-            if heartbeat.is_unread(stalled):
+            if heartbeat.is_unread(stalled) and not heartbeat.is_silent:
                 why = f"the server has read nothing for {stalled:.0f} s: the connection is dead"
             elif not heartbeat.was_ever_answered:
                 why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"

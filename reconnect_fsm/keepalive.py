@@ -112,6 +112,11 @@ class Heartbeat:
             self.deadline = self._next_ping
         return round_trip
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether a ping is in flight, and nothing was heard since."""
+        return self._sent_at is not None and self._heard_at <= self._sent_at
+
     def is_unread(self, stalled: float) -> bool:
         """Whether the other end takes nothing of what we say, for so many seconds: it may talk, but it is deaf."""
         return stalled >= self._config.timeout
@@ -127,7 +132,7 @@ class Heartbeat:
         if not self.is_unread(stalled):
             if self._sent_at is None:
                 return Beat.PING
-            if self._heard_at > self._sent_at:  # no pong, but other traffic since: alive, and asked again in its time
+            if not self.is_silent:  # no pong, but other traffic since: alive, and asked again in its time
                 self._grace_given = False
                 if now >= self._next_ping:
                     return Beat.PING

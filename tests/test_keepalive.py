@@ -427,3 +427,13 @@ def test_numbers_that_make_no_sense_are_refused(name: str, value: Any) -> None:
     """With the way to switch pings off."""
     with pytest.raises(ValueError, match=rf"^{name} must be .* not {value!r}; enabled=False"):
         Keepalive(**{name: value})
+
+
+def test_live_2_who_is_silent_is_told_from_who_talks_and_does_not_read() -> None:
+    """LIVE-2: dead either way; the words for it differ."""
+    beat = heartbeat()
+    assert not beat.is_silent
+    beat = pinged()
+    assert beat.is_silent
+    beat.heard(20.1)
+    assert not beat.is_silent
