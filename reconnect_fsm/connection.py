@@ -451,7 +451,7 @@ class Connection:
         heartbeat, socket = self._heartbeat, self._socket
         if heartbeat is None or socket is None:
             return
-        stalled = socket.stalled
+        stalled = socket.look_if_stalled()
         beat = heartbeat.tick(max(self._now(), due), stalled)  # asyncio may run a timer a little early
         if beat is Beat.DEAD:
             why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"

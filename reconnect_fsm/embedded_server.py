@@ -285,7 +285,7 @@ class EmbeddedServer:
         """Ends every TCP connection with a reset (RST), also those whose upgrade was not answered yet."""
         for protocol in self._web.connections if self._web is not None else ():
             if (transport := protocol.transport) is not None:
-                _reset(transport)
+                reset_connection(transport)
 
     def freeze(self) -> None:
         """Makes every connection half-open: nothing is read, answered or sent, and TCP stays as it is.
@@ -710,7 +710,7 @@ class _Connection:
         self.watch_fragments()
 
 
-def _reset(transport: asyncio.Transport) -> None:
+def reset_connection(transport: asyncio.Transport) -> None:
     """Tear a TCP connection down: an RST."""
     connection = transport.get_extra_info("socket")
     if isinstance(connection.fileno(), int):  # else it is one in memory (reconnect_fsm.testing.virtual_time)

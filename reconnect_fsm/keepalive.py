@@ -118,7 +118,7 @@ class Heartbeat:
         return self._sent_at is not None and self._heard_at <= self._sent_at
 
     def is_unread(self, stalled: float) -> bool:
-        """Whether the other end takes nothing of what we say, for so many seconds: it may talk, but it is deaf."""
+        """Whether the other end takes nothing of what we say: it may talk, but it is deaf (LIVE-2)."""
         return stalled >= self._config.timeout
 
     def tick(self, now: float, stalled: float = 0.0) -> Beat:

@@ -35,8 +35,8 @@ class Redaction:
     def learn(self, secret: str | bytes | None) -> None:
         """Remember a secret, and its parts if it has several: ``Bearer token``, ``a=token; b=token``."""
         text = _text(secret)
-        self._secrets.pop(text, None)  # so that it counts as the latest
-        self._secrets[text] = _forms(text)
+        forms = self._secrets.pop(text, None)  # and put back, so that it counts as the latest
+        self._secrets[text] = _forms(text) if forms is None else forms  # ten thousand rooms may tell the same
         if len(self._secrets) > MOST:
             del self._secrets[next(iter(self._secrets))]
 

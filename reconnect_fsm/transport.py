@@ -184,7 +184,7 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         is_as_expected = getattr(writer, "transport", None) is self.transport
         if self.transport is not None and is_as_expected:
             writer.transport = self.burst = Burst(self.transport)
-        # else aiohttp has changed its private parts: each frame costs a system call, and `stalled` knows nothing
+        # else aiohttp has changed its private parts: each frame costs a system call, and `look_if_stalled` is blind
 
 
 class _Redirected(Exception):
@@ -399,11 +399,10 @@ class Socket:
         """How many frames, or groups of frames, wait to be written."""
         return len(self._outbox)
 
-    @property
-    def stalled(self) -> float:
+    def look_if_stalled(self) -> float:
         """For how many seconds the other end has taken nothing, though something waits for it; 0 if it flows.
 
-        Counted from when it was last asked and flowed, so ask at every beat of the heart.
+        Counted from when one last looked and it flowed, so look at every beat of the heart.
         """
         if self._ws.burst is None or sys.platform != "linux":
             return 0.0  # what the other end has taken cannot be known

@@ -23,6 +23,7 @@ from ssl import SSLContext
 from typing import Final, TypeAlias
 
 from reconnect_fsm.connection import Connection
+from reconnect_fsm.embedded_server import reset_connection
 from reconnect_fsm.status import ClientStatus, StateChange, StatusChange
 
 __all__ = [
@@ -196,9 +197,7 @@ class Peer:
 
     def reset(self) -> None:
         """Tear the TCP connection down: an RST."""
-        linger = struct.pack("ii", 1, 0)
-        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self._writer.transport.abort()
+        reset_connection(self._writer.transport)
 
     def abort(self) -> None:
         """Let go of everything, at once."""

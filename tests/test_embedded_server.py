@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, ClassVar
@@ -15,9 +14,9 @@ from typing import Any, ClassVar
 import aiohttp
 import loro
 import pytest
-import trustme
 from aiohttp import WSMsgType
 
+import tls
 from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.errors import ProtocolError
 from reconnect_fsm.loro_protocol import (
@@ -209,11 +208,7 @@ async def test_ipv6_addresses_are_bracketed() -> None:
 
 async def test_tls(session: aiohttp.ClientSession) -> None:
     """With an SSL context the server speaks wss, also when it resets and stops."""
-    authority = trustme.CA()
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(served)
-    trusted = ssl.create_default_context()
-    authority.configure_trust(trusted)
+    served, trusted = tls.contexts()
     async with EmbeddedServer(ssl=served) as server:
         assert server.url.startswith("wss://")
         first = Peer(await session.ws_connect(server.url, ssl=trusted))

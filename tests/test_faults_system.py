@@ -15,7 +15,6 @@ import os
 import resource
 import socket
 import ssl
-import struct
 import tempfile
 import threading
 import time
@@ -41,8 +40,10 @@ from faulty import HOST, eventually, unused_port
 from figures import Figures
 from namespaces import ACK, FIN, HERE, RST, SYN, THERE, Cable, Packet
 from processes import KEEPALIVE, ClientProcess, ServerProcess, established, write_at
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.embedded_server import EmbeddedServer, reset_connection
 from reconnect_fsm.status import StateChange
+from tls import client_side as trusting
+from tls import server_side as certified
 
 SEED: Final = 0
 DYING: Final = replace(SMALL, interval=0.5, timeout=1.0, connect_timeout=1.5, join_timeout=5.0)
@@ -715,8 +716,7 @@ class Tunnel:
         """An RST, unless it is closing already."""
         if self.writer.transport.is_closing():
             return
-        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
+        reset_connection(self.writer.transport)
 
 
 async def pass_on(_: Tunnel) -> bool:
@@ -934,15 +934,11 @@ def authority() -> trustme.CA:
 
 @functools.cache
 def client_side() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority().configure_trust(context)
-    return context
+    return trusting(authority())
 
 
 def server_side() -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority().issue_cert(HOST).configure_cert(context)
-    return context
+    return certified(authority())
 
 
 @asynccontextmanager

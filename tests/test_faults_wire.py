@@ -25,11 +25,11 @@ from email.utils import format_datetime
 from typing import Any, Final
 
 import pytest
-import trustme
 from loro import ExportMode, LoroDoc, VersionVector
 
 import fault_matrix
 import faulty
+import tls
 from fault_matrix import DEFAULTS, ROOM, SECRET, SMALL, Fault, Stage, edit, fault_id, play, text_of
 from faulty import BINARY, CLOSE, CONTINUATION, HOST, PING, PONG, TEXT, Behaviour, Peer
 from figures import Figures, soak
@@ -235,10 +235,7 @@ async def moving() -> AsyncIterator[Wire]:
 @asynccontextmanager
 async def secure() -> AsyncIterator[Wire]:
     """The same over TLS."""
-    authority = trustme.CA()
-    served, trusted = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-    authority.issue_cert(HOST).configure_cert(served)
-    authority.configure_trust(trusted)
+    served, trusted = tls.contexts()
     async with wire(served) as stage:
         stage.options = {**stage.options, "ssl": trusted}
         yield stage

@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 import pytest
-import trustme
 
 import faulty
+import tls
 from faulty import PING, PONG, Peer, Watch, eventually
 from reconnect_fsm import ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy
 
@@ -454,11 +454,7 @@ def contexts(request: pytest.FixtureRequest) -> tuple[ssl.SSLContext | None, ssl
     """For the server and for the client."""
     if request.param == "ws":
         return None, None
-    authority = trustme.CA()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert(faulty.HOST).configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
+    return tls.contexts()
 
 
 @pytest.mark.parametrize("reads", [True, False])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import trustme
 from loro import LoroDoc
 
+import tls
 from faulty import Watch, eventually
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
@@ -600,23 +599,13 @@ async def test_a_client_comes_through(kind: str) -> None:
     await outage(kind, 10.0, is_lost=kind not in ("delay", "bandwidth", "drip"))
 
 
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's and a client's."""
-    authority = trustme.CA()
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert(HOST).configure_cert(served)
-    trusted = ssl.create_default_context()
-    authority.configure_trust(trusted)
-    return served, trusted
-
-
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_a_client_comes_through_under_real_time(secure: bool) -> None:
     """TLS passes through untouched."""
-    tls = contexts() if secure else None
-    await outage("drip", 0.3, tls, is_lost=False)
+    secured = tls.contexts() if secure else None
+    await outage("drip", 0.3, secured, is_lost=False)
     for kind in ("black hole", "truncate", "refuse and reset", "half close down"):
-        await outage(kind, 0.5, tls)
+        await outage(kind, 0.5, secured)
 
 
 def test_a_run_is_a_function_of_its_seed() -> None:

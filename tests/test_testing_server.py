@@ -14,9 +14,9 @@ from math import inf
 from typing import Any, cast
 
 import pytest
-import trustme
 from loro import LoroDoc
 
+import tls
 from faulty import Watch, eventually
 from figures import Figures
 from reconnect_fsm import Client, ClientStopped, JoinRefused, Keepalive, NotConnected, RetryPolicy
@@ -312,12 +312,7 @@ def test_at_every_byte(figures: Figures) -> None:
 @pytest.fixture(scope="module")
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A server's and a client's."""
-    authority = trustme.CA()
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(served)
-    trusted = ssl.create_default_context()
-    authority.configure_trust(trusted)
-    return served, trusted
+    return tls.contexts()
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,6 +36,7 @@ from reconnect_fsm.redaction import Redaction
 from reconnect_fsm.status import CloseInfo
 from reconnect_fsm.testing import leaks
 from reconnect_fsm.transport import AttemptFailed, Socket, make_session, open_socket
+from tls import client_side, server_side
 
 QUICK = RetryPolicy(base=0.01, cap=0.02, jitter=0.0)
 LATER = RetryPolicy(base=1000.0, cap=1000.0, jitter=0.0)  # once an attempt has failed, it waits
@@ -552,18 +552,6 @@ async def test_d_http_a_redirect_to_the_same_place_is_refused_too() -> None:
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
-
-
-def server_side(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert(name).configure_cert(context)
-    return context
-
-
-def client_side(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
 
 
 async def test_tls(authority: trustme.CA) -> None:

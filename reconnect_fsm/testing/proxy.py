@@ -32,7 +32,7 @@ from typing import ClassVar, Final
 
 from yarl import URL
 
-from reconnect_fsm.embedded_server import _reset
+from reconnect_fsm.embedded_server import reset_connection
 
 __all__ = ["ChaosProxy", "Counts", "Direction"]
 
@@ -150,7 +150,7 @@ class ChaosProxy:
             self._server = None
             tasks = [connection.task for connection in self._connections]
             for connection in list(self._connections):
-                connection.end(_reset)
+                connection.end(reset_connection)
             if tasks:
                 await asyncio.wait(tasks)
 
@@ -221,7 +221,7 @@ class ChaosProxy:
         for connection in list(self._connections):
             if any(pipe.lossy for direction in holes for pipe in connection.pipes(direction)):
                 self.counts.resets += 1
-                connection.end(_reset)
+                connection.end(reset_connection)
             for pipe in connection.pipes(Direction.BOTH):
                 pipe.limit = None
         self._conditions = {Direction.UP: _Conditions(), Direction.DOWN: _Conditions()}
@@ -235,7 +235,7 @@ class ChaosProxy:
 
     def reset(self) -> int:
         """Tear down the connections that there are, both ends: RSTs. Returns how many there were."""
-        return self._end_all("resets", _reset)
+        return self._end_all("resets", reset_connection)
 
     def cut(self) -> int:
         """Close the connections that there are, both ends: FINs. What is under way is lost. Returns how many."""
@@ -323,7 +323,7 @@ class _Connection:
             self._proxy.counts.resets += 1
         else:
             self._proxy.counts.cuts += 1
-        self.end(_reset if reset else _close)
+        self.end(reset_connection if reset else _close)
 
     async def _run(self) -> None:
         try:
@@ -343,7 +343,7 @@ class _Connection:
             server_reader, server_writer = await asyncio.open_connection(upstream.host, upstream.port)
         except OSError:
             proxy.counts.unreachable += 1
-            self.end(_reset)
+            self.end(reset_connection)
             return
         self._writers.append(server_writer)
         up = self._pipes[Direction.UP] = _Pipe(proxy, self, Direction.UP, reader, server_writer)
@@ -462,7 +462,7 @@ class _Pipe:
             self.lossy = True
             await asyncio.Event().wait()  # nobody hears of it; heal() resets the connection
         if reset:
-            self._connection.end(_reset)
+            self._connection.end(reset_connection)
         else:
             self._write_eof()
 
@@ -484,7 +484,7 @@ class _Pipe:
             self._sink.write(data[:size])
             await self._sink.drain()
         except ConnectionError:
-            self._connection.end(_reset)
+            self._connection.end(reset_connection)
             return None
         self._count(size)
         self._free_at = self._loop.time() + max(conditions.every, size / conditions.bandwidth)

@@ -31,7 +31,14 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from aiohttp import WSMsgType, web
 
-from reconnect_fsm.embedded_server import Authenticate, EmbeddedServer, _close_payload, _Connection, _reset, _RoomKey
+from reconnect_fsm.embedded_server import (
+    Authenticate,
+    EmbeddedServer,
+    _close_payload,
+    _Connection,
+    _RoomKey,
+    reset_connection,
+)
 from reconnect_fsm.loro_protocol import (
     CrdtType,
     JoinError,
@@ -687,7 +694,7 @@ class _Wire(asyncio.Transport):
         self._real.close()
 
     def reset(self) -> None:
-        _reset(self._real)
+        reset_connection(self._real)
 
     def flow(self, *, full: bool) -> None:
         """Tell aiohttp whether it may write on."""
