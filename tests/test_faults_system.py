@@ -41,7 +41,7 @@ from figures import Figures
 from namespaces import ACK, FIN, HERE, RST, SYN, THERE, Cable, Packet
 from processes import KEEPALIVE, ClientProcess, ServerProcess, established, write_at
 from reconnect_fsm.embedded_server import EmbeddedServer, reset_connection
-from reconnect_fsm.status import StateChange
+from reconnect_fsm.status import RoomStatus, StateChange
 from tls import client_side as trusting
 from tls import server_side as certified
 
@@ -145,7 +145,7 @@ async def start_again(stage: InProcess) -> None:
 
 async def crash_again(stage: InProcess) -> None:
     await start_again(stage)
-    await eventually(lambda: established(stage.server.port))
+    await eventually(lambda: all(room.status is RoomStatus.JOINED for room in stage.client.rooms))
     stage.server.signal(SIGKILL)
     await start_again(stage)
 
@@ -196,8 +196,10 @@ PROCESSES = [
             strike=send(SIGKILL), heal=start_again, says=LOST),
     process("the server's process is terminated (SIGTERM) and started again",
             strike=send(SIGTERM), heal=start_again, says="closed with code 1001: Server stopping"),
-    process("the server's process is killed, and its successor too as soon as it is up",
-            strike=send(SIGKILL), heal=crash_again, says=LOST),
+    process("the server's process is killed, and its successor too as soon as it serves the room",
+            strike=send(SIGKILL), heal=crash_again, says=LOST,
+            client="connected → reconnecting → connected → reconnecting → connected",
+            room="joined → reconnecting → joined → reconnecting → joined"),
     process("the server's process is stopped (SIGSTOP) for less than the keepalive allows",
             strike=send(SIGSTOP, SIGCONT, after=SHORT_STALL), **HARMLESS),
     process("the server's process is stopped (SIGSTOP), and goes on once that was noticed",
