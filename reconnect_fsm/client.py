@@ -12,12 +12,12 @@ from .connection import Connection
 from .effects import TellRooms
 from .errors import NotConnected, ProtocolError
 from .keepalive import PING, PONG, Keepalive
-from .loro_protocol import MAX_MESSAGE_SIZE, decode
+from .loro_protocol import MAX_MESSAGE_SIZE
 from .network import NetworkSource
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .rooms import Auth, Room, Rooms
-from .status import ClientStatus, RoomStatus, StatusChange
+from .status import RoomStatus, StatusChange
 from .transport import Data, Session, UrlSource
 
 __all__ = ["Client"]
@@ -33,7 +33,12 @@ class Client(Connection):
             ...                                   # edit doc: it is synced, across every outage
             await room.synced()
 
-    Takes what `Connection` takes, and ``room_fsm``: the class of the rooms' machines, a subclass of `RoomFSM`.
+    Takes what `Connection` takes, and
+
+    Parameters:
+        room_fsm: the class of the rooms' machines, a subclass of `RoomFSM`.
+        joins_at_once: how many rooms may be asked for at the same time and not be answered yet; the others wait for
+            their turn, those of a higher priority first. None: no bound.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Client(Connection):
         close_timeout: float = 2.0,
         fsm: type[ClientFSM] = ClientFSM,
         room_fsm: type[RoomFSM] = RoomFSM,
+        joins_at_once: int | None = 512,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -63,15 +69,17 @@ class Client(Connection):
         )
         if not (isinstance(room_fsm, type) and issubclass(room_fsm, RoomFSM)):
             raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
+        if joins_at_once is not None and (not isinstance(joins_at_once, int) or joins_at_once < 1):
+            raise ValueError(f"joins_at_once must be a number of rooms, or None for no bound, not {joins_at_once!r}")
         self._rooms = Rooms(
             self._pump,
             self._send_frames,
             self._frames_written,
             self._own_task,
             lambda: room_fsm(self._retry),
+            joins_at_once,
             self._retry.random.getrandbits,
             self._frames_waiting,
-            lambda: self.reason if self.status is ClientStatus.CONNECTED else None,
             self._redaction,
         )
 
@@ -86,6 +94,7 @@ class Client(Connection):
         adaptor: Adaptor,
         *,
         auth: Auth = b"",
+        priority: int = 0,
         on_status: Callable[[StatusChange[RoomStatus]], object] | None = None,
     ) -> Room:
         """Join a room, now or as soon as there is a connection (JOIN-1), and again after each reconnect (REJOIN-2).
@@ -99,12 +108,13 @@ class Client(Connection):
             auth: what the server asks for: bytes, or a function, plain or async, that is asked at each (re)join
                 (D-INTENT). If it raises `Unauthorized` the room goes to ``error``; after anything else it is tried
                 again.
+            priority: the higher, the sooner it is asked for when many rooms are (see ``joins_at_once``).
             on_status: called with every change of the room's status (JOIN-3, OBS-2).
 
         Raises TypeError or ValueError at once for arguments that cannot work. Awaiting it raises JoinRefused, RoomLeft,
         or ClientStopped (D-STOP). While the client is stopped already, awaiting it waits for somebody to start it.
         """
-        return self._rooms.join(room_id, adaptor, auth, on_status)
+        return self._rooms.join(room_id, adaptor, auth, priority, on_status)
 
     # What a connection does, done for rooms too
 
@@ -117,18 +127,17 @@ class Client(Connection):
 
     def _received(self, data: Data) -> None:
         """Binary messages are the protocol's; text other than its ping and pong is passed on."""
-        if isinstance(data, bytes) and len(data) > MAX_MESSAGE_SIZE:
-            self._rooms.complain(
-                "dropped a message of %d bytes: the protocol's limit is %d", len(data), MAX_MESSAGE_SIZE
-            )
-        elif isinstance(data, bytes):
+        if isinstance(data, bytes):
+            if len(data) > MAX_MESSAGE_SIZE:
+                self._rooms.complain(
+                    "dropped a message of %d bytes: the protocol's limit is %d", len(data), MAX_MESSAGE_SIZE
+                )
+                return
             try:
-                message = decode(data)
+                self._rooms.received(data)
             except ProtocolError as error:
                 # Nothing else is lost by it: the connection and its rooms go on.
                 self._rooms.complain("dropped a malformed message of %d bytes: %s", len(data), error)
-            else:
-                self._rooms.received(message)
         elif data == PING:
             if self._socket is not None:
                 self._socket.send_urgent(PONG)

@@ -3,7 +3,7 @@
 It decides nothing. It turns what happens (a dial ended, a frame came, a timer ran out, somebody called a method) into
 facts for the machine, and runs the effects that the machine asks for. Its laws:
 
-1. Facts queue and run one at a time, each to its end (`Pump`).
+1. Facts queue and run one at a time, each to its end (`Driver`).
 2. A fact from a dial or socket that is no longer the current one is dropped, in one place (`_is_current`).
 3. Entering a state starts what lives in it, leaving stops it: the machine says so, the effects below do so.
 4. The state has changed, rooms have been told, resources are torn down; then listeners hear of it.
@@ -18,12 +18,14 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from .client_fsm import ClientFSM
+from .driver import Driver
 from .effects import (
     AnnounceConnected,
     CancelDial,
@@ -42,7 +44,7 @@ from .effects import (
 from .errors import ClientStopped, NotConnected
 from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
 from .network import NetworkSource
-from .pump import Lazily, Listeners, Outcome, Promise, Pump, raised
+from .pump import Lazily, Listeners, Outcome, Promise, raised
 from .redaction import Redaction
 from .retry import RetryPolicy
 from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
@@ -130,7 +132,7 @@ class Connection:
         self._redaction = Redaction()
 
         self._fsm = fsm(self._retry)
-        self._pump = Pump()
+        self._pump = Driver()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
         # What is alive: at most one of each, started and stopped by effects alone
@@ -153,6 +155,7 @@ class Connection:
         self._on_transition: Listeners[StateChange] = Listeners("on_transition")
         self._on_latency: Listeners[float] = Listeners("on_latency")
         self._on_message: Listeners[Data] = Listeners("on_message")
+        self._run_any = defaultdict[type, Callable[[Connection, Effect], None]](lambda: type(self).run_effect)
         self._run: dict[type[Effect], Callable[[Any], None]] = {
             Release: self._release,
             Dial: self._start_dial,
@@ -357,38 +360,21 @@ class Connection:
         self._fire(self._fsm.close_requested)
 
     def _fire(self, fact: Callable[..., list[Effect]], *args: Any) -> None:
-        """Tell the machine a fact and run the effects. The only place where either happens."""
-        fsm = self._fsm
+        """Tell the machine a fact and run the effects."""
+        fsm, event = self._fsm, _name(fact)
         old = fsm.state
-        try:
-            effects = fact(*args)
-        except (Exception, asyncio.CancelledError) as error:
-            logger.exception("%s raised on %s in state %s", type(fsm).__name__, _name(fact), old)
-            effects = self._broke(raised(f"the machine {type(fsm).__name__}", error))
-        for effect in effects:
-            try:
-                self.run_effect(effect)
-            except (Exception, asyncio.CancelledError) as error:
-                logger.exception("running %r raised", effect)
-                what = raised(f"running {type(effect).__name__}", error)
-                self._pump.post(self._fire, fsm.broke, what)
+        self._pump.fire("", fsm, event, args, self._run_any, Connection._broke, self)
         if self._heartbeat is None:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))
         if fsm.state != old:
-            logger.debug("%s: %s → %s: %s", _name(fact), old, fsm.state, fsm.reason)
+            logger.debug("%s: %s → %s: %s", event, old, fsm.state, fsm.reason)
             self._pump.post(
                 self._on_transition.tell,
-                StateChange(_name(fact), old, fsm.state, fsm.status, fsm.reason, fsm.attempt, fsm.retry_in),
+                StateChange(event, old, fsm.state, fsm.status, fsm.reason, fsm.attempt, fsm.retry_in),
             )
 
-    def _broke(self, what: str) -> list[Effect]:
-        """Something of the user's own raised (D-ERROR). If the way to `error` raises too, nobody is asked."""
-        fsm = self._fsm
-        try:
-            return fsm.broke(what)
-        except Exception:
-            logger.exception("%s raised again on its way to error", type(fsm).__name__)
-            return fsm.give_up(what)
+    def _broke(self, what: str) -> None:
+        self._fire(self._fsm.broke, what)
 
     def _is_current(self, source: asyncio.Task[Socket] | Socket) -> bool:
         """Whether a fact comes from the dial or socket that counts now; all others are dropped (law 2)."""
@@ -404,8 +390,8 @@ class Connection:
         if socket is not None:
             self._socket = socket
             socket.start(
-                lambda data: self._pump.post(self._heard, socket, data),
-                lambda: self._pump.post(self._heard, socket, None),
+                lambda batch: self._pump.post(self._heard, socket, batch),
+                lambda: self._pump.post(self._heard, socket, ()),
                 lambda info: self._pump.post(self._socket_closed, socket, info),
                 self._pump.idle,
             )
@@ -423,20 +409,31 @@ class Connection:
         if self._is_current(socket):
             self._fire(self._fsm.socket_closed, info)
 
-    def _heard(self, socket: Socket, data: Data | None) -> None:
-        if not self._is_current(socket) or self._heartbeat is None:
+    def _heard(self, socket: Socket, messages: Sequence[Data]) -> None:
+        if self._is_current(socket) and self._heartbeat is not None:
+            self._heartbeat.heard(self._now())
+            self._take(socket, iter(messages))
+
+    def _take(self, socket: Socket, messages: Iterator[Data]) -> None:
+        """Take messages until there is something else to do: that goes first, as it would between two reads."""
+        if socket is not self._socket or self._heartbeat is None:
             return
-        heartbeat, now = self._heartbeat, self._now()
-        heartbeat.heard(now)
-        if data == PONG and heartbeat.is_owed:
-            round_trip = heartbeat.ponged(now)
-            if round_trip is not None:
-                self._set_heartbeat_timer()
-                self._latency = round_trip
-                self._pong.keep(round_trip)
-                self._pump.post(self._on_latency.tell, round_trip)
-        elif data is not None:
-            self._received(data)
+        for data in messages:
+            if data == PONG and self._heartbeat.is_owed:
+                self._ponged(self._heartbeat)
+            else:
+                self._received(data)
+            if self._pump.waiting:
+                self._pump.post(self._take, socket, messages)
+                return
+
+    def _ponged(self, heartbeat: Heartbeat) -> None:
+        round_trip = heartbeat.ponged(self._now())
+        if round_trip is not None:
+            self._set_heartbeat_timer()
+            self._latency = round_trip
+            self._pong.keep(round_trip)
+            self._pump.post(self._on_latency.tell, round_trip)
 
     def _received(self, data: Data) -> None:
         """A message came. A client with rooms takes the binary ones for itself."""

@@ -29,6 +29,7 @@ __all__ = [
     "StopKeepalive",
     "StopTimer",
     "Synchronise",
+    "TakeBack",
     "TellRooms",
     "Untrack",
     "VersionChoice",
@@ -150,6 +151,11 @@ class SendLeave(Effect):
 @dataclass(frozen=True, slots=True)
 class Synchronise(Effect):
     """Joined: send what the server lacks, and from now on every local update; wake those who wait to be joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack(Effect):
+    """Do not write the updates that are still to be written: the version exchange of the next join supersedes them."""
 
 
 @dataclass(frozen=True, slots=True)

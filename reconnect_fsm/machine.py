@@ -233,11 +233,13 @@ class Event(Generic[P]):
             raise RuntimeError(f"{self.name} was fired inside an event of the same machine: actions only emit effects")
         effects: list[Effect] = []
         fsm._effects = effects
+        fsm.emit = effects.append
         try:
             self._record(fsm, *args, **kwargs)
             fsm.machine.events[self.name].trigger(fsm)
         finally:
             fsm._effects = None
+            fsm.emit = _no_event
         return effects
 
 
@@ -253,7 +255,7 @@ def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P
 class FSM(Generic[StatusT]):
     """The base of all machines; see the module's text for how one is declared."""
 
-    __slots__ = ("_effects", "_told", "state")
+    __slots__ = ("_effects", "_told", "emit", "state")
 
     initial: ClassVar[State]
     """The state that a new instance is in; its ``enter`` actions do not run."""
@@ -265,24 +267,21 @@ class FSM(Generic[StatusT]):
     """The whole behaviour, one rule per row and source state, in the order in which they are tried."""
     machine: ClassVar[transitions.Machine]
     """The one Machine of this class."""
+    _statuses: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         self.state: str = self.initial.name
         """The name of the present state."""
         self._told = self.state  # the state that was announced last; not the present one after an action that raised
         self._effects: list[Effect] | None = None
+        self.emit: Callable[[Effect], None] = _no_event
+        """Ask for an effect. For actions only."""
 
     @property
     def status(self) -> StatusT:
         """The public status of the present state."""
-        status: StatusT = self.states[self.state].status
+        status: StatusT = self._statuses[self.state]
         return status
-
-    def emit(self, effect: Effect) -> None:
-        """Ask for an effect. For actions only."""
-        if self._effects is None:
-            raise RuntimeError("emit() is for actions: no event is being handled")
-        self._effects.append(effect)
 
     def state_changed(self) -> None:
         """Runs in every transition to another state, once it is there."""
@@ -293,7 +292,7 @@ class FSM(Generic[StatusT]):
     @property
     def told_status(self) -> StatusT:
         """The status that was announced last."""
-        status: StatusT = self.states[self._told].status
+        status: StatusT = self._statuses[self._told]
         return status
 
     def jump_to(self, target: State) -> None:
@@ -301,20 +300,25 @@ class FSM(Generic[StatusT]):
         self.state = self._told = target.name
 
     def _announce(self) -> None:
-        old_state, old = self._told, self.told_status
-        self._told = self.state
-        if self.state != old_state:
+        told, now = self._told, self.state
+        if now != told:
+            self._told = now
             self.state_changed()
-        if self.status != old:
-            self.status_changed(old, self.status)
+            if self._statuses[now] != self._statuses[told]:
+                self.status_changed(self._statuses[told], self._statuses[now])
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # `initial = some_state` gives no second state of that name
         cls.states = {name: each for name, each in _inherited(cls, State).items() if each.name == name}
+        cls._statuses = {name: each.status for name, each in cls.states.items()}
         cls.events = _inherited(cls, Event)
         if cls.states or cls.events:
             _Declaration(cls).build()
+
+
+def _no_event(_: Effect) -> None:
+    raise RuntimeError("emit() is for actions: no event is being handled")
 
 
 def _names(items: Named | Sequence[Named]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Lazily", "Listeners", "Outcome", "Promise", "Pump", "raised"]
@@ -26,7 +27,8 @@ class Pump:
     SLICE = 128
 
     def __init__(self) -> None:
-        self._jobs: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        """Jobs that wait for their turn."""
         self._running = False
         self._rest: asyncio.Handle | None = None  # what goes on with a long queue in the loop's next turn
         self._idle: Promise[None] = Promise()
@@ -46,16 +48,25 @@ class Pump:
 
     def reset(self) -> None:
         """Forget what waits: the loop that it waited for has ended."""
-        self._jobs.clear()
+        self.waiting.clear()
         self._running = False
         self._rest = None
 
     def post(self, job: Callable[..., None], *args: Any) -> None:
         """Run the job: now if nothing runs or waits, else in its turn."""
-        self._jobs.append((job, args))
-        if not self._running:
-            self._running = True
-            self._run()
+        if self._running or self.waiting:
+            self.waiting.append((job, args))
+            if not self._running:  # its loop was closed with jobs in the queue
+                self._running = True
+                self._run()
+            return
+        self._running = True
+        try:
+            job(*args)
+        except (Exception, asyncio.CancelledError):
+            _complain()
+        finally:
+            self._run(self.SLICE - 1)
 
     def post_each(self, job: Callable[..., None], items: Iterable[Any], *args: Any) -> None:
         """Run the job for every item, in its turn, before anything that is posted later."""
@@ -63,32 +74,36 @@ class Pump:
 
         def step() -> None:
             for item in iterator:
-                self._jobs.appendleft((step, ()))
+                self.waiting.appendleft((step, ()))
                 job(item, *args)
                 return
 
         self.post(step)
 
-    def _run(self) -> None:
+    def _run(self, left: int = SLICE) -> None:
         # _running stays True while a rest waits for the loop: whatever is posted then queues up behind it.
         self._rest = None
-        left = self.SLICE
         try:
-            while self._jobs:
+            while self.waiting:
                 if left == 0 and self._loop is not None:
                     return
                 left -= 1
-                job, args = self._jobs.popleft()
+                job, args = self.waiting.popleft()
                 try:
                     job(*args)
                 except (Exception, asyncio.CancelledError):
-                    logger.exception("a job of the driver raised; this is a fault of reconnect_fsm, please report it")
+                    _complain()
         finally:
-            if self._jobs and self._loop is not None and not self._loop.is_closed():
+            if self.waiting and self._loop is not None and not self._loop.is_closed():
                 self._rest = self._loop.call_soon(self._run)
             else:
                 self._running = False
-                self._idle.keep(None)
+                if self._idle:
+                    self._idle.keep(None)
+
+
+def _complain() -> None:
+    logger.exception("a job of the driver raised; this is a fault of reconnect_fsm, please report it")
 
 
 class Promise(Generic[T]):
@@ -98,6 +113,10 @@ class Promise(Generic[T]):
 
     def __init__(self) -> None:
         self._waiters: dict[asyncio.Future[T], None] = {}  # in order of arrival, so that runs can be repeated
+
+    def __bool__(self) -> bool:
+        """Whether somebody waits for it."""
+        return bool(self._waiters)
 
     async def wait(self) -> T:
         """Wait until it is next kept; raises what it is next broken with."""
@@ -179,8 +198,7 @@ class Listeners(Generic[T]):
         """Add a plain function; returns one that takes it out again. Raises TypeError for anything else."""
         if not callable(callback):
             raise TypeError(f"{self._what} takes a function, not {callback!r}")
-        call = type(callback).__call__
-        if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call):
+        if _is_coroutine_function(callback):
             raise TypeError(
                 f"{self._what} takes a plain function, but {callback!r} is a coroutine function, which nobody would "
                 "await. Start a task of your own from a plain function"
@@ -207,6 +225,13 @@ class Listeners(Generic[T]):
         if self._faults <= 10 or self._faults.bit_count() == 1:
             times = "" if self._faults == 1 else f" ({self._faults} times so far)"
             logger.exception("a callback of %s raised%s; the others are told all the same", self._what, times)
+
+
+def _is_coroutine_function(callback: Callable[..., object]) -> bool:
+    if type(callback) is FunctionType:  # inspect takes ten times as long to find out, and rooms are many
+        return bool(callback.__code__.co_flags & inspect.CO_COROUTINE) or hasattr(callback, "_is_coroutine_mark")
+    call = type(callback).__call__
+    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call)
 
 
 def raised(what: str, error: BaseException) -> str:

@@ -30,13 +30,14 @@ class Redaction:
 
     def __init__(self, also: Redaction | None = None) -> None:
         self._also = also
-        self._secrets: dict[str, frozenset[str]] = {}  # and the forms in which they may come back
+        self._secrets: dict[str | bytes, None] = {}  # a set that remembers which came first
 
     def learn(self, secret: str | bytes | None) -> None:
         """Remember a secret, and its parts if it has several: ``Bearer token``, ``a=token; b=token``."""
-        text = _text(secret)
-        forms = self._secrets.pop(text, None)  # and put back, so that it counts as the latest
-        self._secrets[text] = _forms(text) if forms is None else forms  # ten thousand rooms may tell the same
+        if not secret or len(secret) < SHORTEST:
+            return
+        self._secrets.pop(secret, None)  # so that it counts as the latest
+        self._secrets[secret] = None
         if len(self._secrets) > MOST:
             del self._secrets[next(iter(self._secrets))]
 
@@ -54,7 +55,8 @@ class Redaction:
         return presentable("".join([*shown, rest]))
 
     def _known(self) -> list[frozenset[str]]:
-        return [*self._secrets.values(), *(self._also._known() if self._also is not None else ())]
+        """The forms in which they may come back, worked out when words are shown: secrets are learnt far more often."""
+        return [*map(_forms, map(_text, self._secrets)), *(self._also._known() if self._also is not None else ())]
 
 
 def _text(words: object) -> str:

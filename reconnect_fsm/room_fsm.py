@@ -17,6 +17,8 @@ tells, its rows decide. A room costs its slots and nothing else: no Machine, tas
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from .effects import (
     AbandonRequest,
     Effect,
@@ -28,17 +30,19 @@ from .effects import (
     StartTimer,
     StopTimer,
     Synchronise,
+    TakeBack,
     Untrack,
     VersionChoice,
 )
 from .errors import ClientStopped, JoinRefused, RoomLeft
-from .loro_protocol.messages import JoinErrorCode, RoomErrorCode
+from .loro_protocol.messages import JoinErrorCode, RoomErrorCode, UpdateStatusCode
 from .machine import FSM, REST, STAY, event, refuse, row, state
 from .retry import RetryPolicy
 from .status import RoomStatus, StatusChange
 
 __all__ = ["RoomFSM"]
 
+NOT_REFUSED = RoomLeft("the room was left")
 NEXT_VERSION = {VersionChoice.CURRENT: VersionChoice.ALTERNATIVE, VersionChoice.ALTERNATIVE: VersionChoice.EMPTY}
 
 
@@ -47,6 +51,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     __slots__ = (
         "attempt",
+        "batch_status",
         "delay",
         "news",
         "now",
@@ -72,7 +77,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     queued = state(
         RoomStatus.CONNECTING,
-        doc="nothing sent yet: there is no connection",
+        doc="nothing sent yet: there is no connection, or its turn has not come",
     )
     joining = state(
         RoomStatus.CONNECTING,
@@ -94,7 +99,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     stale = state(
         RoomStatus.RECONNECTING,
-        doc="it was joined; the connection is gone",
+        doc="it was joined; the connection is gone, or its turn has not come",
     )
     rejoining = state(
         RoomStatus.RECONNECTING,
@@ -124,7 +129,7 @@ class RoomFSM(FSM[RoomStatus]):
     ASKING = (joining, rejoining)
     DELAYED = (join_delayed, rejoin_delayed)
     FIRST_TIME = (joining, join_delayed)
-    ONCE_JOINED = (joined, rejoining, rejoin_delayed)
+    ONCE_JOINED = (rejoining, rejoin_delayed)
     ONLINE = (joining, join_delayed, joined, rejoining, rejoin_delayed)
     OVER = (left, error)
 
@@ -143,9 +148,10 @@ class RoomFSM(FSM[RoomStatus]):
         self.suggested_at: float | None = None
         """When the server's suggestion to rejoin was last followed."""
         self.now = 0.0
-        self.refusal: Exception = RoomLeft("the room was left")
+        self.refusal: Exception = NOT_REFUSED
         """What those who wait for this room are told when it ends."""
         self.unauthorized = False
+        self.batch_status = UpdateStatusCode.OK
         self.news = "not asked for yet"
         self.reason = self.news
         """Why it is in its present state, in words."""
@@ -171,6 +177,10 @@ class RoomFSM(FSM[RoomStatus]):
     def is_interval_over(self) -> bool:
         """No rejoin of this kind was made within the last `rejoin_interval`."""
         return self.suggested_at is None or self.now - self.suggested_at >= self.rejoin_interval
+
+    def is_refused_for_good(self) -> bool:
+        """The refusal speaks of the batch, not of the moment, as too little time or too many at once do."""
+        return self.batch_status not in (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)
 
     def was_asked(self) -> bool:
         """A request was made in vain, so that its answer may still come."""
@@ -202,6 +212,10 @@ class RoomFSM(FSM[RoomStatus]):
 
     def end_session(self) -> None:
         self.emit(EndSession())
+
+    def take_back(self) -> None:
+        """D-ACK: what is not written yet comes with the next join, and need not come twice."""
+        self.emit(TakeBack())
 
     def say_goodbye(self) -> None:
         self.emit(SendLeave())
@@ -261,12 +275,13 @@ class RoomFSM(FSM[RoomStatus]):
         refuse(REST, because="it has been asked for on this connection"),
     )
     def connection_opened(self, why: str) -> None:
-        """The client is connected."""
+        """The client is connected, and it is the room's turn to be asked for."""
         self.news = why
 
     @event(
-        row(FIRST_TIME,  to=queued, do=begin_anew, clause="D-INTENT"),
-        row(ONCE_JOINED, to=stale,  do=begin_anew, clause="REJOIN-2"),
+        row(FIRST_TIME,  to=queued, do=begin_anew,              clause="D-INTENT"),
+        row(joined,      to=stale,  do=(take_back, begin_anew), clause="REJOIN-2 D-ACK"),
+        row(ONCE_JOINED, to=stale,  do=begin_anew,              clause="REJOIN-2"),
         refuse(OVER, because="the room is no longer tracked"),
         refuse(REST, because="it knows that there is no connection"),
     )
@@ -341,8 +356,8 @@ class RoomFSM(FSM[RoomStatus]):
         self.news = self.reason
 
     @event(
-        row(joined, to=rejoining,      when=is_rejoin_due,       do=follow_suggestion, clause="D-ROOMERR"),
-        row(joined, to=rejoin_delayed, when=is_rejoin_suggested, do=keep_the_interval, clause="D-ROOMERR"),
+        row(joined, to=rejoining,      when=is_rejoin_due,       do=(take_back, follow_suggestion), clause="D-ROOMERR"),
+        row(joined, to=rejoin_delayed, when=is_rejoin_suggested, do=(take_back, keep_the_interval), clause="D-ROOMERR"),
         refuse(ASKING + DELAYED, when=is_rejoin_suggested, because="it is being asked for already"),
         row(ONLINE, to=error,                                                          clause="D-ROOMERR"),
         refuse(REST, because="it was not asked for on this connection"),
@@ -354,8 +369,8 @@ class RoomFSM(FSM[RoomStatus]):
         self.now = now
 
     @event(
-        row(joined, to=rejoining,      when=is_interval_over, do=follow_suggestion, clause="D-ACK"),
-        row(joined, to=rejoin_delayed,                        do=keep_the_interval, clause="D-ACK"),
+        row(joined, to=rejoining,      when=is_interval_over, do=(take_back, follow_suggestion), clause="D-ACK"),
+        row(joined, to=rejoin_delayed,                        do=(take_back, keep_the_interval), clause="D-ACK"),
         refuse(REST, because="there is no session"),
     )
     def acks_overdue(self, now: float) -> None:
@@ -364,12 +379,17 @@ class RoomFSM(FSM[RoomStatus]):
         self.now = now
 
     @event(
-        row(joined, to=rejoining,      when=is_interval_over, do=follow_suggestion, clause="D-ACK"),
-        row(joined, to=rejoin_delayed,                        do=keep_the_interval, clause="D-ACK"),
+        refuse(joined, when=is_refused_for_good, because="the same would be refused again", clause="D-ACK"),
+        row(joined, to=rejoining,      when=is_interval_over, do=(take_back, follow_suggestion), clause="D-ACK"),
+        row(joined, to=rejoin_delayed,                        do=(take_back, keep_the_interval), clause="D-ACK"),
         refuse(REST, because="there is no session"),
     )
-    def batch_lost(self, why: str, now: float) -> None:
-        """A batch did not get through, theirs or ours, at time ``now`` in seconds; only a rejoin brings it again."""
+    def batch_refused(self, status: UpdateStatusCode, why: str, now: float) -> None:
+        """A batch was refused, theirs by us or ours by the server, at time ``now`` in seconds.
+
+        What comes next depends on it, so if it may be taken later it has to come again; a rejoin brings it.
+        """
+        self.batch_status = status
         self.news = why
         self.now = now
 
@@ -415,4 +435,10 @@ class RoomFSM(FSM[RoomStatus]):
         under_way = new in (RoomStatus.CONNECTING, RoomStatus.RECONNECTING)
         waits = self.state in (self.join_delayed.name, self.rejoin_delayed.name)
         attempt, retry_in = self.attempt if under_way else 0, self.delay if waits else None
-        self.emit(NotifyStatus(StatusChange(old, new, self.news, attempt, retry_in)))
+        self.emit(_news(old, new, self.news, attempt, retry_in))
+
+
+@lru_cache(maxsize=64)
+def _news(old: RoomStatus, new: RoomStatus, reason: str, attempt: int, retry_in: float | None) -> NotifyStatus:
+    """Ten thousand rooms that are joined have the same to tell."""
+    return NotifyStatus(StatusChange(old, new, reason, attempt, retry_in))

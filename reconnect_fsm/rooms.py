@@ -13,15 +13,15 @@ import inspect
 import logging
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from .adaptors.base import Adaptor, guarded
 from .deadlines import Deadline, Deadlines
+from .driver import Driver
 from .effects import (
     AbandonRequest,
-    Effect,
     EndSession,
     FailWaiters,
     NotifyStatus,
@@ -30,6 +30,7 @@ from .effects import (
     StartTimer,
     StopTimer,
     Synchronise,
+    TakeBack,
     Untrack,
     VersionChoice,
 )
@@ -46,19 +47,23 @@ from .loro_protocol import (
     JoinResponseOk,
     Leave,
     Message,
+    MessageType,
     Permission,
     Reassembler,
     Refusal,
     RoomError,
     UpdateStatusCode,
+    decode,
     encode,
     room_header,
     split,
 )
-from .pump import Lazily, Listeners, Pump, raised
+from .loro_protocol.frames import header_of, join_request, read_join_response_ok, read_ok, read_update, single_update
+from .pump import Lazily, Listeners
 from .redaction import Redaction
 from .room_fsm import RoomFSM
 from .status import RoomStatus, StatusChange
+from .turns import Turns
 
 __all__ = ["Auth", "Room", "Rooms"]
 
@@ -70,6 +75,8 @@ Auth: TypeAlias = bytes | Callable[[], bytes | Awaitable[bytes]]
 MAX_UNACKED_UPDATES = 65_536
 MAX_UNACKED_BYTES = 16 * 1024 * 1024
 
+DOC_UPDATE, ACK, JOIN_RESPONSE_OK = MessageType.DOC_UPDATE, MessageType.ACK, MessageType.JOIN_RESPONSE_OK
+CURRENT = VersionChoice.CURRENT
 MAX_COMPLAINTS = 10  # warnings a connection
 MAX_REPLIES = 1_000  # frames that may wait before refusals are kept back
 MAX_FRAGMENTED_ROOMS = 16  # that may receive fragments at the same time
@@ -86,8 +93,10 @@ class Room:
         "_detach",
         "_fragments_due",
         "_fsm",
+        "_header",
         "_in_flight",
         "_listeners",
+        "_priority",
         "_reassembler",
         "_rooms",
         "_server_version",
@@ -102,7 +111,9 @@ class Room:
         "permission",
     )
 
-    def __init__(self, rooms: Rooms, room_id: str, adaptor: Adaptor, auth: Auth, fsm: RoomFSM) -> None:
+    def __init__(
+        self, rooms: Rooms, room_id: str, header: bytes, adaptor: Adaptor, auth: Auth, priority: int, fsm: RoomFSM
+    ) -> None:
         self.id = room_id
         """The room's id, at most 128 bytes as UTF-8."""
         self.adaptor = adaptor
@@ -112,7 +123,9 @@ class Room:
         self.permission: Permission | None = None
         """What the server lets us do, "read" or "write"; None while not joined."""
         self._rooms = rooms
+        self._header = header
         self._auth = auth
+        self._priority = priority
         self._fsm = fsm
         self._listeners: Listeners[StatusChange[RoomStatus]] | None = None
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] | None = None  # and what each waits for
@@ -213,10 +226,8 @@ Unacked: TypeAlias = tuple[tuple[bytes, ...], list[bytes]]
 NOTHING: dict[int, Unacked] = {}  # stands for every empty dict; never written to
 NO_BATCH: Unacked = ((), [])
 
-# Refusals of a batch, by the server or by us, after which the same again may be taken.
-TRY_AGAIN = (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)
-
-Key: TypeAlias = tuple[CrdtType, str]
+Answer: TypeAlias = tuple[Permission, bytes]
+"""What a JoinResponseOk says: the permission, and the version of the server."""
 
 
 class Rooms:
@@ -224,37 +235,42 @@ class Rooms:
 
     def __init__(
         self,
-        pump: Pump,
+        pump: Driver,
         send: Callable[[bytes | list[bytes]], None],
         written: Callable[[], Coroutine[Any, Any, None]],
         own: Callable[[asyncio.Task[Any]], None],
         make_fsm: Callable[[], RoomFSM],
+        at_once: int | None,
         random_bits: Callable[[int], int],
         backlog: Callable[[], int],
-        connected: Callable[[], str | None],
         redaction: Redaction,
     ) -> None:
         """``send`` writes a frame, or a list of them which may be cleared until then, or drops them if there is no
-        connection; ``written`` waits until all are written; ``own`` takes charge of a cancelled task until it ends."""
+        connection; ``written`` waits until all are written; ``own`` takes charge of a cancelled task until it ends;
+        ``at_once`` is how many rooms may be asked for and not answered at the same time."""
         self._pump = pump
         self._send = send
         self._written = written
         self._own = own
         self._make_fsm = make_fsm
-        self._tracked: dict[Key, Room] = {}
+        self._tracked: dict[bytes, Room] = {}  # by what their frames begin with
+        self._turns: Turns[Room] = Turns(at_once)
+        self._opened: str | None = None  # why there is a connection, if there is one
         self._deadlines = Deadlines(pump.post)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
         self._complaints = 0
-        self._orphans: Counter[Key] = Counter()  # answers to come, on this connection, for rooms that were left
-        self._answer: JoinResponseOk | None = None  # the one that is being handled
+        self._orphans: Counter[bytes] = Counter()  # answers to come, on this connection, for rooms that were left
+        self._answer: Answer = "read", b""  # the one that is being handled
         self._fragmented: set[Room] = set()  # rooms with batches that have not come whole
-        self._run: dict[type[Effect], Callable[[Room, Any], None]] = {
+        self._run = defaultdict[type, Callable[[Room, Any], None]](lambda: self._unknown)
+        self._run |= {
             StartTimer: self._start_timer,
             StopTimer: self._stop_timer,
             RequestJoin: self._request_join,
             AbandonRequest: self._abandon_request,
             Synchronise: self._synchronise,
+            TakeBack: self._take_back,
             EndSession: self._end_session,
             SendLeave: self._send_leave,
             Untrack: self._untrack,
@@ -263,7 +279,6 @@ class Rooms:
         }
         self._random_bits = random_bits
         self._backlog = backlog
-        self._connected = connected
         self._redaction = Redaction(also=redaction)
         self._last_batch_id: int | None = None
 
@@ -272,28 +287,36 @@ class Rooms:
 
     # What the client asks for
 
-    def join(self, room_id: str, adaptor: Adaptor, auth: Auth, on_status: Callable[..., object] | None) -> Room:
+    def join(
+        self,
+        room_id: str,
+        adaptor: Adaptor,
+        auth: Auth,
+        priority: int,
+        on_status: Callable[..., object] | None,
+    ) -> Room:
         """The tracked room (D-DEDUPE), or a new one. Raises TypeError or ValueError for what cannot be joined."""
-        _check(room_id, adaptor, auth)
-        room = self._tracked.get((adaptor.crdt_type, room_id))
+        _check(room_id, adaptor, auth, priority)
+        header = room_header(adaptor.crdt_type, room_id)
+        room = self._tracked.get(header)
         if room is not None:
             if room.adaptor is not adaptor:
                 logger.debug("room %r is tracked already; the adaptor of the first join stays", room_id)
             if on_status is not None:
                 room.on_status(on_status)
             return room
-        room = Room(self, room_id, adaptor, auth, self._make_fsm())
+        room = Room(self, room_id, header, adaptor, auth, priority, self._make_fsm())
         if on_status is not None:
             room.on_status(on_status)
         room._detach = adaptor.attach(lambda update: self._local_update(room, update))
-        self._tracked[adaptor.crdt_type, room_id] = room
+        self._tracked[header] = room
         self._pump.post(self._join_requested, room)
         return room
 
     def leave(self, room: Room) -> None:
         """Untracked at once, so that a join that follows makes a new room, whatever waits in the queue."""
         self._forget(room)
-        self._pump.post(self._fire, room, "leave_requested")
+        self._pump.post(self.fire, room, "leave_requested")
 
     async def written(self) -> None:
         await self._pump.idle()
@@ -303,15 +326,29 @@ class Rooms:
     # Facts
 
     def tell(self, event: str, why: str) -> None:
-        """Something happened to the connection, or the client: every room hears of it, before anything else happens."""
+        """Something happened to the connection, or the client: every room hears of it, before anything else happens.
+
+        But for an open connection: of that they hear by turns.
+        """
         self._orphans.clear()
         self._complaints = 0
-        if self._tracked:
+        self._turns.clear()
+        self._opened = why if event == "connection_opened" else None
+        if self._opened is not None:
+            for room in self._tracked.values():
+                self._turns.wait(room, room._priority)
+            self._pump.post_each(self._turn_came, iter(self._turns.next, None))
+        elif self._tracked:
             self._pump.post_each(self._hear, tuple(self._tracked.values()), event, why)
 
     def _hear(self, room: Room, event: str, why: str) -> None:
         room._in_flight = 0
-        self._fire(room, event, why)
+        self.fire(room, event, why)
+
+    def _turn_came(self, room: Room) -> None:
+        if self._opened is not None:  # else it was lost while this waited for its turn
+            why = (self._opened,)
+            self._pump.fire(room.id, room._fsm, "connection_opened", why, self._run, self._broke, room)
 
     def complain(self, what: str, *args: object) -> None:
         """Log what is wrong with the server's messages; a flood of them must not flood the log."""
@@ -322,92 +359,86 @@ class Rooms:
         """Belong to this event loop."""
         self._loop, self._thread = loop, threading.get_ident()
 
-    def received(self, message: Message) -> None:
-        """A message came, on the present connection."""
-        key = (message.crdt, message.room_id)
-        if isinstance(message, JoinResponseOk | JoinError) and self._orphans.get(key):
-            self._orphans[key] -= 1  # the answer to one who has left; what follows is for who came after
+    def received(self, frame: bytes) -> None:
+        """A frame came, on the present connection. Raises ProtocolError for one that cannot be read."""
+        header = header_of(frame)
+        room = self._tracked.get(header)
+        # First the frames that come most, in their most common shape.
+        if room is not None and len(frame) > (at := len(header)):
+            kind = frame[at]
+            if kind == DOC_UPDATE and (update := read_update(frame, at)) is not None:
+                return self._apply(room, update[:1], update[1])
+            if kind == ACK and (batch_id := read_ok(frame, at)) is not None:
+                return self._acknowledged(room, batch_id, UpdateStatusCode.OK)
+            if kind == JOIN_RESPONSE_OK and not self._orphans and (answer := read_join_response_ok(frame, at)):
+                return self._accepted(room, answer)
+        return self._received(decode(frame))
+
+    def _received(self, message: Message) -> None:
+        header = room_header(message.crdt, message.room_id)  # a length may be written in several ways
+        if isinstance(message, JoinResponseOk | JoinError) and self._orphans.get(header):
+            self._orphans[header] -= 1  # the answer to one who has left; what follows is for who came after
             return
-        room = self._tracked.get(key)
+        room = self._tracked.get(header)
         if room is None:
             logger.debug("dropped a %s for a room that is not tracked", type(message).__name__)
             return
-        if isinstance(message, JoinResponseOk | JoinError):
-            room._in_flight = max(room._in_flight - 1, 0)
         match message:
             case DocUpdate():
                 self._apply(room, message.updates, message.batch_id)
             case Ack():
-                self._acknowledged(room, message)
+                self._acknowledged(room, message.ref_id, message.status)
             case JoinResponseOk():
-                self._answer = message
-                self._fire(room, "join_accepted")
+                self._accepted(room, (message.permission, message.version))
             case JoinError():
+                room._in_flight = max(room._in_flight - 1, 0)
                 room._server_version = message.receiver_version or b""
                 app_code = None if message.app_code is None else self._redaction(message.app_code, room._told)
-                self._fire(
-                    room,
-                    "join_refused",
-                    JoinRefused(message.code, self._redaction(message.message, room._told), app_code),
-                )
+                words = self._redaction(message.message, room._told)
+                self.fire(room, "join_refused", JoinRefused(message.code, words, app_code))
             case RoomError():
                 refusal = JoinRefused(message.code, self._redaction(message.message, room._told), put_out=True)
-                self._fire(room, "put_out", refusal, self._now())
+                self.fire(room, "put_out", refusal, self._now())
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 self._reassemble(room, message)
             case _:
                 logger.debug("dropped a %s: only clients send those", type(message).__name__)
 
+    def _accepted(self, room: Room, answer: Answer) -> None:
+        room._in_flight = max(room._in_flight - 1, 0)
+        self._answer = answer
+        self.fire(room, "join_accepted")
+
     def _join_requested(self, room: Room) -> None:
-        self._fire(room, "join_requested")
-        why = self._connected()
-        if why is not None:
-            self._fire(room, "connection_opened", why)
+        if self._opened is not None:
+            self._turns.wait(room, room._priority)
+        self.fire(room, "join_requested")
 
-    def _fire(self, room: Room, event: str, *args: Any) -> None:
-        """Tell a room's machine a fact and run the effects. The only place where either happens."""
-        fsm = room._fsm
-        try:
-            effects = fsm.events[event].fire(fsm, *args)
-        except (Exception, asyncio.CancelledError) as error:
-            logger.exception("%s raised on %s in state %s", type(fsm).__name__, event, fsm.state)
-            effects = self._broke(room, raised(f"the machine {type(fsm).__name__}", error))
-        for effect in effects:
-            try:
-                self.run_effect(room, effect)
-            except (Exception, asyncio.CancelledError) as error:
-                logger.exception("running %r raised", effect)
-                what = raised(f"running {type(effect).__name__}", error)
-                self._pump.post(self._fire, room, "broke", what)
+    def fire(self, room: Room, event: str, *args: Any) -> None:
+        """Tell a room's machine a fact and run the effects; then it may be somebody else's turn."""
+        self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
+        while self._turns.queues and (other := self._turns.next()) is not None:
+            self._turn_came(other)
 
-    def _broke(self, room: Room, what: str) -> list[Effect]:
-        """Something of the user's own raised. If the way to `error` raises too, it is taken without asking."""
-        fsm = room._fsm
-        try:
-            return fsm.broke(what)
-        except Exception:
-            logger.exception("%s raised again on its way to error", type(fsm).__name__)
-            return fsm.give_up(what)
+    def _broke(self, room: Room, what: str) -> None:
+        self.fire(room, "broke", what)
 
     def _adaptor_broke(self, room: Room, doing: str, error: Exception) -> None:
         """An adaptor is the user's own code: it cannot take the connection or other rooms down with it."""
         logger.error("the adaptor of room %r raised %s while %s", room.id, type(error).__name__, doing, exc_info=error)
-        self._pump.post(self._fire, room, "broke", f"the adaptor raised {type(error).__name__} while {doing}")
+        self._pump.post(self.fire, room, "broke", f"the adaptor raised {type(error).__name__} while {doing}")
 
     # Effects
 
-    def run_effect(self, room: Room, effect: Effect) -> None:
-        """Run one effect of a room's machine."""
-        run = self._run.get(type(effect))
-        if run is None:
-            logger.error("%r is not an effect that rooms know how to run", effect)
-        else:
-            run(room, effect)
+    def _unknown(self, room: Room, effect: Any) -> None:
+        logger.error("%r is not an effect that rooms know how to run", effect)
 
     def _start_timer(self, room: Room, effect: StartTimer) -> None:
-        self._stop_timer(room)
         assert self._loop is not None
-        room._timer = self._deadlines.set(self._loop, effect.seconds, self._timer_fell_due, room)
+        if room._timer is not None:
+            self._deadlines.cancel(room._timer)
+        when = self._pump.now + effect.seconds
+        room._timer = self._deadlines.set_at(self._loop, when, self._timer_fell_due, room)
 
     def _send_leave(self, room: Room, _: SendLeave) -> None:
         self._send(encode(Leave(room.crdt_type, room.id)))
@@ -422,7 +453,7 @@ class Rooms:
     def _timer_fell_due(self, deadline: Deadline, room: Room) -> None:
         if deadline is room._timer:  # else it was stopped while this waited for its turn
             room._timer = None
-            self._fire(room, "timer_fell_due")
+            self.fire(room, "timer_fell_due")
 
     def _stop_timer(self, room: Room, _: StopTimer | None = None) -> None:
         if room._timer is not None:
@@ -443,11 +474,10 @@ class Rooms:
 
     def _forget(self, room: Room) -> None:
         """Out of the tracked set; answers still to come for it are for nobody, not for the next of its name."""
-        key = (room.crdt_type, room.id)
-        if self._tracked.get(key) is room:
-            del self._tracked[key]
+        if self._tracked.get(room._header) is room:
+            del self._tracked[room._header]
         if room._in_flight:
-            self._orphans[key] += room._in_flight
+            self._orphans[room._header] += room._in_flight
             room._in_flight = 0
 
     # Asking
@@ -455,6 +485,7 @@ class Rooms:
     def _request_join(self, room: Room, effect: RequestJoin) -> None:
         """D-INTENT: auth and version are taken now, not when join was called."""
         self._abandon_request(room)
+        self._turns.busy.add(room)
         auth, choice = room._auth, effect.version
         if not isinstance(auth, bytes):
             try:
@@ -491,44 +522,46 @@ class Rooms:
         if asked == room._asked:
             room._credentials = None
             what = f"the auth function raised {type(error).__name__}"
-            self._fire(room, "credentials_failed", what, isinstance(error, Unauthorized))
+            self.fire(room, "credentials_failed", what, isinstance(error, Unauthorized))
 
     def _abandon_request(self, room: Room, _: AbandonRequest | None = None) -> None:
         room._asked += 1
-        task, room._credentials = room._credentials, None
-        if task is not None:
-            task.cancel()
-            self._own(task)
+        if room._credentials is not None:
+            room._credentials.cancel()
+            self._own(room._credentials)
+            room._credentials = None
+        self._turns.busy.discard(room)
 
     def _send_join_request(self, room: Room, choice: VersionChoice, auth: object) -> None:
         if not isinstance(auth, bytes):
             what = f"the auth function returned {type(auth).__name__} instead of bytes"
             logger.error("room %r: %s", room.id, what)
-            self._pump.post(self._fire, room, "broke", what)
+            self._pump.post(self.fire, room, "broke", what)
             return
         try:
-            version = self._version(room, choice)
+            version = guarded(room.adaptor.version) if choice is CURRENT else self._other_version(room, choice)
         except Exception as error:
             self._adaptor_broke(room, "asked for its version", error)
             return
         if version is None:
             refusal = JoinRefused(JoinErrorCode.VERSION_UNKNOWN, "the adaptor has no other version")
-            self._pump.post(self._fire, room, "join_refused", refusal)
+            self._pump.post(self.fire, room, "join_refused", refusal)
             return
         try:
-            frame = encode(JoinRequest(room.crdt_type, room.id, auth, version))
+            frame = join_request(room._header, auth, version)
+            if frame is None:
+                frame = encode(JoinRequest(room.crdt_type, room.id, auth, version))
         except ProtocolError as error:  # auth and version are too much for one message, or the version is no bytes
             logger.error("room %r: it cannot be asked for: %s", room.id, error)
-            self._pump.post(self._fire, room, "broke", f"it cannot be asked for: {error}")
+            self._pump.post(self.fire, room, "broke", f"it cannot be asked for: {error}")
             return
-        room._told = auth
-        self._redaction.learn(auth)
+        if auth:
+            room._told = auth
+            self._redaction.learn(auth)
         room._in_flight += 1
         self._send(frame)
 
-    def _version(self, room: Room, choice: VersionChoice) -> bytes | None:
-        if choice is VersionChoice.CURRENT:
-            return guarded(room.adaptor.version)
+    def _other_version(self, room: Room, choice: VersionChoice) -> bytes | None:
         if choice is VersionChoice.ALTERNATIVE:
             return guarded(room.adaptor.alternative_version, room._server_version)
         return b""
@@ -536,21 +569,21 @@ class Rooms:
     # In session
 
     def _synchronise(self, room: Room, _: Synchronise) -> None:
-        assert self._answer is not None
-        room.permission, room._server_version = self._answer.permission, self._answer.version
+        room.permission, room._server_version = self._answer
         try:
             missing = guarded(room.adaptor.missing_from, room._server_version)
         except Exception as error:
             self._adaptor_broke(room, "asked for what the server lacks", error)
             return
-        if not missing or self._send_updates(room, missing):
+        if (not missing or self._send_updates(room, missing)) and room._waiting:
             room._notice()
+
+    def _take_back(self, room: Room, _: TakeBack) -> None:
+        for _updates, unwritten in room._unacked.values():
+            unwritten.clear()
 
     def _end_session(self, room: Room, _: EndSession | None = None) -> None:
         room.permission = None
-        if room.status is RoomStatus.RECONNECTING:
-            for batch in room._unacked.values():
-                batch[1].clear()  # the version exchange of the next join supersedes what is not written yet
         room._unacked, room._unacked_bytes = NOTHING, 0
         room._reassembler = None
         self._watch_fragments(room)
@@ -564,11 +597,17 @@ class Rooms:
                 self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
 
     def _send_local_update(self, room: Room, update: bytes) -> None:
-        if room.status is not RoomStatus.JOINED:
+        if room.permission is None:
             return  # it is in the document, and the version exchange of the next join will find it there
-        self._send_updates(room, (update,))
+        frame = None
+        if type(update) is bytes and room.permission == "write":
+            frame = single_update(room._header, update, batch_id := self._new_batch_id())
+        if frame is None:
+            self._send_updates(room, (update,))
+        else:
+            self._send_batch(room, batch_id, (update,), [frame])
         if len(room._unacked) > MAX_UNACKED_UPDATES or room._unacked_bytes > MAX_UNACKED_BYTES:
-            self._fire(room, "acks_overdue", self._now())
+            self.fire(room, "acks_overdue", self._now())
 
     def _send_updates(self, room: Room, updates: Sequence[bytes]) -> bool:
         """Send updates, or say why not; False if they are none."""
@@ -584,14 +623,16 @@ class Rooms:
             logger.error("room %r: %s", room.id, error)
             self._refused(room, updates, UpdateStatusCode.PAYLOAD_TOO_LARGE)
             return True
+        for batch in batches:
+            self._send_batch(room, batch.batch_id, batch.updates, list(batch.frames))
+        return True
+
+    def _send_batch(self, room: Room, batch_id: int, updates: tuple[bytes, ...], frames: list[bytes]) -> None:
         if room._unacked is NOTHING:
             room._unacked = {}
-        for batch in batches:
-            frames = list(batch.frames)
-            room._unacked[batch.batch_id] = batch.updates, frames
-            room._unacked_bytes += sum(map(len, batch.updates))
-            self._send(frames)
-        return True
+        room._unacked[batch_id] = updates, frames
+        room._unacked_bytes += sum(map(len, updates))
+        self._send(frames)
 
     def _new_batch_id(self) -> int:
         """Ids that no other client of the room uses at the same time; nothing more depends on them."""
@@ -600,18 +641,17 @@ class Rooms:
         self._last_batch_id = (self._last_batch_id + 1) % 2**64
         return self._last_batch_id
 
-    def _acknowledged(self, room: Room, ack: Ack) -> None:
-        updates, unwritten = room._unacked.get(ack.ref_id, NO_BATCH)
-        if not updates or (unwritten and ack.status == UpdateStatusCode.OK):
+    def _acknowledged(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
+        updates, unwritten = room._unacked.get(batch_id, NO_BATCH)
+        if not updates or (unwritten and status is UpdateStatusCode.OK):
             return  # of an earlier session, or made up
         unwritten.clear()  # a batch may be refused before all of it was written
-        del room._unacked[ack.ref_id]
+        del room._unacked[batch_id]
         room._unacked_bytes -= sum(map(len, updates))
-        if ack.status != UpdateStatusCode.OK:
-            self._refused(room, updates, ack.status)
-        if ack.status in TRY_AGAIN:  # what is edited next depends on what was lost
-            self._fire(room, "batch_lost", "the server did not take a batch of updates", self._now())
-        if not room._unacked:
+        if status is not UpdateStatusCode.OK:
+            self._refused(room, updates, status)
+            self.fire(room, "batch_refused", status, "the server did not take a batch of updates", self._now())
+        if room._waiting and not room._unacked:
             room._notice()
 
     def _refused(self, room: Room, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
@@ -621,21 +661,22 @@ class Rooms:
             logger.error("the adaptor of room %r raised on being told of a refusal", room.id, exc_info=error)
 
     def _apply(self, room: Room, updates: Sequence[bytes], batch_id: int) -> None:
-        if room.status is not RoomStatus.JOINED:
-            return  # the version exchange of the join brings it
+        if room.permission is None:
+            return  # there is no session; the version exchange of the join brings it
         try:
             guarded(room.adaptor.apply, updates)
         except Exception as error:
             self.complain("room %r: refused a batch from the server: %s", room.id, self._redaction(error, room._told))
             self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
-        room._notice()
+        if room._waiting:
+            room._notice()
 
     def _refuse(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
         if self._backlog() < MAX_REPLIES:  # a server that sends junk and reads nothing must not fill our memory
             self._send(encode(Ack(room.crdt_type, room.id, batch_id, status)))
 
     def _reassemble(self, room: Room, message: DocUpdateFragmentHeader | DocUpdateFragment) -> None:
-        if room.status is not RoomStatus.JOINED:
+        if room.permission is None:
             return
         if room not in self._fragmented and len(self._fragmented) >= MAX_FRAGMENTED_ROOMS:
             why = f"{len(self._fragmented)} rooms have batches under way"
@@ -686,8 +727,8 @@ class Rooms:
     def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
         self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
-        if refusal.status in TRY_AGAIN:
-            self._pump.post(self._fire, room, "batch_lost", "a batch from the server never came whole", self._now())
+        why = "a batch from the server never came whole"
+        self._pump.post(self.fire, room, "batch_refused", refusal.status, why, self._now())
 
     def _now(self) -> float:
         assert self._loop is not None
@@ -697,7 +738,7 @@ class Rooms:
 _ADAPTORS: weakref.WeakSet[type] = weakref.WeakSet()  # known to be some: isinstance() takes longer than all of a join
 
 
-def _check(room_id: object, adaptor: Adaptor, auth: object) -> None:
+def _check(room_id: object, adaptor: Adaptor, auth: object, priority: object) -> None:
     """What can be wrong about a join is said when it is called."""
     if not isinstance(room_id, str):
         raise TypeError(f"the room id must be a str, not {type(room_id).__name__}")
@@ -709,5 +750,6 @@ def _check(room_id: object, adaptor: Adaptor, auth: object) -> None:
         )
     if not isinstance(auth, bytes) and not callable(auth):
         raise TypeError(f"auth must be bytes, or a function that returns bytes, not {type(auth).__name__}")
-    room_header(adaptor.crdt_type, room_id)
+    if not isinstance(priority, int):
+        raise TypeError(f"priority must be an int, the higher the sooner, not {type(priority).__name__}")
     _ADAPTORS.add(type(adaptor))

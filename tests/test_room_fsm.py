@@ -13,6 +13,7 @@ import golden
 from golden import Story, change, said, waits
 from reconnect_fsm.effects import Effect, FailWaiters, VersionChoice
 from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft
+from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
@@ -139,6 +140,7 @@ def test_rejoin_2_a_joined_room_is_asked_for_again_after_a_reconnect() -> None:
     """REJOIN-2: it shows ``reconnecting`` meanwhile."""
     fsm = room("joined")
     assert said(fsm.connection_lost("ping timeout")) == [
+        "TakeBack()",
         "EndSession()",
         "NotifyStatus(joined → reconnecting, 'ping timeout')",
     ]
@@ -357,6 +359,7 @@ def test_d_leave_a_room_that_is_disconnected_reports_nothing_twice() -> None:
     assert not any(each.startswith("NotifyStatus") for each in effects)
 
 
+LATER = (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)
 OVER: list[tuple[Any, ...]] = [
     ("join_requested",),
     ("connection_opened", "connected"),
@@ -369,7 +372,7 @@ OVER: list[tuple[Any, ...]] = [
     ("timer_fell_due",),
     ("put_out", EVICTED, 1.0),
     ("acks_overdue", 1.0),
-    ("batch_lost", "never came whole", 1.0),
+    ("batch_refused", UpdateStatusCode.RATE_LIMITED, "never came whole", 1.0),
     ("leave_requested",),
     ("broke", "raised"),
 ]
@@ -413,6 +416,7 @@ def test_d_roomerr_a_suggestion_is_followed_at_once() -> None:
     """D-ROOMERR: the first one."""
     fsm = room("joined")
     assert said(fsm.put_out(REJOIN, 100.0)) == [
+        "TakeBack()",
         "EndSession()",
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
@@ -572,7 +576,8 @@ def test_d_version_begins_anew(way: str) -> None:
 def test_d_ack_too_many_updates_without_an_ack_lead_to_a_rejoin() -> None:
     """D-ACK: its version exchange supersedes them."""
     fsm = room("joined")
-    assert said(fsm.acks_overdue(1.0)) == [
+    assert said(fsm.acks_overdue(100.0)) == [
+        "TakeBack()",
         "EndSession()",
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
@@ -858,12 +863,24 @@ def test_golden_transcripts_have_a_story_each() -> None:
 def test_d_ack_a_batch_that_was_lost_is_fetched_by_a_rejoin() -> None:
     """D-ACK D-ROOMERR: at once, and then at most once per 30 s, however often a server loses one."""
     fsm = room("joined")
-    assert "RequestJoin(CURRENT)" in said(fsm.batch_lost("lost", 100.0))
+    assert said(fsm.batch_refused(UpdateStatusCode.FRAGMENT_TIMEOUT, "lost", 100.0))[:3] == [
+        "TakeBack()",
+        "EndSession()",
+        "RequestJoin(CURRENT)",
+    ]
     assert fsm.reason == "lost"
     assert fsm.state == "rejoining"
     fsm.join_accepted()
-    assert "StartTimer(20)" in said(fsm.batch_lost("lost", 110.0))
+    assert "StartTimer(20)" in said(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "lost", 110.0))
     assert fsm.state == "rejoin_delayed"
+
+
+@pytest.mark.parametrize("status", [each for each in UpdateStatusCode if each not in LATER])
+def test_d_ack_what_is_refused_for_good_is_not_asked_for_again(status: UpdateStatusCode) -> None:
+    """D-ACK: the same would be refused again, and again."""
+    fsm = room("joined")
+    assert fsm.batch_refused(status, "refused", 100.0) == []
+    assert fsm.state == "joined"
 
 
 @pytest.mark.parametrize("answer", ["join_accepted", "join_refused"])

@@ -64,6 +64,7 @@ from reconnect_fsm.transport import UrlSource
 pytestmark = pytest.mark.virtual_time
 
 M = TypeVar("M", bound="Message | str")
+LATER = (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)  # refusals of the moment
 PATIENCE = 120.0  # seconds of virtual time for what must come
 
 
@@ -1249,7 +1250,7 @@ async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchang
 async def test_d_ack_a_refusal_reaches_the_adaptor_with_its_updates(scripted: ScriptedServer) -> None:
     """D-ACK: whatever the code, `refused` gets the very updates; the room goes on."""
     adaptor = Notebook()
-    codes = [code for code in UpdateStatusCode if code not in (UpdateStatusCode.OK, *rooms.TRY_AGAIN)]
+    codes = [code for code in UpdateStatusCode if code not in (UpdateStatusCode.OK, *LATER)]
     async with joined(scripted, adaptor) as (_, room, peer):
         for code in codes:
             adaptor.edit(code.name.encode())
@@ -1260,7 +1261,7 @@ async def test_d_ack_a_refusal_reaches_the_adaptor_with_its_updates(scripted: Sc
         assert room.status is RoomStatus.JOINED
 
 
-@pytest.mark.parametrize("code", rooms.TRY_AGAIN)
+@pytest.mark.parametrize("code", LATER)
 async def test_d_ack_a_batch_that_did_not_get_through_is_sent_again(
     scripted: ScriptedServer, code: UpdateStatusCode
 ) -> None:

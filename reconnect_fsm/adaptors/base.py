@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, TypeVarTuple, Unpack, runtime_checkable
 
 from reconnect_fsm.loro_protocol.messages import CrdtType, UpdateStatusCode
 
 __all__ = ["Adaptor", "guarded", "is_fault"]
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 
@@ -67,13 +67,13 @@ def is_fault(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error) is BaseException or type(error).__name__ == "PanicException"
 
 
-def guarded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def guarded(call: Callable[[Unpack[Args]], T], *args: *Args) -> T:
     """Call something of an adaptor's; a fault of it is always an Exception.
 
     So is a CancelledError: in a plain call it can only be that of some task whose result was asked for.
     """
     try:
-        return call(*args, **kwargs)
+        return call(*args)
     except BaseException as error:
         if not isinstance(error, Exception) and (is_fault(error) or isinstance(error, CancelledError)):
             raise RuntimeError(f"{type(error).__name__}: {error}") from error

@@ -51,6 +51,7 @@ from reconnect_fsm.effects import (
     Untrack,
 )
 from reconnect_fsm.errors import JoinRefused
+from reconnect_fsm.loro_protocol.messages import UpdateStatusCode
 from reconnect_fsm.machine import FSM, Event, Rule
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
@@ -101,7 +102,10 @@ FACTS: Mapping[str, list[Arguments]] = {
     "join_refused": [(JoinRefused(1, "version unknown"),), (JoinRefused(2, "authentication failed"),)],
     "credentials_failed": [("the auth function raised", False), ("the auth function raised", True)],
     "put_out": [(JoinRefused(1, "rejoin"), 100.0), (JoinRefused(2, "evicted"), 101.0)],
-    "batch_lost": [("a batch never came whole", 100.0)],
+    "batch_refused": [
+        (UpdateStatusCode.RATE_LIMITED, "refused", 100.0),
+        (UpdateStatusCode.INVALID_UPDATE, "refused", 100.0),
+    ],
     "acks_overdue": [(100.0,)],
 }
 """What the events of the two machines are told; the rest take nothing. The first way is that of `explore`."""
