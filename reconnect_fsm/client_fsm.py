@@ -207,7 +207,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     def start_retry_timer(self) -> None:
         """RETRY-1, and never sooner than the server asked (D-HTTP)."""
-        wait = max(self.policy.delay(self.attempt), self.failure.retry_after)
+        wait = max(self.policy.delay(self.attempt), self.policy.no_sooner(self.failure.retry_after))
         if not 0 <= wait < float("inf"):
             raise ValueError(f"{type(self.policy).__name__}.delay returned {wait!r}, which is no time to wait")
         self.retry_in = wait

@@ -19,10 +19,10 @@ import contextlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
-from weakref import WeakValueDictionary
+from typing import Any, Final, Self
+from weakref import ref
 
 from .client_fsm import ClientFSM
 from .driver import Driver
@@ -56,6 +56,7 @@ from .transport import (
     UrlSource,
     check_options,
     check_url,
+    close_session,
     make_session,
     open_socket,
 )
@@ -94,6 +95,43 @@ class Connection:
     Raises InvalidURL, TypeError or ValueError at once for arguments that cannot work. All methods but `set_online` are
     for the thread of the event loop.
     """
+
+    # Thousands of connections in a process: a dictionary each would be as much again
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_close_timeout",
+        "_connect_timeout",
+        "_connected",
+        "_dial",
+        "_ending",
+        "_fsm",
+        "_given_session",
+        "_heartbeat",
+        "_heartbeat_timer",
+        "_keepalive",
+        "_latency",
+        "_loop",
+        "_max_msg_size",
+        "_network",
+        "_on_latency",
+        "_on_message",
+        "_on_status",
+        "_on_transition",
+        "_options",
+        "_pong",
+        "_pump",
+        "_redaction",
+        "_retry",
+        "_session",
+        "_socket",
+        "_thread",
+        "_timer",
+        "_timers_started",
+        "_unsubscribe",
+        "_url",
+        "_waiting_outcomes",
+    )
 
     def __init__(
         self,
@@ -149,27 +187,12 @@ class Connection:
         self._latency: float | None = None
         self._connected: Promise[None] = Promise()  # CONN-5
         # Of what was asked for; those that nobody keeps are nobody's business
-        self._waiting_outcomes: WeakValueDictionary[int, Outcome] = WeakValueDictionary()
+        self._waiting_outcomes: list[ref[Outcome]] = []
         self._pong: Promise[float] = Promise()
         self._on_status: Listeners[StatusChange[ClientStatus]] = Listeners("on_status")
         self._on_transition: Listeners[StateChange] = Listeners("on_transition")
         self._on_latency: Listeners[float] = Listeners("on_latency")
         self._on_message: Listeners[Data] = Listeners("on_message")
-        self._run_any = defaultdict[type, Callable[[Connection, Effect], None]](lambda: type(self).run_effect)
-        self._run: dict[type[Effect], Callable[[Any], None]] = {
-            Release: self._release,
-            Dial: self._start_dial,
-            CancelDial: self._cancel_dial,
-            CloseSocket: self._close_socket,
-            StartTimer: self._start_timer,
-            StopTimer: self._stop_timer,
-            StartKeepalive: self._start_keepalive,
-            StopKeepalive: self._stop_keepalive,
-            AnnounceConnected: self._announce_connected,
-            TellRooms: self._tell_rooms,
-            FailWaiters: self._fail_waiters,
-            NotifyStatus: self._notify_status,
-        }
 
     # What it is like
 
@@ -315,7 +338,7 @@ class Connection:
         return outcome
 
     def _asked(self, outcome: Outcome, fact: Callable[..., list[Effect]], *args: Any) -> None:
-        self._waiting_outcomes[id(outcome)] = outcome
+        self._waiting_outcomes = [*(each for each in self._waiting_outcomes if each() is not None), ref(outcome)]
         if self._network is not None and self._unsubscribe is None:
             # First what the source knows, then what was asked for: a person's word overrides the pause (CTRL-1).
             try:
@@ -363,7 +386,7 @@ class Connection:
         """Tell the machine a fact and run the effects."""
         fsm, event = self._fsm, _name(fact)
         old = fsm.state
-        self._pump.fire("", fsm, event, args, self._run_any, Connection._broke, self)
+        self._pump.fire("", fsm, event, args, RUN, Connection._broke, self)
         if self._heartbeat is None:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))
         if fsm.state != old:
@@ -466,13 +489,13 @@ class Connection:
 
     def run_effect(self, effect: Effect) -> None:
         """Run one effect of the machine. Override it to run effects of your own; call this one for the rest."""
-        run = self._run.get(type(effect))
+        run = METHODS.get(type(effect))
         if run is None:
             logger.error(
                 "%r is not an effect that %s knows how to run: override run_effect", effect, type(self).__name__
             )
         else:
-            run(effect)
+            getattr(self, run)(effect)
 
     def _release(self, _: Release) -> None:
         unsubscribe, self._unsubscribe = self._unsubscribe, None
@@ -561,9 +584,8 @@ class Connection:
     # Helpers
 
     def _settled_outcomes(self) -> list[Outcome]:
-        outcomes = list(self._waiting_outcomes.values())
-        self._waiting_outcomes.clear()
-        return [outcome for outcome in outcomes if not outcome.done]
+        outcomes, self._waiting_outcomes = [each() for each in self._waiting_outcomes], []
+        return [outcome for outcome in outcomes if outcome is not None and not outcome.done]
 
     def _now(self) -> float:
         assert self._loop is not None
@@ -595,7 +617,7 @@ class Connection:
     async def _close_session(self, session: Session, ending: set[asyncio.Task[Any]]) -> None:
         """Close the session once nothing of it is in use; the pending ends are all bounded."""
         await self._ended(ending)
-        await session.close()
+        await close_session(session)
 
     async def _ended(self, tasks: set[asyncio.Task[Any]]) -> None:
         """Wait for tasks that were told to end; give up on a user's coroutine that refuses (D-TIMEOUT)."""
@@ -616,6 +638,30 @@ class Connection:
         await self._pump.idle()  # all rooms and listeners have heard of it
         while self._ending:
             await self._ended(self._ending)
+
+
+METHODS: Final[Mapping[type[Effect], str]] = {
+    Release: "_release",
+    Dial: "_start_dial",
+    CancelDial: "_cancel_dial",
+    CloseSocket: "_close_socket",
+    StartTimer: "_start_timer",
+    StopTimer: "_stop_timer",
+    StartKeepalive: "_start_keepalive",
+    StopKeepalive: "_stop_keepalive",
+    AnnounceConnected: "_announce_connected",
+    TellRooms: "_tell_rooms",
+    FailWaiters: "_fail_waiters",
+    NotifyStatus: "_notify_status",
+}
+"""The method that runs an effect. By name, for a client tells rooms, and a connection has none."""
+
+
+def _run(connection: Connection, effect: Effect) -> None:
+    connection.run_effect(effect)
+
+
+RUN: Final = defaultdict[type, Callable[[Connection, Any], None]](lambda: _run)  # whatever it is: it may be overridden
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -18,7 +17,7 @@ __all__ = ["Driver", "Step"]
 T = TypeVar("T")
 logger = logging.getLogger("reconnect_fsm")
 
-LOG: Final = 400  # steps kept
+LOG: Final = 400  # steps kept, or a few more
 
 Step: TypeAlias = tuple[float, str, str, tuple[Any, ...], str, str, str, list[Effect]]
 """When, in the loop's seconds; whose machine (a room's id, or ""); event, arguments; state before and after; the reason
@@ -30,7 +29,8 @@ class Driver(Pump):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log: deque[Step] = deque(maxlen=LOG)
+        self.log: list[Step] = []
+        """The last steps, `LOG` at least."""
         self.now = 0.0
         """When the last fact was told, in the loop's seconds."""
 
@@ -58,6 +58,8 @@ class Driver(Pump):
         if self._loop is not None:
             self.now = self._loop.time()
         self.log.append((self.now, whose, event, args, old, fsm.state, fsm.reason, effects))
+        if len(self.log) > 2 * LOG:
+            del self.log[:LOG]
         for effect in effects:
             try:
                 run[type(effect)](subject, effect)

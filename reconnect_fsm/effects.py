@@ -36,10 +36,9 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
 class Effect:
     """The base of all effects. A subclass of a machine may add its own, for a driver that knows how to run them."""
-
-    __slots__ = ()
 
 
 # Either machine
@@ -52,9 +51,10 @@ class StartTimer(Effect):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
 class StopTimer(Effect):
     """Stop the machine's timer."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +74,22 @@ class FailWaiters(Effect):
 # The client's
 
 
-@dataclass(frozen=True, slots=True)
 class Release(Effect):
     """The client stops: let go of everything there is, whatever state it came from."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class Dial(Effect):
     """Begin one attempt to connect."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class CancelDial(Effect):
     """Give up the attempt that is under way."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +100,22 @@ class CloseSocket(Effect):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class StartKeepalive(Effect):
     """Begin to ping (LIVE-1)."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class StopKeepalive(Effect):
     """Stop pinging."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class AnnounceConnected(Effect):
     """Resolve the promise of CONN-5, and the operations that waited for a connection."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,31 +144,37 @@ class RequestJoin(Effect):
     version: VersionChoice
 
 
-@dataclass(frozen=True, slots=True)
 class AbandonRequest(Effect):
     """Nobody waits for this request's answer any more: it came, or it is too late. Stop asking for credentials."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class SendLeave(Effect):
     """Tell the server that we leave."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class Synchronise(Effect):
     """Joined: send what the server lacks, and from now on every local update; wake those who wait to be joined."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class TakeBack(Effect):
     """Do not write the updates that are still to be written: the version exchange of the next join supersedes them."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class EndSession(Effect):
     """No longer joined: drop what belonged to this session (updates without an Ack, half-received batches)."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class Untrack(Effect):
     """Take the room out of the tracked set, and let go of its document."""
+
+    __slots__ = ()

@@ -40,12 +40,11 @@ instance, or ``add_model``, costs kilobytes and grows with their number.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, overload
+from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 import transitions
 
@@ -347,6 +346,17 @@ def _inherited(cls: type, kind: type) -> dict[str, Any]:
     return found
 
 
+class _Lazily:
+    """The Machine of a class, made when it is first asked for: whoever imports us may never need it."""
+
+    def __init__(self, make: Callable[[], LeanMachine]) -> None:
+        self._make = make
+
+    def __get__(self, fsm: FSM[Any] | None, owner: type[FSM[Any]]) -> LeanMachine:
+        owner.machine = machine = self._make()
+        return machine
+
+
 class _Declaration:
     """Checks what a class declares and builds its Machine."""
 
@@ -373,7 +383,11 @@ class _Declaration:
         cls.rules = tuple(rules)
         self.check_new_states()
         self.check_overrides()
-        cls.machine = LeanMachine(
+        cls.machine = cast(LeanMachine, _Lazily(self.machine))
+
+    def machine(self) -> LeanMachine:
+        cls = self.cls
+        return LeanMachine(
             model=None,
             states=[
                 transitions.State(each.name, on_enter=list(each.enter), on_exit=list(each.exit))
@@ -387,7 +401,7 @@ class _Declaration:
                     "conditions": list(rule.when),
                     "before": list(rule.do),
                 }
-                for rule in rules
+                for rule in cls.rules
             ],
             initial=cls.initial.name,
             auto_transitions=False,
@@ -411,12 +425,14 @@ class _Declaration:
 
     def check_overrides(self) -> None:
         """A method that nobody names, and that is called almost like a guard or an action, is a slip of the pen."""
+        if not any(getattr(base, "rules", ()) for base in self.cls.__bases__):
+            return  # it has nothing to override
         used = {name for each in self.cls.states.values() for name in each.enter + each.exit}
         used |= {name for rule in self.cls.rules for name in rule.when + rule.do}
         for name, value in vars(self.cls).items():
             unused = callable(value) and not name.startswith("_") and name not in used
-            close = difflib.get_close_matches(name, used, n=1, cutoff=0.9)
-            if unused and close and not self.is_inherited(name):
+            close = _close_matches(name, used, cutoff=0.9) if unused else []
+            if close and not self.is_inherited(name):
                 raise self.error(
                     f"no row or state names the method {name!r}; did you mean to override {close[0]!r}? "
                     "(If not, begin its name with an underscore.)"
@@ -501,5 +517,11 @@ class _Declaration:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = _close_matches(name, known, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _close_matches(name: str, known: Iterable[str], cutoff: float) -> list[str]:
+    import difflib  # only those who err need it
+
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

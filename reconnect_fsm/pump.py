@@ -8,12 +8,16 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import FunctionType
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 __all__ = ["Lazily", "Listeners", "Outcome", "Promise", "Pump", "raised"]
 
 T = TypeVar("T")
 logger = logging.getLogger("reconnect_fsm")
+
+
+Job: TypeAlias = tuple[Callable[..., None], tuple[Any, ...]]
+NONE: Final[deque[Job]] = deque()  # never written to; an empty deque takes 600 bytes, and connections are many
 
 
 class Pump:
@@ -27,7 +31,7 @@ class Pump:
     SLICE = 128
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.waiting: deque[Job] = NONE
         """Jobs that wait for their turn."""
         self._running = False
         self._rest: asyncio.Handle | None = None  # what goes on with a long queue in the loop's next turn
@@ -55,7 +59,7 @@ class Pump:
     def post(self, job: Callable[..., None], *args: Any) -> None:
         """Run the job: now if nothing runs or waits, else in its turn."""
         if self._running or self.waiting:
-            self.waiting.append((job, args))
+            self._queue().append((job, args))
             if not self._running:  # its loop was closed with jobs in the queue
                 self._running = True
                 self._run()
@@ -68,13 +72,18 @@ class Pump:
         finally:
             self._run(self.SLICE - 1)
 
+    def _queue(self) -> deque[Job]:
+        if self.waiting is NONE:
+            self.waiting = deque()
+        return self.waiting
+
     def post_each(self, job: Callable[..., None], items: Iterable[Any], *args: Any) -> None:
         """Run the job for every item, in its turn, before anything that is posted later."""
         iterator = iter(items)
 
         def step() -> None:
             for item in iterator:
-                self.waiting.appendleft((step, ()))
+                self._queue().appendleft((step, ()))
                 job(item, *args)
                 return
 
@@ -98,6 +107,7 @@ class Pump:
                 self._rest = self._loop.call_soon(self._run)
             else:
                 self._running = False
+                self.waiting = self.waiting or NONE
                 if self._idle:
                     self._idle.keep(None)
 

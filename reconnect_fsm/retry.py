@@ -15,6 +15,7 @@ FATAL_CLOSE_CODES: Final = frozenset({1008, *range(4400, 4500)})  # D-CODES; not
 FATAL_CLOSE_REASONS: Final = frozenset({"permission_changed", "room_closed", "auth_failed"})  # D-CODES
 FATAL_HTTP_STATUSES: Final = frozenset({401, 403})  # D-HTTP
 
+SYSTEM: Final = _random.SystemRandom()  # has no state, so that all may share it
 MAX_DOUBLINGS: Final = 32  # D-JITTER: 2.0 ** n overflows at 1024, and no cap needs more
 
 
@@ -25,7 +26,8 @@ class RetryPolicy:
     ``base`` doubles with each attempt up to ``cap``; each wait is spread by ``jitter`` either way and never above
     ``cap``. ``max_attempts`` counts retries in a row, None means for ever. A connection that lasted ``stable_after``
     begins the count anew (D-STABLE). ``reset_on_online`` does so when the machine comes back online (OFF-2).
-    ``random`` is the source of the jitter; give a seeded one to make a run repeatable.
+    ``random`` is the source of the jitter, the system's by default: processes that were forked do not share it. Give a
+    seeded `random.Random` to make a run repeatable.
 
     A policy of your own may override `delay`, `is_fatal_close` and `is_fatal_failure`. If one raises, the client goes
     to ``error`` (D-ERROR).
@@ -43,7 +45,7 @@ class RetryPolicy:
     fatal_close_codes: Container[int] = FATAL_CLOSE_CODES
     fatal_close_reasons: Container[str] = FATAL_CLOSE_REASONS
     fatal_http_statuses: Container[int] = FATAL_HTTP_STATUSES
-    random: _random.Random = field(default_factory=_random.Random, repr=False, compare=False)
+    random: _random.Random = field(default=SYSTEM, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # "not (x > 0)" rather than "x <= 0": NaN fails every comparison
@@ -71,6 +73,14 @@ class RetryPolicy:
         centre = min(self.base * 2.0**doublings, self.cap / (1 + self.jitter))
         # The min() is for the last bit of the floating-point product: never above the cap.
         return min(centre * self.random.uniform(1 - self.jitter, 1 + self.jitter), self.cap)
+
+    def no_sooner(self, retry_after: float) -> float:
+        """Seconds to wait when a server asks us to stay away for ``retry_after`` seconds (D-HTTP).
+
+        Up to as much longer as the jitter is wide: a server tells the same to each of a herd, which would else be back
+        in one piece.
+        """
+        return retry_after * self.random.uniform(1, 1 + 2 * self.jitter) if retry_after else 0.0
 
     def is_fatal_close(self, info: CloseInfo) -> bool:
         """Whether the server's close means "do not come back" (RETRY-3, D-CODES)."""

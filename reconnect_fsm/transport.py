@@ -15,11 +15,11 @@ import email.utils
 import inspect
 import os
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, cast
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import WSMsgType
@@ -43,6 +43,7 @@ __all__ = [
     "UrlSource",
     "check_options",
     "check_url",
+    "close_session",
     "learn_secrets",
     "open_socket",
 ]
@@ -225,6 +226,18 @@ async def _one_request(request: aiohttp.ClientRequest, handler: aiohttp.ClientHa
     return response
 
 
+class _Connector(aiohttp.TCPConnector):
+    """One for all connections of an event loop; it keeps nothing of theirs, but is a quarter of the size of each."""
+
+    def __init__(self) -> None:
+        # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
+        super().__init__(force_close=True, use_dns_cache=False, limit=0)
+        self.users = 0
+
+
+_connectors: WeakKeyDictionary[asyncio.AbstractEventLoop, _Connector] = WeakKeyDictionary()
+
+
 def make_session(given: Session | None) -> Session:
     """A session of our own. One that the user gave lends it its connector, cookies and default headers."""
     if given is not None:
@@ -238,11 +251,28 @@ def make_session(given: Session | None) -> Session:
             middlewares=(_one_request,),
             ws_response_class=_WebSocket,
         )
-    # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
-    connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False)
+    connector = _connectors.get(asyncio.get_running_loop())
+    if connector is None:
+        connector = _connectors[asyncio.get_running_loop()] = _Connector()
+    connector.users += 1
     return aiohttp.ClientSession(
-        connector=connector, timeout=NO_TIMEOUT, middlewares=(_one_request,), ws_response_class=_WebSocket
+        connector=connector,
+        connector_owner=False,
+        timeout=NO_TIMEOUT,
+        middlewares=(_one_request,),
+        ws_response_class=_WebSocket,
     )
+
+
+async def close_session(session: Session) -> None:
+    """Close what `make_session` made, and the connector with the last that uses it."""
+    connector = session.connector
+    await session.close()
+    if isinstance(connector, _Connector):
+        connector.users -= 1
+        if connector.users == 0:
+            _connectors.pop(asyncio.get_running_loop(), None)
+            await connector.close()
 
 
 async def open_socket(
@@ -361,7 +391,7 @@ def _retry_after(status: int, headers: Mapping[str, str]) -> float:
 
 
 class Socket:
-    """One open WebSocket: one task reads, one writes.
+    """One open WebSocket: one task reads, and one writes while there is something to write.
 
     After `start` you must call `close`, once; it always ends within ``close_timeout`` seconds or little more.
     """
@@ -373,12 +403,12 @@ class Socket:
         self._max_msg_size = max_msg_size
         self._outbox: list[Data | list[bytes]] = []
         self._urgent: list[str] = []
-        self._pongs: deque[bytes] = deque(maxlen=PONGS)
-        self._wake = asyncio.Event()
+        self._pongs: list[bytes] = []
         self._written: Promise[None] = Promise()
         self._closing = False
         self._complaint: int | None = None  # the close code that says what the server did wrong
-        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._reader: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._on_alive: Callable[[], None] = _nothing
         self.opened_at = asyncio.get_running_loop().time()
         self._flowed_at = self.opened_at
@@ -398,10 +428,7 @@ class Socket:
         before; ``ready`` is awaited every now and then: no more is read until whoever gets the messages has caught up.
         """
         self._on_alive = on_alive
-        self._tasks = (
-            asyncio.create_task(self._read(on_messages, on_closed, ready), name="reconnect_fsm reader"),
-            asyncio.create_task(self._write(), name="reconnect_fsm writer"),
-        )
+        self._reader = asyncio.create_task(self._read(on_messages, on_closed, ready), name="reconnect_fsm reader")
 
     @property
     def lasted(self) -> float:
@@ -433,14 +460,13 @@ class Socket:
         A list of frames is taken from as it is written; who clears it takes back what was not.
         """
         self._outbox.append(data)
-        if len(self._outbox) == 1:  # else it is awake
-            self._wake.set()
+        self._begin_to_write()
 
     def send_urgent(self, word: str) -> None:
         """Write a ping or pong before all that waits, whose length it would tell otherwise; each once."""
         if word not in self._urgent:
             self._urgent.append(word)
-        self._wake.set()
+        self._begin_to_write()
 
     async def written(self) -> None:
         """Wait until all that was sent so far has been handed to the network. Raises NotConnected if it cannot be."""
@@ -452,11 +478,10 @@ class Socket:
     async def close(self, code: int, reason: str) -> None:
         """Write what is waiting, then the close frame; wait for the other end's; give up after the time allowed."""
         self._closing = True
-        self._wake.set()
         try:
             async with asyncio.timeout(self._close_timeout):
-                _, writer = self._tasks
-                await asyncio.wait([writer])
+                if self._writer is not None:
+                    await asyncio.wait([self._writer])
                 await self._ws.close(code=self._complaint or code, message=_fit(reason))
         except TimeoutError:
             pass
@@ -471,10 +496,11 @@ class Socket:
         if self._ws.transport is not None:
             self._ws.transport.abort()
         self._ws.response.close()
-        for task in self._tasks:
+        tasks = [task for task in (self._reader, self._writer) if task is not None]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks)
         await asyncio.sleep(0)  # the loop closes the descriptor in its next turn
 
     async def discard(self) -> None:
@@ -509,8 +535,8 @@ class Socket:
                     count += len(batch) - 1
                     on_messages(batch)
                 case WSMsgType.PING:
-                    self._pongs.append(message.data)  # of a flood the latest are answered (RFC 6455, 5.5.3)
-                    self._wake.set()
+                    self._pongs = [*self._pongs[1 - PONGS :], message.data]  # the latest of a flood (RFC 6455, 5.5.3)
+                    self._begin_to_write()
                     self._on_alive()
                 case WSMsgType.PONG:
                     self._on_alive()
@@ -539,34 +565,35 @@ class Socket:
 
     # Writing
 
+    def _begin_to_write(self) -> None:
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write(), name="reconnect_fsm writer")
+
     async def _write(self) -> None:
-        with contextlib.suppress(aiohttp.ClientError, OSError):  # the reader says why
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                # A write that fails makes asyncio drop what has come and was not read yet: a close frame, say. So what
-                # is there is read first: the loop looks in its next turn, and reads in that turn, after this task.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
+        # A write that fails makes asyncio drop what has come and was not read yet: a close frame, say. So what is there
+        # is read first: the loop looks in its next turn, and reads in that turn, after this task.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # the reader says why; nothing is written any more
+            while self._outbox or self._urgent or self._pongs:
                 await self._write_urgent()
-                while self._outbox:
-                    stuck = self._unsent()
-                    batch, whole = self._next_batch()
-                    with self._ws.burst or contextlib.nullcontext():
-                        for data in batch:
-                            if isinstance(data, bytes):
-                                await self._ws.send_bytes(data)
-                            else:
-                                await self._ws.send_str(data)
-                            if self._urgent or self._pongs:
-                                await self._write_urgent()
-                    del self._outbox[:whole]
-                    if 0 < stuck >= self._unsent():  # the kernel was full, and went on: the other end is slow, not dead
-                        self._on_alive()
+                stuck = self._unsent()
+                batch, whole = self._next_batch()
+                with self._ws.burst or contextlib.nullcontext():
+                    for data in batch:
+                        if isinstance(data, bytes):
+                            await self._ws.send_bytes(data)
+                        else:
+                            await self._ws.send_str(data)
+                        if self._urgent or self._pongs:
+                            await self._write_urgent()
+                del self._outbox[:whole]
+                if 0 < stuck >= self._unsent():  # the kernel was full, and went on: the other end is slow, not dead
+                    self._on_alive()
+                if self._outbox:
                     await asyncio.sleep(0)
-                self._written.keep(None)
-                if self._closing:
-                    return
+            self._writer = None
+            self._written.keep(None)
 
     def _next_batch(self) -> tuple[list[Data], int]:
         """What is written before the event loop gets its turn, many small frames or one large one.
@@ -593,7 +620,7 @@ class Socket:
         while self._urgent:
             await self._ws.send_str(self._urgent.pop(0))
         while self._pongs:
-            await self._ws.pong(self._pongs.popleft())
+            await self._ws.pong(self._pongs.pop(0))
 
 
 def _unsent_within_tls(transport: object) -> int:

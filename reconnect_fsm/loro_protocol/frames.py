@@ -13,7 +13,7 @@ __all__ = ["header_of", "join_request", "read_join_response_ok", "read_ok", "rea
 _JOIN_REQUEST = bytes((MessageType.JOIN_REQUEST,))
 _ONE_UPDATE = bytes((MessageType.DOC_UPDATE, 1))
 _PERMISSIONS: dict[bytes, Permission] = {b"\x04read": "read", b"\x05write": "write"}
-_LENGTHS = [bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000)]
+_ONE_BYTE = [bytes((n,)) for n in range(0x80)]
 
 
 def header_of(frame: bytes) -> bytes:
@@ -28,14 +28,19 @@ def join_request(header: bytes, auth: bytes, version: bytes) -> bytes | None:
     """The frame of a JoinRequest."""
     if type(auth) is not bytes or type(version) is not bytes or len(auth) >= 0x4000 or len(version) >= 0x4000:
         return None
-    return b"".join((header, _JOIN_REQUEST, _LENGTHS[len(auth)], auth, _LENGTHS[len(version)], version))
+    return b"".join((header, _JOIN_REQUEST, _varuint(len(auth)), auth, _varuint(len(version)), version))
+
+
+def _varuint(length: int) -> bytes:
+    """Of two bytes at most."""
+    return _ONE_BYTE[length] if length < 0x80 else bytes((length & 0x7F | 0x80, length >> 7))
 
 
 def single_update(header: bytes, update: bytes, batch_id: int) -> bytes | None:
     """The frame of a DocUpdate with one update in it."""
     if len(update) >= 0x4000:
         return None
-    return b"".join((header, _ONE_UPDATE, _LENGTHS[len(update)], update, batch_id.to_bytes(8, "big")))
+    return b"".join((header, _ONE_UPDATE, _varuint(len(update)), update, batch_id.to_bytes(8, "big")))
 
 
 def read_update(frame: bytes, at: int) -> tuple[bytes, int] | None:
