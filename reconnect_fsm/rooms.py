@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .adaptors.base import Adaptor, guarded
 from .deadlines import Deadline, Deadlines
@@ -36,6 +36,7 @@ from .effects import (
 )
 from .errors import JoinRefused, NotConnected, ProtocolError, Unauthorized
 from .loro_protocol import (
+    FRAGMENT_SIZE,
     Ack,
     CrdtType,
     DocUpdate,
@@ -77,6 +78,9 @@ MAX_UNACKED_BYTES = 16 * 1024 * 1024
 
 DOC_UPDATE, ACK, JOIN_RESPONSE_OK = MessageType.DOC_UPDATE, MessageType.ACK, MessageType.JOIN_RESPONSE_OK
 CURRENT = VersionChoice.CURRENT
+# What the server lacked goes out as it takes it: a large document neither stops the loop nor fills the memory.
+THE_END: Final[Any] = object()
+UPLOAD_AHEAD = 4 * 1024 * 1024  # bytes sent that have no Ack yet
 MAX_COMPLAINTS = 10  # warnings a connection
 MAX_REPLIES = 1_000  # frames that may wait before refusals are kept back
 MAX_FRAGMENTED_ROOMS = 16  # that may receive fragments at the same time
@@ -104,6 +108,7 @@ class Room:
         "_told",
         "_unacked",
         "_unacked_bytes",
+        "_upload",
         "_waiting",
         "adaptor",
         "crdt_type",
@@ -140,6 +145,7 @@ class Room:
         self._server_version = b""
         self._unacked: dict[int, Unacked] = NOTHING
         self._unacked_bytes = 0
+        self._upload: Iterator[bytes] | None = None  # what the server lacked when we joined, and was not sent yet
         self._reassembler: Reassembler | None = None
         self._fragments_due: Deadline | None = None
 
@@ -187,7 +193,8 @@ class Room:
         return Lazily(self._rooms.written)
 
     def _is_synced(self) -> bool:
-        return not self._unacked and guarded(self.adaptor.covers, self._server_version)
+        sent = not self._unacked and self._upload is None
+        return sent and guarded(self.adaptor.covers, self._server_version)
 
     async def _when(self, true: Callable[[], bool]) -> Room:
         if true():
@@ -441,6 +448,8 @@ class Rooms:
         room._timer = self._deadlines.set_at(self._loop, when, self._timer_fell_due, room)
 
     def _send_leave(self, room: Room, _: SendLeave) -> None:
+        while self._send_more(room):
+            pass  # the rest of what the server lacks, for there will be no other time
         self._send(encode(Leave(room.crdt_type, room.id)))
 
     def _fail_waiters(self, room: Room, effect: FailWaiters) -> None:
@@ -572,11 +581,42 @@ class Rooms:
         room.permission, room._server_version = self._answer
         try:
             missing = guarded(room.adaptor.missing_from, room._server_version)
+            room._upload = None if missing == () else iter(missing)
         except Exception as error:
             self._adaptor_broke(room, "asked for what the server lacks", error)
             return
-        if (not missing or self._send_updates(room, missing)) and room._waiting:
+        if room._upload is not None:
+            self._go_on(room)
+        elif room._waiting:
             room._notice()
+
+    def _go_on(self, room: Room) -> None:
+        """Send more of what the server lacked, unless much of it waits for an Ack: then that goes on."""
+        if room._unacked_bytes < UPLOAD_AHEAD and self._send_more(room):
+            assert self._loop is not None
+            self._loop.call_soon(self._pump.post, self._go_on, room)
+
+    def _send_more(self, room: Room) -> bool:
+        """Send about as much as one message holds; False if there is no more."""
+        if room._upload is None:
+            return False
+        more: list[bytes] = []
+        size = 0
+        try:
+            while size < FRAGMENT_SIZE:
+                update = guarded(next, room._upload, THE_END)
+                if update is THE_END:
+                    room._upload = None
+                    break
+                more.append(update)
+                size += len(update) + 1  # at the least: there may be no end of empty ones
+        except Exception as error:
+            self._adaptor_broke(room, "asked for what the server lacks", error)
+            room._upload = None
+            return False
+        if not more or self._send_updates(room, more):
+            room._notice()
+        return room._upload is not None
 
     def _take_back(self, room: Room, _: TakeBack) -> None:
         for _updates, unwritten in room._unacked.values():
@@ -584,6 +624,7 @@ class Rooms:
 
     def _end_session(self, room: Room, _: EndSession | None = None) -> None:
         room.permission = None
+        room._upload = None
         room._unacked, room._unacked_bytes = NOTHING, 0
         room._reassembler = None
         self._watch_fragments(room)
@@ -651,6 +692,8 @@ class Rooms:
         if status is not UpdateStatusCode.OK:
             self._refused(room, updates, status)
             self.fire(room, "batch_refused", status, "the server did not take a batch of updates", self._now())
+        if room._upload is not None:
+            self._go_on(room)
         if room._waiting and not room._unacked:
             room._notice()
 

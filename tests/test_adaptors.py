@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
-from loro import EphemeralStore, ExportMode, LoroDoc, VersionVector
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loro import ID, EphemeralStore, ExportMode, LoroDoc, VersionVector
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy, adaptors
 from reconnect_fsm.adaptors import Adaptor, EphemeralAdaptor, LoroAdaptor
+from reconnect_fsm.adaptors import loro as of_loro
 from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 
@@ -102,10 +107,9 @@ def test_loro_missing_from_is_what_that_version_lacks() -> None:
         copy = new_doc()
         if held is not None:
             copy.import_(held)
-        (missing,) = adaptor.missing_from(version)
-        copy.import_(missing)
+        LoroAdaptor(copy).apply(adaptor.missing_from(version))
         assert text(copy) == text(doc)
-    assert len(adaptor.missing_from(behind)[0]) < len(adaptor.missing_from(b"")[0])
+    assert sum(map(len, adaptor.missing_from(behind))) < sum(map(len, adaptor.missing_from(b"")))
 
 
 def test_loro_missing_from_a_server_that_is_ahead_elsewhere() -> None:
@@ -210,6 +214,191 @@ def test_loro_a_callback_that_raises_never_panics_commit(caplog: pytest.LogCaptu
     detach()
     assert (text(doc), len(sent)) == ("two one ", 2)
     assert caplog.text.count("ZeroDivisionError: a fault of the sender's own") == 2
+
+
+# What the server lacks, in pieces
+
+
+def operations(update: bytes) -> int:
+    """How many operations an update holds."""
+    meta = LoroDoc.decode_import_blob_meta(update, False)
+    spans = meta.partial_end_vv.sub_iter(meta.partial_start_vv)
+    return sum(span.counter.end - span.counter.start for span in spans)
+
+
+def import_in_pieces(doc: LoroDoc, pieces: Sequence[bytes]) -> None:
+    """Import one by one; none may be in want of a later one."""
+    for piece in pieces:
+        assert doc.import_(piece).pending is None
+
+
+def same(one: LoroDoc, other: LoroDoc) -> bool:
+    """Whether two documents hold the same, of the same version."""
+    return bool(one.oplog_vv == other.oplog_vv and one.get_deep_value() == other.get_deep_value())
+
+
+WORDS = st.text(alphabet="aé☃🦜 ", min_size=1, max_size=40)
+EDITS = st.one_of(
+    st.tuples(st.just("write"), WORDS),
+    st.tuples(st.just("delete"), st.integers(1, 30)),
+    st.tuples(st.just("put"), st.binary(max_size=400)),
+    st.tuples(st.just("push"), st.integers(0, 9)),
+    st.tuples(st.just("pull"), st.integers(0, 3)),
+)
+HISTORIES = st.lists(st.tuples(st.integers(0, 3), EDITS, st.booleans()), max_size=60)
+
+
+def edit(doc: LoroDoc, what: str, value: Any) -> None:
+    words = doc.get_text("text")
+    match what:
+        case "write":
+            words.insert(value.__hash__() % (words.len_unicode + 1), value)
+        case "delete":
+            words.delete(0, min(value, words.len_unicode))
+        case "put":
+            doc.get_map("map").insert(str(len(value) % 3), value)
+        case "push":
+            doc.get_list("list").insert(0, value)
+
+
+def four_documents(history: Sequence[tuple[int, tuple[str, Any], bool]]) -> tuple[list[LoroDoc], list[VersionVector]]:
+    """Documents that were edited and synced as the history says, and versions that they had on the way."""
+    docs, versions = [new_doc(peer) for peer in (1, 2, 3, 4)], [NOTHING]
+    for who, (what, value), commit in history:
+        doc = docs[who]
+        if what == "pull":
+            doc.import_(docs[value].export(ExportMode.Updates(doc.oplog_vv)))
+        else:
+            edit(doc, what, value)
+        if commit:
+            doc.commit()
+            versions.append(doc.oplog_vv)
+    for doc in docs:
+        docs[0].import_(doc.export(ExportMode.Updates(NOTHING)))
+    return docs, versions
+
+
+@given(history=HISTORIES, which=st.integers(0, 99), limit=st.sampled_from([60, 200, 1000]))
+@settings(max_examples=200, deadline=None)
+def test_loro_the_pieces_make_the_same_document_as_one_export(history: Any, which: int, limit: int) -> None:
+    """Random histories, random versions of the receiver: same document and version, no piece in want of a later one."""
+    docs, versions = four_documents(history)
+    source, theirs = docs[0], versions[which % len(versions)]
+    behind = source.fork_at(source.vv_to_frontiers(theirs))
+    whole = behind.fork()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_loro, "PIECE_LIMIT", limit)
+        patch.setattr(of_loro, "PIECE_TARGET", limit * 3 // 4)
+        patch.setattr(of_loro, "MAX_RUNS", 7)
+        pieces = LoroAdaptor(source).missing_from(theirs.encode())
+    import_in_pieces(behind, pieces)
+    whole.import_(source.export(ExportMode.Updates(theirs)))
+    assert same(behind, whole)
+    assert same(behind, source)
+    assert all(len(piece) <= limit or operations(piece) == 1 for piece in pieces)
+
+
+@given(history=HISTORIES, ends=st.dictionaries(st.integers(1, 6), st.integers(0, 300)))
+@settings(max_examples=100, deadline=None)
+def test_loro_a_version_that_makes_no_sense_gets_what_one_export_gives(history: Any, ends: dict[int, int]) -> None:
+    """Versions no document ever had, of peers unknown, from the future: the pieces hold what one export holds."""
+    source = four_documents(history)[0][0]
+    theirs = VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
+    for peer, end in ends.items():
+        theirs.set_end(ID(peer, end))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_loro, "PIECE_LIMIT", 100)
+        patch.setattr(of_loro, "PIECE_TARGET", 75)
+        pieces = LoroAdaptor(source).missing_from(theirs.encode())
+    in_pieces, whole = new_doc(8), new_doc(9)
+    for piece in pieces:
+        in_pieces.import_(piece)
+    whole.import_(source.export(ExportMode.Updates(theirs)))
+    assert in_pieces.oplog_vv == whole.oplog_vv
+    known = source.fork_at(source.vv_to_frontiers(source.oplog_vv.intersection(theirs)))
+    for each in (in_pieces, whole):  # what was pending there is so no longer
+        each.import_(known.export(ExportMode.Updates(NOTHING)))
+    assert same(in_pieces, whole)
+
+
+def test_loro_a_large_document_goes_in_pieces_that_need_no_fragments() -> None:
+    """Twelve megabytes of small, middling and large operations: each piece fits a frame, but for single operations."""
+    doc = new_doc(1)
+    for number in range(8):
+        write(doc, "word " * 100_000)
+        for each in range(500):
+            doc.get_map("map").insert(f"{number}.{each}", os.urandom(1000))
+        doc.get_map("map").insert(f"large {number}", os.urandom(500_000))
+    pieces = LoroAdaptor(doc).missing_from(b"")
+    assert sum(map(len, pieces)) > 12_000_000
+    large = [piece for piece in pieces if len(piece) > of_loro.PIECE_LIMIT]
+    assert [operations(piece) for piece in large] == [1] * 8
+    assert len(pieces) < 250
+    copy = new_doc()
+    import_in_pieces(copy, pieces)
+    assert same(copy, doc)
+
+
+def many_peers(count: int) -> LoroDoc:
+    """A document that so many peers have made one edit to."""
+    updates = []
+    for peer in range(1, count + 1):
+        one = new_doc(peer)
+        one.get_map("map").insert(str(peer), peer)
+        one.commit()
+        updates.append(one.export(ExportMode.Updates(NOTHING)))
+    doc = new_doc()
+    doc.import_batch(updates)
+    return doc
+
+
+def test_loro_many_peers_with_few_edits_cost_a_small_factor_of_one_export() -> None:
+    """Ten thousand peers, one edit each: a few pieces, not one a peer, within ten times the work of one export."""
+    doc = many_peers(10_000)
+    adaptor, ratios = LoroAdaptor(doc), []
+    for _ in range(3):
+        began = time.thread_time()
+        doc.export(ExportMode.Updates(NOTHING))
+        one = time.thread_time() - began
+        pieces = adaptor.missing_from(b"")
+        ratios.append((time.thread_time() - began - one) / one)
+    assert len(pieces) < 12
+    assert sorted(ratios)[1] < 10
+
+
+def test_loro_a_trimmed_document_reaches_a_server_that_has_nothing() -> None:
+    """The state at which its history begins goes first, then the history."""
+    long = new_doc(1)
+    write_all(long, ["first "] * 50)
+    middle = long.oplog_frontiers
+    write_all(long, ["second "] * 50)
+    doc, blank = new_doc(2), new_doc(3)
+    doc.import_(long.export(ExportMode.ShallowSnapshot(middle)))
+    write(doc, "third ")
+    import_in_pieces(blank, LoroAdaptor(doc).missing_from(b""))
+    assert same(blank, doc)
+
+
+def test_loro_a_trimmed_document_sends_what_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    """A server with the trimmed history gets the rest; one that lacks it too is warned of, and gets it as pending."""
+    long = new_doc(1)
+    write_all(long, ["zeroth "] * 50)
+    early = long.fork()
+    write_all(long, ["first "] * 50)
+    middle, behind = long.oplog_frontiers, long.fork()
+    write_all(long, ["second "] * 50)
+    doc = new_doc(2)
+    doc.import_(long.export(ExportMode.ShallowSnapshot(middle)))
+    write(doc, "third ")
+    adaptor = LoroAdaptor(doc)
+    import_in_pieces(behind, adaptor.missing_from(behind.oplog_vv.encode()))
+    assert same(behind, doc)
+    assert not caplog.records
+    for piece in adaptor.missing_from(early.oplog_vv.encode()):
+        assert early.import_(piece).pending is not None
+    assert "lacks history that was trimmed" in caplog.text
+    early.import_(long.export(ExportMode.Updates(early.oplog_vv)))
+    assert same(early, doc)
 
 
 def test_loro_takes_nothing_but_a_document() -> None:

@@ -7,9 +7,9 @@ import gc
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import loro
 import pytest
@@ -2242,3 +2242,92 @@ async def test_d_leave_an_answer_to_who_has_left_is_for_nobody(scripted: Scripte
         await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
         assert await second is second
         assert client.rooms == (second,)
+
+
+# -------------------------------------------------------------------------------------------------------- long uploads
+
+
+class Library(Notebook):
+    """An adaptor whose document is large: it hands it out in pieces, and counts those that were taken."""
+
+    PIECE: ClassVar = bytes(200 * 1024)
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.pieces = pieces
+        self.taken = 0
+
+    def missing_from(self, server_version: bytes) -> Iterator[bytes]:
+        for _ in range(self.pieces):
+            self.taken += 1
+            yield self.PIECE
+
+
+async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(scripted: ScriptedServer) -> None:
+    """D-ACK: no more of it is asked for than a few MiB beyond what was acknowledged, and it ends when all was."""
+    adaptor = Library(60)
+    async with joined(scripted, adaptor) as (_, room, peer):
+        syncing = asyncio.create_task(room.synced())
+        most = rooms.UPLOAD_AHEAD // len(adaptor.PIECE) + 2
+        await asyncio.sleep(5)
+        assert 1 < adaptor.taken <= most
+        acknowledged = 0
+        while acknowledged < 60:
+            batch = await peer.next(DocUpdate)
+            assert not syncing.done()
+            acknowledged += len(batch.updates)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+            assert adaptor.taken <= acknowledged + most
+        await syncing
+        assert adaptor.taken == 60
+
+
+async def test_d_ack_a_large_document_begins_anew_on_the_next_connection(scripted: ScriptedServer) -> None:
+    """D-ACK: what was not sent when the connection was lost is not sent behind the version exchange's back."""
+    adaptor = Library(60)
+    async with joined(scripted, adaptor) as (_, room, peer):
+        await asyncio.sleep(5)
+        taken, adaptor.pieces = adaptor.taken, 1
+        await peer.close(1001)
+        again = await scripted.peer()
+        await again.let_in()
+        await again.next(DocUpdate)
+        await again.hears_nothing_else()
+        assert room.status is RoomStatus.JOINED
+        assert adaptor.taken == taken + 1
+
+
+async def test_d_leave_the_rest_of_a_large_document_goes_before_the_leave(scripted: ScriptedServer) -> None:
+    """D-LEAVE D-ACK: there will be no other time for it."""
+    adaptor = Library(60)
+    async with joined(scripted, adaptor) as (_, room, peer):
+        leaving = asyncio.create_task(asyncio.wait_for(room.leave(), PATIENCE))
+        for _ in range(60):
+            assert (await peer.next(DocUpdate)).updates == (adaptor.PIECE,)
+        await peer.next(Leave)
+        await leaving
+
+
+async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted: ScriptedServer) -> None:
+    """D-ERROR: its room is in error, and no other; also if there is no end of what it has to say."""
+
+    async def acknowledge_all(peer: Peer) -> None:
+        while True:
+            batch = await peer.next(DocUpdate)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+
+    class Torn(Notebook):
+        def missing_from(self, server_version: bytes) -> Iterator[bytes]:
+            yield from itertools.repeat(b"", 300_000)
+            raise OSError("the disk is gone")
+
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Torn())
+        peer = await scripted.peer()
+        await peer.let_in()
+        acknowledging = asyncio.create_task(acknowledge_all(peer))
+        with pytest.raises(JoinRefused):
+            await asyncio.wait_for(room.synced(), PATIENCE)
+        acknowledging.cancel()
+        assert client.rooms == ()
+        assert client.status is ClientStatus.CONNECTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar, TypeVarTuple, Unpack, runtime_checkable
 
 from reconnect_fsm.loro_protocol.messages import CrdtType, UpdateStatusCode
@@ -38,8 +38,11 @@ class Adaptor(Protocol):
         """
         ...
 
-    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
-        """The updates that a server at this version lacks: edits made offline, or before it was joined (D-ACK)."""
+    def missing_from(self, server_version: bytes) -> Iterable[bytes]:
+        """The updates that a server at this version lacks: edits made offline, or before it was joined (D-ACK).
+
+        They are taken one by one, as the server acknowledges those before, so a generator need not hold them all.
+        """
         ...
 
     def covers(self, server_version: bytes) -> bool:

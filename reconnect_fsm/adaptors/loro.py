@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeAlias
 
-from loro import EphemeralStore, ExportMode, LoroDoc, VersionVector
+from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, VersionVector
 
 from reconnect_fsm.adaptors.base import is_fault
-from reconnect_fsm.loro_protocol.messages import CrdtType, UpdateStatusCode
+from reconnect_fsm.loro_protocol.messages import FRAGMENT_SIZE, CrdtType, UpdateStatusCode
 
-__all__ = ["EphemeralAdaptor", "LoroAdaptor"]
+__all__ = ["EphemeralAdaptor", "LoroAdaptor", "updates_lacking"]
 
 logger = logging.getLogger("reconnect_fsm")
 
 Refused = Callable[[Sequence[bytes], UpdateStatusCode], object]
+
+# A piece that goes in one frame has no deadline to meet, as fragments have, and takes loro well under 10 ms.
+PIECE_LIMIT: Final = FRAGMENT_SIZE
+PIECE_TARGET: Final = PIECE_LIMIT * 3 // 4
+FIRST_PIECE: Final = 64  # operations; nobody knows how many bytes they make until they are exported
+MAX_RUNS: Final = 4096  # to a piece: putting them in order takes us 2 µs each
 
 
 class _Adaptor:
@@ -60,12 +69,12 @@ class LoroAdaptor(_Adaptor):
         return self.doc.oplog_vv.encode()
 
     def missing_from(self, server_version: bytes) -> Sequence[bytes]:
-        """What a server at this version vector lacks; all there is if it does not tell one that can be read."""
+        """What a server at this version vector lacks; all there is if it does not tell one that can be read.
+
+        In pieces, as `updates_lacking` makes them.
+        """
         self.doc.commit()
-        theirs, ours = _version_vector(server_version), self.doc.oplog_vv
-        if theirs.includes_vv(ours):  # not <=: that is a partial order
-            return ()
-        return (self.doc.export(ExportMode.Updates(theirs)),)
+        return tuple(updates_lacking(self.doc, _version_vector(server_version)))
 
     def covers(self, server_version: bytes) -> bool:
         """Whether the document holds everything up to this version vector."""
@@ -115,6 +124,98 @@ class EphemeralAdaptor(_Adaptor):
     def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
         """Pass every local change to ``send``."""
         return self.store.subscribe_local_updates(_returning_true(send)).unsubscribe
+
+
+def updates_lacking(doc: LoroDoc, theirs: VersionVector) -> Iterator[bytes]:
+    """What one at the version ``theirs`` lacks of the document as it is when the first update is asked for.
+
+    In pieces of at most `PIECE_LIMIT` bytes, as far as single operations are not larger, and in causal order: what has
+    come is never in want of what has not. Each is exported when it is asked for, which commits what is pending.
+
+    History that was trimmed away cannot be sent. One that has nothing gets the state at which the history begins
+    instead, in one piece of whatever size; one that has something, but not that, gets what there is, with a warning.
+    """
+    ours, known = doc.oplog_vv, doc.shallow_since_vv
+    if theirs.includes_vv(ours):  # not <=: that is a partial order
+        return
+    if not theirs.includes_vv(known):
+        if VersionVector().includes_vv(theirs):  # type: ignore[no-untyped-call]  # loro's stub
+            yield doc.export(ExportMode.StateOnly(doc.shallow_since_frontiers))
+        else:
+            logger.warning(
+                "a peer lacks history that was trimmed from this document; what is sent to it stays pending there "
+                "until one who still has that history syncs with it too"
+            )
+    known.merge(theirs)
+    spans = ours.sub_iter(known)
+    if sum(span.counter.end - span.counter.start for span in spans) <= FIRST_PIECE:  # mostly; then no order is needed
+        whole = doc.export(ExportMode.UpdatesInRange(spans))
+        if len(whole) <= PIECE_LIMIT:
+            yield whole
+            return
+    yield from _pieces(doc, _in_causal_order(doc, spans))
+
+
+Run: TypeAlias = tuple[int, int, int]
+"""Operations of one peer: its id, the first counter, and the one after the last."""
+
+
+def _pieces(doc: LoroDoc, runs: Iterator[Run]) -> Iterator[bytes]:
+    """Export the runs in order; what the bytes of one piece were tells how many operations to try for the next."""
+    ahead: deque[Run] = deque()  # taken from the runs, but not sent
+    length = FIRST_PIECE
+    while True:
+        piece: list[Run] = []
+        left = length
+        while left and len(piece) < MAX_RUNS and (run := ahead.popleft() if ahead else next(runs, None)):
+            peer, start, end = run
+            cut = min(end, start + left)
+            piece.append((peer, start, cut))
+            left -= cut - start
+            if cut < end:
+                ahead.appendleft((peer, cut, end))
+        if not piece:
+            return
+        update, taken = doc.export(ExportMode.UpdatesInRange(_spans(piece))), length - left
+        fitting = taken * PIECE_TARGET // len(update)
+        if len(update) > PIECE_LIMIT and taken > 1:
+            ahead.extendleft(reversed(piece))
+            length = max(1, min(fitting, taken // 2))
+        else:
+            yield update
+            length = max(1, min(fitting, taken * 4))
+
+
+def _in_causal_order(doc: LoroDoc, spans: Sequence[IdSpan]) -> Iterator[Run]:
+    """Change by change, by Lamport time, which is later than that of all that a change depends on."""
+    if len(spans) == 1:
+        yield spans[0].peer, spans[0].counter.start, spans[0].counter.end
+        return
+
+    def change_at(peer: int, start: int, end: int) -> tuple[int, int, int, int, int]:
+        change = doc.get_change(ID(peer, start))
+        if change is None:
+            return 0, peer, start, end, end
+        first = change.id.counter
+        return change.lamport + start - first, peer, start, min(first + change.len, end), end
+
+    heap = [change_at(span.peer, span.counter.start, span.counter.end) for span in spans]
+    heapq.heapify(heap)
+    while heap:
+        _, peer, start, stop, end = heap[0]
+        yield peer, start, stop
+        if stop < end:
+            heapq.heapreplace(heap, change_at(peer, stop, end))
+        else:
+            heapq.heappop(heap)
+
+
+def _spans(runs: Iterable[Run]) -> list[IdSpan]:
+    """One span a peer: those of a peer follow each other without a gap."""
+    bounds: dict[int, tuple[int, int]] = {}
+    for peer, start, end in runs:
+        bounds[peer] = bounds.get(peer, (start, start))[0], end
+    return [IdSpan(peer, CounterSpan(start, end)) for peer, (start, end) in bounds.items()]
 
 
 def _version_vector(encoded: bytes) -> VersionVector:

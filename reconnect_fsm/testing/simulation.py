@@ -28,7 +28,7 @@ import sys
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -277,7 +277,7 @@ class _Fallible:
         self._trip("alternative_version")
         return self._adaptor.alternative_version(server_version)
 
-    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
+    def missing_from(self, server_version: bytes) -> Iterable[bytes]:
         self._trip("missing_from")
         return self._adaptor.missing_from(server_version)
 
