@@ -1,4 +1,4 @@
-"""Pictures and tables: nothing of a machine is lost in them, they are the same on every run, the kept ones are new."""
+"""Pictures and tables: they lose nothing of a machine, are legible, the same on every run, and up to date."""
 
 from __future__ import annotations
 
@@ -16,13 +16,45 @@ from xml.etree import ElementTree
 
 import pytest
 
+from reconnect_fsm import diagrams
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.diagrams import CannotDraw, Machine, dot, load, main_machines, matrix, mermaid, svg, write
+from reconnect_fsm.diagrams import (
+    CannotDraw,
+    Machine,
+    cards,
+    digest,
+    dot,
+    load,
+    main_machines,
+    matrix,
+    mermaid,
+    picture,
+    svg,
+    write,
+)
+from reconnect_fsm.diagrams.as_cards import GAP, INSIDE, WIDTH
+from reconnect_fsm.diagrams.ink import (
+    BOX,
+    COLOURS,
+    DARK,
+    FAINT,
+    INK,
+    MARK,
+    PAPER,
+    SPARE,
+    balanced,
+    escaped,
+    fitting,
+    text_width,
+    wrapped,
+)
+from reconnect_fsm.diagrams.plan import ADDED, OVERRIDDEN, Changes
 from reconnect_fsm.machine import ANY, FSM, REST, STAY, Rule, event, refuse, row, state
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import ClientStatus
 
 KEPT = Path(__file__).parent.parent / "diagrams"
+SHIPPED = Path(diagrams.__file__).parent / "pictures"
 SVG = "{http://www.w3.org/2000/svg}"
 
 # --------------------------------------------------------------------------------------- machines as a user writes them
@@ -162,9 +194,14 @@ def rules_of(cls: Machine) -> list[Rule]:
 # ---------------------------------------------------------------------------------------------------- reading DOT again
 
 
-def pieces(label: str) -> list[str]:
+def marked_pieces(label: str) -> list[str]:
     """The texts of an HTML-like label."""
     return [html.unescape(text) for text in re.split(r"<[^<>]*>", label) if text.strip()]
+
+
+def pieces(label: str) -> list[str]:
+    """The texts of a label without the marks of what a subclass changed."""
+    return [re.sub(rf"^(\d+  )?[{ADDED}{OVERRIDDEN}] ", r"\1", text) for text in marked_pieces(label)]
 
 
 @dataclass
@@ -188,7 +225,7 @@ class Drawing:
                 drawing.add_edge(match[1], match[2], match[3])
             elif match := re.match(r'\s+"([^"]+)" \[.*?label=(?:<(.*)>|"")', line):
                 drawing.labels[match[1]] = match[2] or ""
-                if frame:
+                if frame and match[1] != "(start)":
                     drawing.frames[frame].append(match[1])
         return drawing
 
@@ -323,6 +360,10 @@ def test_the_matrix_holds_every_rule(cls: Machine) -> None:
     """Each cell lists its rules in order: guards, target or refusal with its reason, actions, clauses."""
     text = matrix(cls)
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()]
+    cells = [
+        [re.sub(rf"(^|<br>|, |(?<=and )|(?<=/ ))[{ADDED}{OVERRIDDEN}] ", r"\1", cell) for cell in line]
+        for line in cells
+    ]
     head, _, *rows = [line for line in cells if line][: len(cls.events) + 2]
     assert head == ["event", *states_of(cls)]
     table = {(row[0].strip("*"), source): cell for row in rows for source, cell in zip(head[1:], row[1:], strict=True)}
@@ -349,7 +390,7 @@ def test_the_matrix_explains_its_words() -> None:
     text = matrix(CarefulFSM)
     assert "| **waiting** | reconnecting | one retry timer | `start_retry_timer` | `stop_retry_timer` |" in text
     assert "| **calmed_down** | The long wait is over. |" in text
-    assert "| `is_told_to_wait` | The server's last words were: not so often. |" in text
+    assert "| + `is_told_to_wait` | The server's last words were: not so often. |" in text
     assert "It begins in **disconnected**." in text
     assert "## Guards" not in matrix(LiftFSM)
     assert "| `is_windy` |  |" in matrix(GateFSM)
@@ -401,6 +442,7 @@ def test_mermaid_gets_only_what_it_can_read(cls: Machine) -> None:
         r"}",
         r"state \w+ <<choice>>",
         r"classDef \w+ fill:#\w{6},stroke:#\w{6},color:#\w{6}",
+        r"classDef changed stroke:#\w{6},stroke-width:4px",
         r"class \w+ \w+",
     ]
     assert [line for line in lines if not any(re.fullmatch(each, line.strip()) for each in statements)] == []
@@ -423,19 +465,55 @@ def test_mermaid_declares_all_that_it_names(cls: Machine) -> None:
 def check_svg(text: str, cls: Machine) -> None:
     root = ElementTree.fromstring(text.encode())
     assert root.tag == f"{SVG}svg"
-    assert set(states_of(cls)) <= {each.text for each in root.iter(f"{SVG}text")}
+    texts = {unmarked(each.text or "") for each in root.iter(f"{SVG}text")}
+    assert set(states_of(cls)) <= texts
     assert set(re.findall(r"\w+://[^\s\"'<>]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert not re.search(r"graphviz|<!--|<!DOCTYPE", text, re.IGNORECASE)
-    background = root.find(f"{SVG}g/{SVG}polygon")
-    assert background is not None
-    assert background.get("fill") == "white"  # so that it is legible on a dark page as well
+    assert not re.search(r"graphviz|<!--|<!DOCTYPE|<a[ >]|href", text, re.IGNORECASE)
+    check_named(root)
+    check_findable(root, cls)
+    check_dark(text, root)
+
+
+def unmarked(text: str) -> str:
+    return re.sub(rf"^[{ADDED}{OVERRIDDEN}] ", "", text)
+
+
+def check_named(root: ElementTree.Element) -> None:
+    """It has a title and a description for those who cannot see it, and no id twice."""
+    ids = {each.get("id"): each for each in root.iter() if each.get("id")}
+    assert len(ids) == sum(1 for each in root.iter() if each.get("id"))
+    assert root.get("role") == "img"
+    assert all(ids[name].text for name in (root.get("aria-labelledby") or "").split())
+
+
+def check_findable(root: ElementTree.Element, cls: Machine) -> None:
+    """Each state and each move to another state can be found, and no move that is not the machine's."""
+    states = {str(each.get("data-state")): each for each in root.iter() if each.get("data-state")}
+    assert sorted(states) == sorted(states_of(cls))
+    assert all(each.get("id") == f"state-{name}" for name, each in states.items())
+    assert [each.get("data-status") for each in states.values()] == [str(cls.states[name].status) for name in states]
+    found = {token for each in root.iter() for token in each.get("data-moves", "").split()}
+    moves = {f"{r.event}:{r.source}:{r.target}": r for r in rules_of(cls) if r.target is not None}
+    assert found <= set(moves)
+    assert {token for token, rule in moves.items() if rule.target != rule.source} <= found
+
+
+def check_dark(text: str, root: ElementTree.Element) -> None:
+    """It has a background, and its style sheet has a dark colour for each colour in it."""
+    (paper,) = root.findall(f"{SVG}rect")[:1]
+    assert paper.get("fill") == PAPER
+    used = {each.get(key) for each in root.iter() for key in ("fill", "stroke")} - {None, "none"}
+    assert used <= set(DARK)
+    for colour in used:
+        assert f'[fill="{colour}"]{{fill:{DARK[str(colour)]}}}' in text
+        assert f'[stroke="{colour}"]{{stroke:{DARK[str(colour)]}}}' in text
 
 
 @pytest.mark.dot
 @each_machine
 @pytest.mark.parametrize("detail", ["overview", "full"])
 def test_svg_is_well_formed_and_shows_every_state(cls: Machine, detail: Any) -> None:
-    """Graphviz accepts the DOT, and the result names no version and no address, and has a background."""
+    """Graphviz accepts the DOT; the result names no version and no address, and all in it can be found again."""
     check_svg(svg(cls, detail), cls)
 
 
@@ -451,23 +529,270 @@ def test_without_the_package_an_svg_is_a_clear_error(monkeypatch: pytest.MonkeyP
         "lift_fsm_full.dot",
         "lift_fsm.mmd",
         "lift_fsm.md",
+        "lift_fsm_cards.svg",
+        "lift_fsm_full_cards.svg",
     }
 
 
 def test_without_dot_an_svg_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The error says what to install; DOT and Mermaid come all the same."""
+    """The error says what to install; DOT, Mermaid and cards come all the same."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotDraw, match=r"program dot is not on the PATH: install Graphviz.*DOT, Mermaid"):
         svg(LiftFSM)
     assert dot(LiftFSM).startswith("digraph")
     assert mermaid(LiftFSM).startswith("stateDiagram-v2")
+    assert cards(LiftFSM).startswith("<svg")
+
+
+@each_machine
+@pytest.mark.parametrize("detail", ["overview", "full"])
+def test_cards_show_every_state_and_move(cls: Machine, detail: Any) -> None:
+    """Without Graphviz too, nothing is lost; and no text is wider than its card, so that a phone shows all of it."""
+    text = cards(cls, detail)
+    check_svg(text, cls)
+    root = ElementTree.fromstring(text)
+    assert root.get("width") == str(WIDTH + 2 * GAP)
+    for each in root.iter(f"{SVG}text"):
+        width = text_width(each.text or "", float(each.get("font-size", "0")), bold=each.get("font-weight") == "bold")
+        assert float(each.get("x", "0")) + width <= WIDTH - INSIDE / 2, each.text
+
+
+def test_cards_in_full_name_what_the_overview_leaves_out() -> None:
+    """Actions, clauses and what changes no state are on the full cards only."""
+    overview, full = cards(CarefulFSM), cards(CarefulFSM, "full")
+    for words in ("/ forget_attempts", "X-1", "stays", "on entering / start_retry_timer"):
+        assert words in full
+        assert words not in overview
+
+
+def test_cards_can_stand_in_columns() -> None:
+    """The same cards, in a picture that is wider and less high; none is no number of columns."""
+    one, two, many = (ElementTree.fromstring(cards(RoomFSM, columns=number)) for number in (1, 2, 100))
+    check_svg(cards(RoomFSM, columns=2), RoomFSM)
+    assert two.get("width") == str(2 * (WIDTH + GAP) + GAP)
+    assert float(two.get("height", "0")) < 0.65 * float(one.get("height", "0"))
+    assert float(many.get("height", "0")) < float(two.get("height", "0"))
+    with pytest.raises(ValueError, match="at least one column, not 0"):
+        cards(RoomFSM, columns=0)
+
+
+# ---------------------------------------------------------------------------------------------- what a subclass changes
+
+
+class HastyFSM(CarefulFSM):
+    """Changes of every kind, on top of another subclass."""
+
+    __slots__ = ()
+
+    error = state(ClientStatus.ERROR, enter="stop", doc="it will not work like this")
+
+    def is_offline(self) -> bool:
+        """Never."""
+        return False
+
+    def dial(self) -> None:
+        """At once."""
+        super().dial()
+
+    @event(row(REST, to=ClientFSM.disconnected))
+    def close_requested(self) -> None:
+        """Enough."""
+
+
+class NightFSM(LiftFSM):
+    """What it puts first, and what it overrides, changes no state."""
+
+    __slots__ = ()
+
+    def hum(self) -> None:
+        """Softly."""
+
+    door_moved = LiftFSM.door_moved.first(row(LiftFSM.parked, to=STAY, do="hum", clause="N"))
+
+
+class SameFSM(ClientFSM):
+    """Nothing that is drawn is different."""
+
+    __slots__ = ()
+
+
+def test_changes_are_told_by_kind() -> None:
+    """States, events, rows, guards and actions: which were added, and which overridden, whichever class did it."""
+    changes = Changes(HastyFSM)
+    assert (changes.origin, changes.by) == (ClientFSM, ["HastyFSM", "CarefulFSM"])
+    assert changes.in_words() == {
+        "states added": ["cooling"],
+        "events added": ["calmed_down"],
+        "guards added": ["is_told_to_wait"],
+        "states overridden": ["error"],
+        "events overridden": ["close_requested"],
+        "guards overridden": ["is_offline"],
+        "actions overridden": ["dial"],
+        "rows put first": ["socket_closed in connected"],
+    }
+
+
+def test_what_a_subclass_changes_is_marked() -> None:
+    """A plus before what is new, an unequal sign before what is overridden, and a line that explains both."""
+    drawing = Drawing.of(source := dot(HastyFSM, "full"))
+    assert marked_pieces(drawing.labels["cooling"])[0] == "+ cooling"
+    assert marked_pieces(drawing.labels["error"])[0] == "≠ error"
+    assert marked_pieces(drawing.labels["waiting"])[0] == "waiting"
+    assert "≠ enter / dial" in marked_pieces(drawing.labels["connecting"])
+    assert "≠ close_requested" in marked_pieces(drawing.labels["to disconnected"])
+    rows = marked_pieces(drawing.labels["socket_closed in connected"])
+    assert [text for text in rows if text[:1].isdigit()][:2] == ["1  + is_told_to_wait", "2  is_fatal_close"]
+    assert "5  ≠ is_offline" in rows
+    for words in ("≠ close_requested", "+ calmed_down", "+ cooling"):
+        assert f'COLOR="{MARK.line}"><B>{words}<' in source
+    assert "+ added, ≠ overridden by HastyFSM and CarefulFSM; the rest is ClientFSM's." in html.unescape(source)
+    assert re.search(rf'"cooling" \[.*color="{MARK.line}"', source)
+    for text in (cards(HastyFSM, "full"), cards(HastyFSM)):
+        assert {"+ cooling", "≠ error", "≠ close_requested", "+ calmed_down"} <= {
+            each.text for each in ElementTree.fromstring(text).iter(f"{SVG}text")
+        }
+    assert "## What HastyFSM, CarefulFSM changed" in matrix(HastyFSM)
+    assert "- rows put first: socket_closed in connected" in matrix(HastyFSM)
+    assert "cooling --> waiting : (added) calmed_down" in mermaid(HastyFSM)
+    assert "choice_2 --> paused : (overridden) offline" in mermaid(HastyFSM)
+    assert "class cooling changed" in mermaid(HastyFSM)
+
+
+def test_what_changes_no_state_is_marked_in_the_box_of_its_state() -> None:
+    """A row put first is told apart from the same row inherited."""
+    drawing = Drawing.of(dot(NightFSM, "full"))
+    assert "+ door_moved ≠ / hum  N" in " ".join(marked_pieces(drawing.labels["parked"]))
+    assert "+" not in " ".join(marked_pieces(drawing.labels["idle"]))
+    assert "door_moved ≠ / hum" in " ".join(marked_pieces(drawing.labels["idle"]))
+
+
+@pytest.mark.parametrize("cls", [ClientFSM, RoomFSM, SameFSM, GateFSM], ids=lambda cls: cls.__name__)
+def test_nothing_is_marked_where_nothing_changed(cls: Machine) -> None:
+    """A machine of its own, and a subclass that changes nothing that is drawn, bear no marks and no legend of them."""
+    for text in (dot(cls), dot(cls, "full"), cards(cls, "full"), mermaid(cls)):
+        assert not re.search(
+            rf"[{ADDED}{OVERRIDDEN}] |overridden|changed|{MARK.line}\"\]", re.sub(r"<style.*", "", text)
+        )
+    assert ("Nothing in the tables differs from `ClientFSM`" in matrix(cls)) == (cls is SameFSM)
+
+
+# -------------------------------------------------------------------------------------------------- pictures for a page
+
+
+def test_a_page_gets_the_picture_that_the_package_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Graphviz, the machines of this package, and those that look like them, have their drawn picture."""
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    for cls, name in ((ClientFSM, "client_fsm.svg"), (RoomFSM, "room_fsm.svg")):
+        assert picture(cls) == (SHIPPED / name).read_text(encoding="utf-8")
+    same = picture(SameFSM)
+    assert '<title id="title">SameFSM</title>' in same
+    assert same.replace(">SameFSM<", ">ClientFSM<") == picture(ClientFSM)
+
+
+def test_a_page_gets_cards_where_nothing_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of the user's own is never shown as another one, and never an error."""
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    assert picture(CarefulFSM) == cards(CarefulFSM, columns=2)
+    assert picture(LiftFSM) == cards(LiftFSM, columns=2)
+
+
+def test_an_outdated_picture_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A package whose pictures are missing, or of another version of the machine, shows cards instead."""
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    monkeypatch.setattr("reconnect_fsm.diagrams.files.files", lambda _: tmp_path)
+    assert picture(ClientFSM) == cards(ClientFSM, columns=2)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "client_fsm.svg").write_text('<svg data-digest="0123456789abcdef"/>')
+    assert picture(ClientFSM) == cards(ClientFSM, columns=2)
+
+
+@pytest.mark.dot
+def test_a_page_gets_a_users_machine_drawn() -> None:
+    """Where Graphviz is installed, it draws a machine of the user's own."""
+    assert picture(CarefulFSM) == svg(CarefulFSM)
+
+
+def test_two_pictures_can_share_a_page() -> None:
+    """A prefix keeps their ids apart; what finds their states and moves stays."""
+    machines: list[Machine] = [ClientFSM, RoomFSM]
+    client, room = (ElementTree.fromstring(picture(each, id_prefix=f"{n}-")) for n, each in enumerate(machines))
+    ids = [each.get("id") for root in (client, room) for each in root.iter() if each.get("id")]
+    assert len(ids) == len(set(ids))
+    assert all(str(each).startswith(("0-", "1-")) for each in ids)
+    assert client.get("aria-labelledby") == "0-title 0-desc"
+    assert client.find('.//*[@data-state="waiting"]') is not None
+
+
+@pytest.mark.parametrize("cls", main_machines(), ids=lambda cls: cls.__name__)
+def test_a_move_is_found_from_its_state_to_its_target(cls: Machine) -> None:
+    """What stands for a move holds an arrow that leads to its target, or a cell that names it."""
+    root = ElementTree.fromstring(picture(cls))
+    for rule in rules_of(cls):
+        if rule.target not in (None, rule.source):
+            token = f"{rule.event}:{rule.source}:{rule.target}"
+            found = [each for each in root.iter() if token in each.get("data-moves", "").split()]
+            assert any(
+                each.get("class") == "cell" or str(each.get("id")).endswith(f"-{rule.target}") for each in found
+            ), token
+
+
+# --------------------------------------------------------------------------------------------------- colours, and texts
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG 2 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("colour", [*COLOURS.values(), *SPARE], ids=lambda colour: colour.fill)
+def test_every_colour_is_legible(colour: Any) -> None:
+    """Text in each colour on its fill, on the paper and on a table, and plain and marked text on the fill: 4.5 to 1."""
+    pairs = [(colour.line, colour.fill), (colour.line, PAPER), (colour.line, BOX), (INK.line, colour.fill)]
+    pairs += [(FAINT.line, PAPER), (FAINT.line, BOX), (MARK.line, PAPER), (MARK.line, BOX), (MARK.line, colour.fill)]
+    pairs += [(INK.line, PAPER), (INK.line, BOX), (FAINT.line, colour.fill)]
+    light = {pair: contrast(*pair) for pair in pairs}
+    dark = {pair: contrast(*(DARK[each] for each in pair)) for pair in pairs}
+    assert {pair: value for pair, value in light.items() if value < 4.5} == {}
+    assert {pair: value for pair, value in dark.items() if value < 4.5} == {}
+
+
+def test_a_dark_colour_stands_for_one_light_colour() -> None:
+    """The style sheet goes by the light colour alone, so that one must not mean two things."""
+    colours = [
+        PAPER,
+        *(part for each in (INK, MARK, *dict.fromkeys(COLOURS.values()), *SPARE) for part in (each.fill, each.line)),
+    ]
+    assert len(colours) == len(set(colours))
+
+
+def test_texts_are_made_fit() -> None:
+    """Cut with an ellipsis, wrapped by words, in lines of the same length, and without what XML cannot hold."""
+    assert fitting("short", 100, 10) == "short"
+    assert fitting("a rather long text", 60, 10) == "a rather lo…"
+    assert fitting("wide", 12, 10) == ""
+    assert wrapped("a rather long text", 60, 10) == ["a rather long", "text"]
+    assert wrapped("", 60, 10) == []
+    assert balanced("one two three four", 15) == ["one two", "three four"]
+    assert text_width("m", 10, bold=True) > text_width("m", 10) > text_width("i", 10)
+    assert text_width("語", 10) == 10
+    assert escaped('<a href="x">&\'\x00\x1b\ud800') == "&lt;a href=&quot;x&quot;&gt;&amp;&#x27;\ufffd\ufffd\ufffd"
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
+KEPT_TEXTS = (".dot", "_full.dot", ".mmd", ".md", "_cards.svg", "_full_cards.svg")
+
+
 def kept_texts() -> list[tuple[Machine, str]]:
-    return [(cls, ending) for cls in main_machines() for ending in (".dot", "_full.dot", ".mmd", ".md")]
+    return [(cls, ending) for cls in main_machines() for ending in KEPT_TEXTS]
 
 
 @pytest.mark.parametrize(("cls", "ending"), kept_texts(), ids=lambda each: getattr(each, "__name__", each))
@@ -482,22 +807,34 @@ def test_the_kept_files_are_up_to_date(cls: Machine, ending: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("cls", main_machines(), ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("ending", [".svg", "_full.svg"])
-def test_the_kept_pictures_show_every_state(cls: Machine, ending: str) -> None:
-    """They are checked for what does not depend on the version of Graphviz."""
+@pytest.mark.parametrize(("ending", "detail"), [(".svg", "overview"), ("_full.svg", "full")])
+def test_the_kept_pictures_are_up_to_date(cls: Machine, ending: str, detail: Any) -> None:
+    """They are checked for what does not depend on the version of Graphviz: content, and what they are made of."""
     stem = {ClientFSM: "client_fsm", RoomFSM: "room_fsm"}[cls]
-    check_svg((KEPT / f"{stem}{ending}").read_text(encoding="utf-8"), cls)
+    text = (KEPT / f"{stem}{ending}").read_text(encoding="utf-8")
+    check_svg(text, cls)
+    assert f'data-digest="{digest(cls, detail)}"' in text, (
+        f"{stem}{ending} is not what {cls.__name__} is now: run `make diagrams`"
+    )
+
+
+@pytest.mark.parametrize("name", ["client_fsm.svg", "room_fsm.svg"])
+def test_the_pictures_in_the_package_are_the_kept_ones(name: str) -> None:
+    """What a user's page shows is what diagrams/ shows."""
+    assert (SHIPPED / name).read_bytes() == (KEPT / name).read_bytes(), "run `make diagrams`"
 
 
 @pytest.mark.dot
 def test_write_names_files_after_the_class(tmp_path: Path) -> None:
-    """It makes the directory, writes six files and returns their paths; a second time they are the same."""
+    """It makes the directory, writes eight files and returns their paths; a second time they are the same."""
     written = write(CarefulFSM, tmp_path / "new" / "pictures")
     assert [each.name for each in written] == [
         "careful_fsm.dot",
         "careful_fsm_full.dot",
         "careful_fsm.mmd",
         "careful_fsm.md",
+        "careful_fsm_cards.svg",
+        "careful_fsm_full_cards.svg",
         "careful_fsm.svg",
         "careful_fsm_full.svg",
     ]
@@ -510,7 +847,7 @@ def test_texts_are_the_same_in_every_process() -> None:
     """Nothing depends on the order of sets or on addresses."""
     code = (
         "from reconnect_fsm.diagrams import *\n"
-        "for cls in main_machines(): print(dot(cls), dot(cls, 'full'), mermaid(cls), matrix(cls), sep='')"
+        "for cls in main_machines(): print(dot(cls), dot(cls, 'full'), mermaid(cls), matrix(cls), cards(cls), sep='')"
     )
     outputs = {
         subprocess.run(
@@ -521,7 +858,7 @@ def test_texts_are_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    here = "".join(f"{dot(cls)}{dot(cls, 'full')}{mermaid(cls)}{matrix(cls)}\n" for cls in main_machines())
+    here = "".join(f"{dot(cls)}{dot(cls, 'full')}{mermaid(cls)}{matrix(cls)}{cards(cls)}\n" for cls in main_machines())
     assert [each.decode().replace("\r\n", "\n") for each in outputs] == [here]
 
 
