@@ -10,12 +10,13 @@ FOR  ?= 3600
 SEED ?= 1000
 DEV  := $(VENV)/.installed-dev
 DEMO := $(VENV)/.installed-demo
+BENCH := $(VENV)/.installed-bench
 
 # The half that decides; every branch of it is tested.
 comma := ,
 empty :=
 PURE  := $(addprefix reconnect_fsm/,status.py errors.py machine.py lean.py client_fsm.py room_fsm.py effects.py retry.py \
-         keepalive.py redaction.py loro_protocol/*)
+         keepalive.py redaction.py turns.py loro_protocol/*)
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 # `pyright` would fetch a node of its own where there is none, and ask whether there is a newer version of itself.
@@ -23,7 +24,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prove soak mutants check lint types coverage diagrams diagrams-drift wheel clean
+.PHONY: help demo test prove soak bench mutants check lint types coverage diagrams diagrams-drift wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +56,9 @@ prove: $(DEV) ## the long proofs, side by side; what they counted becomes docs/p
 soak: $(DEV) ## simulate for FOR=3600 seconds, and count; SEED=... begins elsewhere
 	$(BIN)/python -m reconnect_fsm.testing.simulation --until-stopped --for $(FOR) --seed $(SEED)
 
+bench: $(BENCH) ## ours, the official client and others, side by side; rewrites docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
 mutants: $(DEV) ## mutation testing of the deciding half and the codec; rewrites docs/mutants.md
 	$(BIN)/python tests/mutants.py $(ARGS)
 
@@ -65,6 +69,7 @@ coverage: $(DEV) ## the tests, with every branch of the deciding half covered, a
 
 diagrams: $(DEV) ## draw diagrams/ anew from the machines
 	$(BIN)/python -m reconnect_fsm diagrams diagrams
+	cp diagrams/client_fsm.svg diagrams/room_fsm.svg reconnect_fsm/diagrams/pictures/
 
 # The bytes of an SVG depend on the version of Graphviz; what it is drawn from does not.
 diagrams-drift: $(DEV) ## fail if diagrams/ is not what the machines say
@@ -91,9 +96,13 @@ $(BIN)/python:
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $(DEMO) $@
+	@touch $(DEMO) $(BENCH) $@
 
 # The demo needs no tools; what the line above installs is more than enough for it.
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[loro]'
 	@touch $@
+
+$(BENCH): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[bench]'
+	@touch $(DEMO) $@

@@ -1,25 +1,29 @@
-"""Many deadlines, one timer of the event loop: ten thousand rooms need no timer each."""
+"""Many deadlines, one timer of the event loop: ten thousand rooms, or connections, need no timer each."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 __all__ = ["Deadline", "Deadlines"]
+
+SLICE: Final = 128  # that run before the event loop gets its turn
 
 
 class Deadline:
     """One thing that is due at a time, unless it is cancelled."""
 
-    __slots__ = ("args", "job", "when")
+    __slots__ = ("args", "early", "job", "when")
 
-    def __init__(self, when: float, job: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def __init__(self, when: float, job: Callable[..., None], args: tuple[Any, ...], early: float) -> None:
         self.when = when
         """When it is due. The clock may say a little less when it runs: asyncio may run a timer early."""
         self.job: Callable[..., None] | None = job
         self.args = args
+        self.early = early
 
 
 class Deadlines:
@@ -31,7 +35,15 @@ class Deadlines:
         self._heap: list[tuple[float, int, Deadline]] = []
         self._count = 0  # of all there ever were: keeps those of the same time in order
         self._live = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+
+    @staticmethod
+    def shared(loop: asyncio.AbstractEventLoop) -> Deadlines:
+        """Those that everybody in this loop may use; here a job is just called."""
+        found = _shared.get(loop)
+        if found is None:
+            found = _shared[loop] = Deadlines(_call)
+        return found
 
     def __len__(self) -> int:
         return self._live
@@ -40,9 +52,14 @@ class Deadlines:
         """Have ``job(deadline, *args)`` run in so many seconds."""
         return self.set_at(loop, loop.time() + seconds, job, *args)
 
-    def set_at(self, loop: asyncio.AbstractEventLoop, when: float, job: Callable[..., None], *args: Any) -> Deadline:
-        """Have ``job(deadline, *args)`` run at that time."""
-        deadline = Deadline(when, job, args)
+    def set_at(
+        self, loop: asyncio.AbstractEventLoop, when: float, job: Callable[..., None], *args: Any, early: float = 0.0
+    ) -> Deadline:
+        """Have ``job(deadline, *args)`` run at that time.
+
+        Or up to ``early`` seconds before, if another is due then: waking the loop costs more than most jobs do.
+        """
+        deadline = Deadline(when, job, args, early)
         self._count += 1
         self._live += 1
         heapq.heappush(self._heap, (when, self._count, deadline))
@@ -54,12 +71,12 @@ class Deadlines:
         """It is not to run; cancelling what has run or was cancelled does nothing."""
         if deadline.job is None:
             return
-        deadline.job = None
+        deadline.job, deadline.args = None, ()
         self._live -= 1
         if self._live == 0:  # the last one: nothing may be left behind
             self._heap.clear()
             self._stop_timer()
-        elif len(self._heap) > 2 * self._live + 64:  # cancelled ones are dropped when they fall due, or are too many
+        elif len(self._heap) > 8 * self._live + 64:  # cancelled ones are dropped when they fall due, or are too many
             self._heap = [entry for entry in self._heap if entry[2].job is not None]
             heapq.heapify(self._heap)
 
@@ -76,10 +93,21 @@ class Deadlines:
     def _fall_due(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
         self._timer = None
         now = max(loop.time(), at)  # asyncio may run a timer a little early
-        while self._heap and self._heap[0][0] <= now:
+        for _ in range(SLICE):
+            if not self._heap or self._heap[0][0] - self._heap[0][2].early > now:
+                self._set_timer(loop)
+                return
             _, _, deadline = heapq.heappop(self._heap)
             job, deadline.job = deadline.job, None
             if job is not None:
                 self._live -= 1
                 self._run(job, deadline, *deadline.args)
-        self._set_timer(loop)
+        self._stop_timer()  # one of those that ran may have set it
+        self._timer = loop.call_soon(self._fall_due, loop, at)
+
+
+def _call(job: Callable[..., None], *args: Any) -> None:
+    job(*args)
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, Deadlines] = WeakKeyDictionary()
