@@ -12,7 +12,7 @@ what it lacks. Any other room is a log of updates, and whoever joins gets all of
 forgotten when the last member is gone, and so is any room that nothing was put in.
 
 Every bound is a class attribute of `EmbeddedServer`: lower it in a subclass. Two things have none: the number of
-connections, and what clients put in a ``%LOR`` document (though one that exports more than 16 MiB is not joined).
+connections, and what clients put in a ``%LOR`` document.
 
 No authority on anything: it has no persistence, no rate limits, and no access control but ``authenticate``.
 """
@@ -787,7 +787,9 @@ class _Document:
 
     def catch_up(self, version: bytes) -> tuple[bytes, list[bytes]]:
         """Our version, and what a client with theirs lacks. Raises `_VersionUnknownError`."""
-        from loro import ExportMode, VersionVector
+        from loro import VersionVector
+
+        from reconnect_fsm.adaptors.loro import updates_lacking
 
         if self._doc is not None:
             self._doc.commit()  # what the user of `document` did not
@@ -801,7 +803,7 @@ class _Document:
             raise
         if self._doc is None or theirs.includes_vv(ours):
             return ours.encode(), []
-        return ours.encode(), [self._doc.export(ExportMode.Updates(theirs))]
+        return ours.encode(), list(updates_lacking(self._doc, theirs))
 
 
 def _is_from_loro(error: BaseException) -> bool:

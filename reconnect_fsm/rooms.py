@@ -233,6 +233,8 @@ Unacked: TypeAlias = tuple[tuple[bytes, ...], list[bytes]]
 NOTHING: dict[int, Unacked] = {}  # stands for every empty dict; never written to
 NO_BATCH: Unacked = ((), [])
 
+Turn: TypeAlias = tuple["Room", str]
+"""A room that is to be asked for, and what it is told when its turn has come."""
 Answer: TypeAlias = tuple[Permission, bytes]
 """What a JoinResponseOk says: the permission, and the version of the server."""
 
@@ -261,7 +263,7 @@ class Rooms:
         self._own = own
         self._make_fsm = make_fsm
         self._tracked: dict[bytes, Room] = {}  # by what their frames begin with
-        self._turns: Turns[Room] = Turns(at_once)
+        self._turns: Turns[Turn] = Turns(at_once)
         self._opened: str | None = None  # why there is a connection, if there is one
         self._deadlines = Deadlines(pump.post)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -343,7 +345,7 @@ class Rooms:
         self._opened = why if event == "connection_opened" else None
         if self._opened is not None:
             for room in self._tracked.values():
-                self._turns.wait(room, room._priority)
+                self._turns.wait((room, "connection_opened"), room._priority)
             self._pump.post_each(self._turn_came, iter(self._turns.next, None))
         elif self._tracked:
             self._pump.post_each(self._hear, tuple(self._tracked.values()), event, why)
@@ -352,10 +354,11 @@ class Rooms:
         room._in_flight = 0
         self.fire(room, event, why)
 
-    def _turn_came(self, room: Room) -> None:
+    def _turn_came(self, turn: Turn) -> None:
+        room, event = turn
         if self._opened is not None:  # else it was lost while this waited for its turn
-            why = (self._opened,)
-            self._pump.fire(room.id, room._fsm, "connection_opened", why, self._run, self._broke, room)
+            args = (self._opened,) if event == "connection_opened" else ()
+            self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
 
     def complain(self, what: str, *args: object) -> None:
         """Log what is wrong with the server's messages; a flood of them must not flood the log."""
@@ -418,14 +421,17 @@ class Rooms:
 
     def _join_requested(self, room: Room) -> None:
         if self._opened is not None:
-            self._turns.wait(room, room._priority)
+            self._turns.wait((room, "connection_opened"), room._priority)
         self.fire(room, "join_requested")
 
     def fire(self, room: Room, event: str, *args: Any) -> None:
         """Tell a room's machine a fact and run the effects; then it may be somebody else's turn."""
         self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
-        while self._turns.queues and (other := self._turns.next()) is not None:
-            self._turn_came(other)
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        while self._turns.queues and (turn := self._turns.next()) is not None:
+            self._turn_came(turn)
 
     def _broke(self, room: Room, what: str) -> None:
         self.fire(room, "broke", what)
@@ -460,9 +466,14 @@ class Rooms:
             self._pump.post(room._listeners.tell, effect.change)
 
     def _timer_fell_due(self, deadline: Deadline, room: Room) -> None:
-        if deadline is room._timer:  # else it was stopped while this waited for its turn
-            room._timer = None
+        if deadline is not room._timer:  # it was stopped while this waited for its turn
+            return
+        room._timer = None
+        if room in self._turns.busy:  # the server had its time
             self.fire(room, "timer_fell_due")
+        else:  # it may ask again, when it is its turn
+            self._turns.wait((room, "timer_fell_due"), room._priority)
+            self._take_turns()
 
     def _stop_timer(self, room: Room, _: StopTimer | None = None) -> None:
         if room._timer is not None:

@@ -20,7 +20,7 @@ class Turns(Generic[T]):
         self.queues: dict[int, deque[T]] = {}
         """Who waits, by priority; none is empty."""
         self._order: list[int] = []  # a heap of the priorities there are, the highest first, hence negative
-        self.busy: set[T] = set()
+        self.busy: set[object] = set()
         """Who has had a turn, its own or not, and is not done yet."""
 
     def wait(self, one: T, priority: int) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -107,7 +107,7 @@ def test_loro_missing_from_is_what_that_version_lacks() -> None:
         copy = new_doc()
         if held is not None:
             copy.import_(held)
-        LoroAdaptor(copy).apply(adaptor.missing_from(version))
+        LoroAdaptor(copy).apply(tuple(adaptor.missing_from(version)))
         assert text(copy) == text(doc)
     assert sum(map(len, adaptor.missing_from(behind))) < sum(map(len, adaptor.missing_from(b"")))
 
@@ -161,7 +161,7 @@ def test_loro_applying_twice_does_no_harm() -> None:
     theirs = update_of("theirs ")
     adaptor.apply([theirs, theirs])
     adaptor.apply([theirs])
-    adaptor.apply(adaptor.missing_from(b""))
+    adaptor.apply(tuple(adaptor.missing_from(b"")))
     assert (text(doc), len(events)) == ("theirs ", 1)
     subscription.unsubscribe()
 
@@ -226,7 +226,7 @@ def operations(update: bytes) -> int:
     return sum(span.counter.end - span.counter.start for span in spans)
 
 
-def import_in_pieces(doc: LoroDoc, pieces: Sequence[bytes]) -> None:
+def import_in_pieces(doc: LoroDoc, pieces: Iterable[bytes]) -> None:
     """Import one by one; none may be in want of a later one."""
     for piece in pieces:
         assert doc.import_(piece).pending is None
@@ -290,7 +290,7 @@ def test_loro_the_pieces_make_the_same_document_as_one_export(history: Any, whic
         patch.setattr(of_loro, "PIECE_LIMIT", limit)
         patch.setattr(of_loro, "PIECE_TARGET", limit * 3 // 4)
         patch.setattr(of_loro, "MAX_RUNS", 7)
-        pieces = LoroAdaptor(source).missing_from(theirs.encode())
+        pieces = list(LoroAdaptor(source).missing_from(theirs.encode()))
     import_in_pieces(behind, pieces)
     whole.import_(source.export(ExportMode.Updates(theirs)))
     assert same(behind, whole)
@@ -309,7 +309,7 @@ def test_loro_a_version_that_makes_no_sense_gets_what_one_export_gives(history: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(of_loro, "PIECE_LIMIT", 100)
         patch.setattr(of_loro, "PIECE_TARGET", 75)
-        pieces = LoroAdaptor(source).missing_from(theirs.encode())
+        pieces = list(LoroAdaptor(source).missing_from(theirs.encode()))
     in_pieces, whole = new_doc(8), new_doc(9)
     for piece in pieces:
         in_pieces.import_(piece)
@@ -329,13 +329,32 @@ def test_loro_a_large_document_goes_in_pieces_that_need_no_fragments() -> None:
         for each in range(500):
             doc.get_map("map").insert(f"{number}.{each}", os.urandom(1000))
         doc.get_map("map").insert(f"large {number}", os.urandom(500_000))
-    pieces = LoroAdaptor(doc).missing_from(b"")
+    pieces = list(LoroAdaptor(doc).missing_from(b""))
     assert sum(map(len, pieces)) > 12_000_000
     large = [piece for piece in pieces if len(piece) > of_loro.PIECE_LIMIT]
     assert [operations(piece) for piece in large] == [1] * 8
     assert len(pieces) < 250
     copy = new_doc()
     import_in_pieces(copy, pieces)
+    assert same(copy, doc)
+
+
+def test_loro_pieces_are_exported_as_they_are_asked_for() -> None:
+    """A document edited meanwhile is sent as it was at the first piece; the edits go out as all local ones do."""
+    doc, copy, sent = new_doc(1), new_doc(), list[bytes]()
+    for _ in range(20):
+        write(doc, "word " * 20_000)
+    adaptor = LoroAdaptor(doc)
+    detach = adaptor.attach(sent.append)
+    pieces = iter(adaptor.missing_from(b""))
+    import_in_pieces(copy, [next(pieces)])
+    before = copy.oplog_vv
+    write(doc, "edited meanwhile ")
+    import_in_pieces(copy, pieces)
+    assert not before.includes_vv(copy.oplog_vv)
+    assert not copy.oplog_vv.includes_vv(doc.oplog_vv)
+    detach()
+    import_in_pieces(copy, sent)
     assert same(copy, doc)
 
 
@@ -360,7 +379,7 @@ def test_loro_many_peers_with_few_edits_cost_a_small_factor_of_one_export() -> N
         began = time.thread_time()
         doc.export(ExportMode.Updates(NOTHING))
         one = time.thread_time() - began
-        pieces = adaptor.missing_from(b"")
+        pieces = list(adaptor.missing_from(b""))
         ratios.append((time.thread_time() - began - one) / one)
     assert len(pieces) < 12
     assert sorted(ratios)[1] < 10

@@ -68,13 +68,14 @@ class LoroAdaptor(_Adaptor):
         self.doc.commit()
         return self.doc.oplog_vv.encode()
 
-    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
+    def missing_from(self, server_version: bytes) -> Iterable[bytes]:
         """What a server at this version vector lacks; all there is if it does not tell one that can be read.
 
-        In pieces, as `updates_lacking` makes them.
+        In pieces that are exported one by one, as `updates_lacking` makes them.
         """
         self.doc.commit()
-        return tuple(updates_lacking(self.doc, _version_vector(server_version)))
+        theirs = _version_vector(server_version)
+        return () if theirs.includes_vv(self.doc.oplog_vv) else updates_lacking(self.doc, theirs)
 
     def covers(self, server_version: bytes) -> bool:
         """Whether the document holds everything up to this version vector."""
