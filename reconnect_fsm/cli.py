@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 PROGRAM: Final = "reconnect-fsm"
 DONE, FAILED, UNUSABLE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-SUFFIXES: Final = {"dot": ".dot", "mermaid": ".mmd", "svg": ".svg", "matrix": ".md"}
+SUFFIXES: Final = {"dot": ".dot", "mermaid": ".mmd", "svg": ".svg", "cards": "_cards.svg", "matrix": ".md"}
 NO_DEMO: Final = "the demo needs the package loro, which is not installed: pip install 'reconnect-fsm[loro]'"
 
 DESCRIPTION: Final = "A WebSocket client that stays connected: see it at work, draw its machines."
@@ -76,6 +76,7 @@ formats:
   dot      Graphviz' language
   mermaid  a picture that GitHub and others show inside Markdown
   svg      a picture; needs the package graphviz and Graphviz' program dot
+  cards    a picture for narrow screens, a card for each state; needs nothing
   matrix   every event in every state, as Markdown tables
   all      all of them, in files; what cannot be drawn is left out with a note
 
@@ -234,6 +235,7 @@ def _print(machine: Machine, what: str) -> int:
         "dot": diagrams.dot,
         "mermaid": diagrams.mermaid,
         "svg": diagrams.svg,
+        "cards": diagrams.cards,
         "matrix": diagrams.matrix,
     }
     if what == "all":
@@ -250,6 +252,11 @@ def _print(machine: Machine, what: str) -> int:
     return DONE
 
 
+def _format(file: Path) -> str:
+    """The one whose suffix says most."""
+    return max((each for each in SUFFIXES if file.name.endswith(SUFFIXES[each])), key=lambda each: len(SUFFIXES[each]))
+
+
 def _write(machine: Machine, directory: Path, what: str) -> int:
     """Write the files of a machine in one format, or in all that can be drawn, and print their names."""
     from .diagrams import CannotDraw, write
@@ -261,7 +268,7 @@ def _write(machine: Machine, directory: Path, what: str) -> int:
         except CannotDraw as error:  # the other files are there
             _complain(f"no SVG of {machine.__name__} was drawn: {error}")
             code = FAILED if what == "svg" else DONE
-        wanted = [each for each in sorted(Path(scratch).iterdir()) if what == "all" or each.suffix == SUFFIXES[what]]
+        wanted = [each for each in sorted(Path(scratch).iterdir()) if what in ("all", _format(each))]
         try:
             directory.mkdir(parents=True, exist_ok=True)
             written = [shutil.copyfile(each, directory / each.name) for each in wanted]

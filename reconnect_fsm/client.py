@@ -38,7 +38,8 @@ class Client(Connection):
     Parameters:
         room_fsm: the class of the rooms' machines, a subclass of `RoomFSM`.
         joins_at_once: how many rooms may be asked for at the same time and not be answered yet; the others wait for
-            their turn, those of a higher priority first. None: no bound.
+            their turn, those of a higher priority first. Rejoins that the server asks for itself do not wait. None: no
+            bound.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 from weakref import ref
 
 from .client_fsm import ClientFSM
+from .deadlines import Deadline, Deadlines
 from .driver import Driver
 from .effects import (
     AnnounceConnected,
@@ -66,6 +67,7 @@ __all__ = ["Connection"]
 logger = logging.getLogger("reconnect_fsm")
 
 STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+PING_EARLY = 0.1  # seconds before its time that a ping may go out, if somebody else's does
 SLICES = 5  # of a wait for tasks to end: a stall of our own loop, after which all is overdue, is one of them
 MAX_MSG_SIZE = 4 * 1024 * 1024  # bytes; what aiohttp allows by default
 
@@ -103,6 +105,7 @@ class Connection:
         "_close_timeout",
         "_connect_timeout",
         "_connected",
+        "_deadlines",
         "_dial",
         "_ending",
         "_fsm",
@@ -179,7 +182,8 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._timers_started = 0
         self._heartbeat: Heartbeat | None = None
-        self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._heartbeat_timer: Deadline | None = None
+        self._deadlines: Deadlines | None = None
         self._session: Session | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._ending: set[asyncio.Task[Any]] = set()  # what was stopped and is not quite gone yet
@@ -371,6 +375,7 @@ class Connection:
                 raise RuntimeError("this client runs in another event loop")
             self._outlive_loop()
         self._loop, self._thread = loop, threading.get_ident()
+        self._deadlines = Deadlines.shared(loop)
         self._pump.bind(loop)
 
     def _outlive_loop(self) -> None:
@@ -456,7 +461,8 @@ class Connection:
             self._set_heartbeat_timer()
             self._latency = round_trip
             self._pong.keep(round_trip)
-            self._pump.post(self._on_latency.tell, round_trip)
+            if self._on_latency:
+                self._pump.post(self._on_latency.tell, round_trip)
 
     def _received(self, data: Data) -> None:
         """A message came. A client with rooms takes the binary ones for itself."""
@@ -466,6 +472,9 @@ class Connection:
         if self._timer is not None and number == self._timers_started:  # else it was stopped while this waited
             self._timer = None
             self._fire(self._fsm.timer_fell_due)
+
+    def _heart_beats(self, deadline: Deadline) -> None:
+        self._pump.post(self._heartbeat_due, deadline.when)
 
     def _heartbeat_due(self, due: float) -> None:
         heartbeat, socket = self._heartbeat, self._socket
@@ -483,7 +492,8 @@ class Connection:
             return
         if beat is Beat.PING:
             self._send_ping(heartbeat, socket)
-        self._set_heartbeat_timer()
+        else:
+            self._set_heartbeat_timer()
 
     # Effects
 
@@ -597,13 +607,17 @@ class Connection:
         socket.send_urgent(PING)
 
     def _set_heartbeat_timer(self) -> None:
+        deadlines = self._deadlines
+        if self._loop is None or deadlines is None:
+            return
         if self._heartbeat_timer is not None:
-            self._heartbeat_timer.cancel()
+            deadlines.cancel(self._heartbeat_timer)
             self._heartbeat_timer = None
         if self._heartbeat is not None and self._heartbeat.deadline is not None:
-            assert self._loop is not None
+            # Pings of many connections go out together; how long a pong may take is not for them to shorten.
+            early = 0.0 if self._heartbeat.in_flight else min(PING_EARLY, 0.1 * self._keepalive.interval)
             due = self._heartbeat.deadline
-            self._heartbeat_timer = self._loop.call_at(due, self._pump.post, self._heartbeat_due, due)
+            self._heartbeat_timer = deadlines.set_at(self._loop, due, self._heart_beats, early=early)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that ends by itself within a bound; `close` waits for it."""
@@ -631,6 +645,7 @@ class Connection:
 
     def _close_requested(self, outcome: Outcome) -> None:
         self._fire(self._fsm.close_requested)
+        self._pump.post(self._pump.end_recording)
         outcome.succeed()
 
     async def _closed(self, outcome: Outcome) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 from collections.abc import Callable
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 __all__ = ["Deadline", "Deadlines"]
 
@@ -36,13 +36,15 @@ class Deadlines:
         self._count = 0  # of all there ever were: keeps those of the same time in order
         self._live = 0
         self._timer: asyncio.Handle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @staticmethod
     def shared(loop: asyncio.AbstractEventLoop) -> Deadlines:
-        """Those that everybody in this loop may use; here a job is just called."""
-        found = _shared.get(loop)
-        if found is None:
-            found = _shared[loop] = Deadlines(_call)
+        """Those that everybody in this loop uses, for as long as somebody keeps them; here a job is just called."""
+        found = _shared.get(id(loop))
+        if found is None or found._loop is not loop:  # ids come again
+            found = _shared[id(loop)] = Deadlines(_call)
+            found._loop = loop
         return found
 
     def __len__(self) -> int:
@@ -93,21 +95,26 @@ class Deadlines:
     def _fall_due(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
         self._timer = None
         now = max(loop.time(), at)  # asyncio may run a timer a little early
-        for _ in range(SLICE):
-            if not self._heap or self._heap[0][0] - self._heap[0][2].early > now:
+        left = SLICE
+        try:
+            while left and self._heap and self._heap[0][0] - self._heap[0][2].early <= now:
+                left -= 1
+                _, _, deadline = heapq.heappop(self._heap)
+                job, deadline.job = deadline.job, None
+                if job is not None:
+                    self._live -= 1
+                    self._run(job, deadline, *deadline.args)
+        finally:  # whatever one of them did, the others come in their time
+            if left:
                 self._set_timer(loop)
-                return
-            _, _, deadline = heapq.heappop(self._heap)
-            job, deadline.job = deadline.job, None
-            if job is not None:
-                self._live -= 1
-                self._run(job, deadline, *deadline.args)
-        self._stop_timer()  # one of those that ran may have set it
-        self._timer = loop.call_soon(self._fall_due, loop, at)
+            else:
+                self._stop_timer()  # one of those that ran may have set it
+                self._timer = loop.call_soon(self._fall_due, loop, at)
 
 
 def _call(job: Callable[..., None], *args: Any) -> None:
     job(*args)
 
 
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, Deadlines] = WeakKeyDictionary()
+# By the loop's id, and weak: what is kept here must not keep a loop that is abandoned, nor what lived in it.
+_shared: WeakValueDictionary[int, Deadlines] = WeakValueDictionary()

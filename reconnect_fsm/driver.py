@@ -5,23 +5,42 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias, TypeVar
+from operator import attrgetter
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from .client_fsm import ClientFSM
 from .effects import Effect
 from .pump import Pump, raised
 from .room_fsm import RoomFSM
 
-__all__ = ["Driver", "Step"]
+__all__ = ["Driver", "Memory", "Step", "Tap", "broken", "memory_of", "remembered"]
 
 T = TypeVar("T")
 logger = logging.getLogger("reconnect_fsm")
 
 LOG: Final = 400  # steps kept, or a few more
+CLIENTS: Final = 100  # of the client's own, however many its rooms take
 
-Step: TypeAlias = tuple[float, str, str, tuple[Any, ...], str, str, str, list[Effect]]
-"""When, in the loop's seconds; whose machine (a room's id, or ""); event, arguments; state before and after; the reason
-for it; and the effects."""
+Memory: TypeAlias = tuple[Any, ...]
+"""What a machine remembers besides its state; `remembered` gives it names."""
+
+Step: TypeAlias = tuple[
+    float, str, ClientFSM | RoomFSM, str, tuple[Any, ...], str, str, str, int, list[Effect], Memory | None
+]
+"""When, in the loop's seconds; whose machine (a room's id, or ""), and which; event and arguments; state before and
+after, the reason for it, and the attempts so far; the effects; and what the machine remembered before, where it is
+known: always of a client, of a room only while it is recorded."""
+
+
+class Tap(Protocol):
+    """Whoever records what a driver does; it must not raise."""
+
+    def told(self, step: Step) -> None:
+        """A machine was told a fact; the effects are run next."""
+
+    def closed(self) -> None:
+        """The client is closed, and all its rooms have heard of it."""
 
 
 class Driver(Pump):
@@ -33,6 +52,8 @@ class Driver(Pump):
         """The last steps, `LOG` at least."""
         self.now = 0.0
         """When the last fact was told, in the loop's seconds."""
+        self.tap: Tap | None = None
+        """Who records it, if somebody does."""
 
     def fire(
         self,
@@ -50,16 +71,21 @@ class Driver(Pump):
         tell it.
         """
         old = fsm.state
+        memory = None if whose and self.tap is None else memory_of(fsm)
         try:
             effects = fsm.events[event].fire(fsm, *args)
         except (Exception, asyncio.CancelledError) as error:
             logger.exception("%s raised on %s in state %s", type(fsm).__name__, event, old)
-            effects = _broke(fsm, raised(f"the machine {type(fsm).__name__}", error))
+            effects = broken(fsm, error)
         if self._loop is not None:
             self.now = self._loop.time()
-        self.log.append((self.now, whose, event, args, old, fsm.state, fsm.reason, effects))
+        step = (self.now, whose, fsm, event, args, old, fsm.state, fsm.reason, fsm.attempt, effects, memory)
+        self.log.append(step)
         if len(self.log) > 2 * LOG:
-            del self.log[:LOG]
+            # What its rooms do must not push out the client's own steps.
+            self.log[:LOG] = [step for step in self.log[:LOG] if not step[1]][-CLIENTS:]
+        if self.tap is not None:
+            self.tap.told(step)
         for effect in effects:
             try:
                 run[type(effect)](subject, effect)
@@ -67,11 +93,55 @@ class Driver(Pump):
                 logger.exception("running %r raised", effect)
                 self.post(broke, subject, raised(f"running {type(effect).__name__}", error))
 
+    def end_recording(self) -> None:
+        """A recording ends with the client, if not before."""
+        if self.tap is not None:
+            self.tap.closed()
 
-def _broke(fsm: ClientFSM | RoomFSM, what: str) -> list[Effect]:
+
+def broken(fsm: ClientFSM | RoomFSM, error: BaseException) -> list[Effect]:
     """Something of the user's own raised (D-ERROR). If the way to `error` raises too, nobody is asked."""
+    what = raised(f"the machine {type(fsm).__name__}", error)
     try:
         return fsm.broke(what)
     except Exception:
         logger.exception("%s raised again on its way to error", type(fsm).__name__)
         return fsm.give_up(what)
+
+
+def memory_of(fsm: ClientFSM | RoomFSM) -> Memory:
+    """What the machine remembers at this moment; mutable values of a subclass of the user's are not copied."""
+    names, get = _slots(type(fsm))
+    try:
+        memory = get(fsm)
+    except AttributeError:  # one of the user's that was never set
+        memory = tuple(getattr(fsm, name, NOTHING) for name in names)
+    return (*memory, fsm.__dict__.copy()) if hasattr(fsm, "__dict__") else memory
+
+
+def remembered(fsm: ClientFSM | RoomFSM, memory: Memory) -> dict[str, Any]:
+    """The same by name."""
+    names, _ = _slots(type(fsm))
+    rest: dict[str, Any] = memory[len(names)] if len(memory) > len(names) else {}
+    named = {**dict(zip(names, memory, strict=False)), **rest}
+    return {name: value for name, value in named.items() if name not in HANDLES and value is not NOTHING}
+
+
+NOTHING: Final = object()
+# The state is told besides; the policy is no memory; the rest is of the moment.
+HANDLES: Final = frozenset({"state", "policy", "emit", "_effects", "__dict__", "__weakref__"})
+
+
+SLOTS: Final[WeakKeyDictionary[Any, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]]] = WeakKeyDictionary()
+
+
+def _slots(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """The names of what machines of this class remember, and what gets it; worked out once."""
+    found = SLOTS.get(kind)
+    if found is None:
+        bases: tuple[Any, ...] = kind.__mro__
+        slots: list[Any] = [base.__dict__.get("__slots__", ()) for base in reversed(bases)]
+        names: list[str] = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+        names = [name for name in names if name not in HANDLES]
+        found = SLOTS[kind] = tuple(names), attrgetter(*names)
+    return found

@@ -204,6 +204,10 @@ class Listeners(Generic[T]):
         self._faults = 0
         self._callbacks: tuple[tuple[object, Callable[[T], object]], ...] = ()  # each with a token of its own
 
+    def __bool__(self) -> bool:
+        """Whether somebody listens."""
+        return bool(self._callbacks)
+
     def add(self, callback: Callable[[T], object]) -> Callable[[], None]:
         """Add a plain function; returns one that takes it out again. Raises TypeError for anything else."""
         if not callable(callback):

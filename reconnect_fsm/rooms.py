@@ -233,8 +233,8 @@ Unacked: TypeAlias = tuple[tuple[bytes, ...], list[bytes]]
 NOTHING: dict[int, Unacked] = {}  # stands for every empty dict; never written to
 NO_BATCH: Unacked = ((), [])
 
-Turn: TypeAlias = tuple["Room", str]
-"""A room that is to be asked for, and what it is told when its turn has come."""
+Turn: TypeAlias = tuple["Room", Deadline | None]
+"""A room that is to be asked for, and the timer that ran out for it, if it was asked for before."""
 Answer: TypeAlias = tuple[Permission, bytes]
 """What a JoinResponseOk says: the permission, and the version of the server."""
 
@@ -345,7 +345,7 @@ class Rooms:
         self._opened = why if event == "connection_opened" else None
         if self._opened is not None:
             for room in self._tracked.values():
-                self._turns.wait((room, "connection_opened"), room._priority)
+                self._turns.wait((room, None), room._priority)
             self._pump.post_each(self._turn_came, iter(self._turns.next, None))
         elif self._tracked:
             self._pump.post_each(self._hear, tuple(self._tracked.values()), event, why)
@@ -355,10 +355,16 @@ class Rooms:
         self.fire(room, event, why)
 
     def _turn_came(self, turn: Turn) -> None:
-        room, event = turn
-        if self._opened is not None:  # else it was lost while this waited for its turn
-            args = (self._opened,) if event == "connection_opened" else ()
-            self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
+        room, deadline = turn
+        assert self._opened is not None  # nobody waits for a turn when there is no connection
+        event: str = "connection_opened"
+        args: tuple[str, ...] = (self._opened,)
+        if deadline is not None:
+            if deadline is not room._timer:
+                return  # it was stopped while this waited for its turn
+            room._timer = None
+            event, args = "timer_fell_due", ()
+        self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
 
     def complain(self, what: str, *args: object) -> None:
         """Log what is wrong with the server's messages; a flood of them must not flood the log."""
@@ -421,7 +427,7 @@ class Rooms:
 
     def _join_requested(self, room: Room) -> None:
         if self._opened is not None:
-            self._turns.wait((room, "connection_opened"), room._priority)
+            self._turns.wait((room, None), room._priority)
         self.fire(room, "join_requested")
 
     def fire(self, room: Room, event: str, *args: Any) -> None:
@@ -468,11 +474,11 @@ class Rooms:
     def _timer_fell_due(self, deadline: Deadline, room: Room) -> None:
         if deadline is not room._timer:  # it was stopped while this waited for its turn
             return
-        room._timer = None
         if room in self._turns.busy:  # the server had its time
+            room._timer = None
             self.fire(room, "timer_fell_due")
         else:  # it may ask again, when it is its turn
-            self._turns.wait((room, "timer_fell_due"), room._priority)
+            self._turns.wait((room, deadline), room._priority)
             self._take_turns()
 
     def _stop_timer(self, room: Room, _: StopTimer | None = None) -> None:

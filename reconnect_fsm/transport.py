@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp import WSMsgType
@@ -229,13 +229,15 @@ async def _one_request(request: aiohttp.ClientRequest, handler: aiohttp.ClientHa
 class _Connector(aiohttp.TCPConnector):
     """One for all connections of an event loop; it keeps nothing of theirs, but is a quarter of the size of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
         super().__init__(force_close=True, use_dns_cache=False, limit=0)
+        self.loop = loop
         self.users = 0
 
 
-_connectors: WeakKeyDictionary[asyncio.AbstractEventLoop, _Connector] = WeakKeyDictionary()
+# By the loop's id, and weak: what is kept here must not keep a loop that is abandoned, nor what lived in it.
+_connectors: WeakValueDictionary[int, _Connector] = WeakValueDictionary()
 
 
 def make_session(given: Session | None) -> Session:
@@ -251,9 +253,10 @@ def make_session(given: Session | None) -> Session:
             middlewares=(_one_request,),
             ws_response_class=_WebSocket,
         )
-    connector = _connectors.get(asyncio.get_running_loop())
-    if connector is None:
-        connector = _connectors[asyncio.get_running_loop()] = _Connector()
+    loop = asyncio.get_running_loop()
+    connector = _connectors.get(id(loop))
+    if connector is None or connector.loop is not loop:  # ids come again
+        connector = _connectors[id(loop)] = _Connector(loop)
     connector.users += 1
     return aiohttp.ClientSession(
         connector=connector,
@@ -271,7 +274,8 @@ async def close_session(session: Session) -> None:
     if isinstance(connector, _Connector):
         connector.users -= 1
         if connector.users == 0:
-            _connectors.pop(asyncio.get_running_loop(), None)
+            if _connectors.get(id(connector.loop)) is connector:
+                del _connectors[id(connector.loop)]
             await connector.close()
 
 

@@ -127,7 +127,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound(
             "the wait that `Retry-After` asks for",
             f"{TRANSPORT}.MAX_RETRY_AFTER",
-            "it is cut to this",
+            "it is cut to this; the jitter then adds up to half of it",
             "test_retry_after_is_clamped",
             "s",
         ),

@@ -344,7 +344,8 @@ def _check_noticed(log: Log, fault: Fault, settings: Settings, struck: float) ->
         shortest, longest = settings.backoff(noticed.change.attempt)
         if fault.again != "backoff":
             asked = seconds(fault.again.removeprefix(ABOUT), settings)
-            shortest, longest = asked - (2.0 if fault.again.startswith(ABOUT) else 0.0), max(asked, longest)
+            shortest = asked - (2.0 if fault.again.startswith(ABOUT) else 0.0)
+            longest = max(asked * (1 + 2 * settings.jitter), longest)
         assert shortest <= wait <= longest, f"waits {wait} s\n{log}"
 
 
@@ -435,8 +436,9 @@ then does, and that no task, timer, socket, descriptor or thread is left.
 *Noticed within* is counted from the fault, or from the beginning of the attempt that meets it; in seconds with the
 settings that a client has by default:
 {settings}.
-*Tries again*: `backoff` is {base:g} s, doubling up to {cap:g} s, with {jitter:.0%} jitter either way; `never` means not
-before `connect()` or `retry_now()`, which the tests then call; `–` that no wait is announced.
+*Tries again*: `backoff` is {base:g} s, doubling up to {cap:g} s, with {jitter:.0%} jitter either way; a time that the
+server asked for is kept, and up to twice the jitter is added to it; `never` means not before `connect()` or
+`retry_now()`, which the tests then call; `–` that no wait is announced.
 *Says*: words that the reason contains; there may be more before and after them.
 """
 

@@ -21,7 +21,8 @@ from reconnect_fsm.client_fsm import ClientFSM
 
 ROOT = Path(__file__).parent.parent
 CLIENT = "reconnect_fsm.client_fsm:ClientFSM"
-TEXTS = ["client_fsm.dot", "client_fsm.md", "client_fsm.mmd", "client_fsm_full.dot"]
+CARDS = ["client_fsm_cards.svg", "client_fsm_full_cards.svg"]
+TEXTS = sorted(["client_fsm.dot", "client_fsm.md", "client_fsm.mmd", "client_fsm_full.dot", *CARDS])
 PICTURES = ["client_fsm.svg", "client_fsm_full.svg"]
 
 Capture = pytest.CaptureFixture[str]
@@ -203,6 +204,7 @@ def test_diagram_into_a_directory(capsys: Capture, tmp_path: Path) -> None:
         ("dot", ["client_fsm.dot", "client_fsm_full.dot"]),
         ("mermaid", ["client_fsm.mmd"]),
         ("matrix", ["client_fsm.md"]),
+        ("cards", CARDS),
         pytest.param("svg", PICTURES, marks=pytest.mark.dot),
     ],
 )
@@ -306,7 +308,7 @@ def test_diagrams(capsys: Capture, tmp_path: Path) -> None:
         diagrams.write(machine, tmp_path / "library")
     drawn = {each.name: each.read_bytes() for each in (tmp_path / "cli").iterdir()}
     assert drawn == {each.name: each.read_bytes() for each in (tmp_path / "library").iterdir()}
-    assert len(drawn) == 12
+    assert len(drawn) == 16
 
 
 @pytest.mark.parametrize(("missing", "remedy"), [("no_dot", "install Graphviz"), ("no_graphviz", "pip install")])

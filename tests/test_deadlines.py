@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconnect_fsm.deadlines import Deadline, Deadlines
+from reconnect_fsm.deadlines import SLICE, Deadline, Deadlines
 from reconnect_fsm.testing import virtual_time
 
 
@@ -194,3 +196,94 @@ async def test_one_that_is_dropped_from_the_head_takes_no_other_along() -> None:
     await asyncio.sleep(0.1)
     assert came == []
     deadlines.cancel(late)
+
+
+@pytest.mark.virtual_time
+async def test_one_that_may_come_early_comes_with_another_that_is_due() -> None:
+    """Up to so many seconds before its time, and at its own if nobody else is due then."""
+    log = Log()
+    began = log.loop.time()
+    for when, early, name in ((1.0, 0.0, "a"), (1.5, 0.5, "b"), (1.625, 0.5, "c"), (3.0, 0.5, "d"), (4.0, 9.0, "e")):
+        log.deadlines.set_at(log.loop, began + when, log.due, name, early=early)
+    await asyncio.sleep(10)
+    assert [(seen - round(began, 3), name) for seen, name in log.seen] == [
+        (1.0, "a"),
+        (1.0, "b"),  # at the very edge
+        (1.625, "c"),  # an eighth of a second too early
+        (3.0, "d"),
+        (3.0, "e"),
+    ]
+
+
+@pytest.mark.virtual_time
+async def test_many_that_are_due_at_once_give_way_to_the_loop() -> None:
+    """In slices; and what they set meanwhile comes in its time."""
+    log = Log()
+    turn = 0
+    slices: list[int] = []
+
+    def due(_: Deadline) -> None:
+        nonlocal turn
+        if turn == 0:
+            log.loop.call_soon(next_turn)
+        turn += 1
+        log.set(1, "x")
+
+    def next_turn() -> None:
+        nonlocal turn
+        slices.append(turn)
+        turn = 0
+
+    before = len(timers(log.loop))
+    for _ in range(300):
+        log.deadlines.set(log.loop, 1, due)
+    await asyncio.sleep(5)
+    assert slices == [SLICE, SLICE, 300 - 2 * SLICE]
+    assert log.seen == [(2, "x")] * 300
+    assert len(timers(log.loop)) == before
+
+
+async def test_all_of_a_loop_share_theirs() -> None:
+    """Each loop has its own; a job there is called with its deadline, and no more."""
+    loop = asyncio.get_running_loop()
+    shared = Deadlines.shared(loop)
+    assert Deadlines.shared(loop) is shared
+    other = asyncio.new_event_loop()
+    try:
+        assert Deadlines.shared(other) is not shared
+    finally:
+        other.close()
+    came: asyncio.Future[tuple[Deadline, str]] = loop.create_future()
+    deadline = shared.set(loop, 0, lambda *given: came.set_result(given), "word")
+    assert await came == (deadline, "word")
+
+
+def test_what_is_shared_goes_with_its_loop() -> None:
+    """Also if a deadline was left in it: nobody ever asks for it again."""
+    loop = asyncio.new_event_loop()
+    Deadlines.shared(loop).set(loop, 60, run)
+    loop.close()
+    gone = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.virtual_time
+async def test_a_job_that_raises_holds_up_no_other() -> None:
+    """The loop is told of it; those that are due at the same time, and those that come later, come."""
+    log = Log()
+    told: list[BaseException | None] = []
+    log.loop.set_exception_handler(lambda _, context: told.append(context.get("exception")))
+    error = LookupError()
+
+    def fails(_: Deadline) -> None:
+        raise error
+
+    log.set(1, "a")
+    log.deadlines.set(log.loop, 1, fails)
+    for seconds, name in ((1, "b"), (2, "c")):
+        log.set(seconds, name)
+    await asyncio.sleep(5)
+    assert told == [error]
+    assert log.seen == [(1, "a"), (1, "b"), (2, "c")]

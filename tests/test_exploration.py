@@ -552,8 +552,8 @@ class LivingClient(Living):
         if event == "socket_opened":
             assert seconds == self.fsm.policy.stable_after
             return
-        least = self.fsm.failure.retry_after
-        assert least <= seconds <= max(least, self.fsm.policy.cap)
+        least, policy = self.fsm.failure.retry_after, self.fsm.policy
+        assert least <= seconds <= max(least * (1 + 2 * policy.jitter), policy.cap)
         assert seconds == self.fsm.retry_in
 
     @rule(event=st.sampled_from(["retry_requested", "socket_opened", "timer_fell_due", "went_offline", "went_online"]))

@@ -201,6 +201,7 @@ class SmallServer:
     url = "ws://127.0.0.1:1/"
     headers: ClassVar[dict[str, str]] = {}  # of the session, whose place it takes
     cookie_jar = ()
+    connector = None
 
     def __init__(self) -> None:
         self.lines: dict[Line, set[str]] = {}  # and the rooms that it is in

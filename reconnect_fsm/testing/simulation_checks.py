@@ -195,7 +195,7 @@ class Witness:
     def _check_wait(self, change: StateChange, wait: float) -> None:
         self._wait = self.loop.time(), wait, self.loop.stalled
         asked = self.client._fsm.failure.retry_after
-        most = max(self.policy.cap, min(asked, MAX_RETRY_AFTER))
+        most = max(self.policy.cap, min(asked, MAX_RETRY_AFTER) * (1 + 2 * self.policy.jitter))
         if not 0 <= wait <= most:
             what = f"{self.name} waits {wait:g} s in {change.new!r}; at most {most:g} s are allowed"
             if change.new != "waiting":  # it is none of the library's

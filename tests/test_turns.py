@@ -1,0 +1,610 @@
+"""Turns: so many rooms are asked for at a time, those of a higher priority first, and whoever is done makes room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+from aiohttp import WSMsgType, web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomStatus, Unauthorized
+from reconnect_fsm.loro_protocol import (
+    CrdtType,
+    JoinError,
+    JoinErrorCode,
+    JoinRequest,
+    JoinResponseOk,
+    Leave,
+    Message,
+    RoomError,
+    RoomErrorCode,
+    UpdateStatusCode,
+    decode,
+    encode,
+)
+from reconnect_fsm.testing.virtual_time import serving
+from reconnect_fsm.turns import Turns
+
+PATIENCE = 300.0  # seconds of virtual time for what must come
+JOIN_TIMEOUT = 10.0
+
+
+# ------------------------------------------------------------------------------------------------------------ the queue
+
+
+def all_of(turns: Turns[Any]) -> list[Any]:
+    """Everyone whose turn it is, if nobody is ever done."""
+    return list(iter(turns.next, None))
+
+
+def test_the_higher_the_priority_the_sooner_and_among_equals_first_come_first_served() -> None:
+    """Whatever order they came in; negative ones too."""
+    turns: Turns[str] = Turns(None)
+    for one, priority in (("e", 0), ("g", -1), ("a", 7), ("f", 0), ("c", 2), ("b", 7), ("d", 2)):
+        turns.wait(one, priority)
+    assert all_of(turns) == list("abcdefg")
+    assert turns.queues == {}
+
+
+def test_whoever_comes_late_is_served_by_priority_too() -> None:
+    """Also after a queue of that priority was used up."""
+    turns: Turns[str] = Turns(None)
+    for one, priority in (("b", 1), ("a", 9)):
+        turns.wait(one, priority)
+    assert turns.next() == "a"
+    turns.wait("A", 9)
+    turns.wait("c", 0)
+    assert all_of(turns) == ["A", "b", "c"]
+
+
+def test_there_is_no_turn_while_so_many_are_busy() -> None:
+    """And there is again as soon as one is done; who is busy is for others to say."""
+    turns: Turns[str] = Turns(2)
+    for one in "abc":
+        turns.wait(one, 0)
+    for _ in range(2):
+        one = turns.next()
+        assert one is not None
+        turns.busy.add(one)
+    assert turns.next() is None
+    turns.busy.discard("a")
+    assert turns.next() == "c"
+    assert turns.next() is None
+
+
+def test_nobody_waits_and_nobody_is_busy_after_a_clear() -> None:
+    """Not even those of whom there were too many, and what comes then is served as ever."""
+    turns: Turns[str] = Turns(1)
+    turns.busy.add("busy")
+    turns.wait("a", 3)
+    turns.wait("b", 5)
+    turns.clear()
+    assert turns.next() is None
+    assert (turns.queues, turns.busy) == ({}, set())
+    turns.wait("c", 3)
+    assert turns.next() == "c"
+
+
+@given(
+    most=st.none() | st.integers(1, 4),
+    steps=st.lists(st.tuples(st.sampled_from(["wait", "wait", "next", "next", "done", "clear"]), st.integers(-2, 2))),
+)
+def test_it_is_a_sorted_list_with_a_bound(most: int | None, steps: list[tuple[str, int]]) -> None:
+    """Compared, step by step, with the plainest way to write it."""
+    turns: Turns[int] = Turns(most)
+    waiting: list[tuple[int, int]] = []  # negated priority and number: the first of them sorted is next
+    busy: set[int] = set()
+    numbers = count(1)
+    for step, priority in steps:
+        match step:
+            case "wait":
+                number = next(numbers)
+                turns.wait(number, priority)
+                waiting.append((-priority, number))
+            case "next":
+                is_free = most is None or len(busy) < most
+                expected = min(waiting)[1] if waiting and is_free else None
+                assert turns.next() == expected
+                if expected is not None:
+                    waiting.remove(min(waiting))
+                    busy.add(expected)
+                    turns.busy.add(expected)
+            case "done" if busy:
+                turns.busy.discard(min(busy))
+                busy.discard(min(busy))
+            case "clear":
+                turns.clear()
+                waiting.clear()
+                busy.clear()
+        assert turns.busy == busy
+        assert all(turns.queues.values()), "an empty queue is kept"
+        assert sum(map(len, turns.queues.values())) == len(waiting)
+
+
+# ------------------------------------------------------------------------------------------------------------- a server
+
+
+class Nothing:
+    """The least adaptor: a document with nothing in it."""
+
+    crdt_type = CrdtType.ELO
+
+    def version(self) -> bytes:
+        return b""
+
+    def alternative_version(self, server_version: bytes) -> bytes | None:
+        return None
+
+    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
+        return ()
+
+    def covers(self, server_version: bytes) -> bool:
+        return True
+
+    def apply(self, updates: Sequence[bytes]) -> None: ...
+
+    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+        return self._detach
+
+    def _detach(self) -> None: ...
+
+    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None: ...
+
+
+class Desk:
+    """A server with one clerk for each connection, who deals with one message after another."""
+
+    def __init__(self, seconds: float | None, *, at_a_time: bool) -> None:
+        self.seconds = seconds
+        """How long a request to join takes; None: it is never answered."""
+        self.at_a_time = at_a_time
+        """Whether the next message waits for as long."""
+        self.refuses: dict[str, JoinErrorCode] = {}
+        self.url = ""
+        self.asked: list[str] = []
+        """The rooms asked for, in order, on all connections."""
+        self.left: list[str] = []
+        self.unanswered: set[str] = set()
+        """On the present connection."""
+        self.most = 0
+        """Rooms unanswered at the same time."""
+        self.pings = 0
+        self.connects = 0
+        self._ws = web.WebSocketResponse()
+        self._transport: asyncio.Transport | None = None
+
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        self._ws = ws = web.WebSocketResponse(max_msg_size=0)
+        await ws.prepare(request)
+        assert isinstance(request.transport, asyncio.Transport)
+        self._transport = request.transport
+        self.connects += 1
+        self.unanswered.clear()
+        answers: asyncio.Queue[tuple[float, JoinRequest]] = asyncio.Queue()
+        clerk = asyncio.create_task(self._answer_each(ws, answers))
+        try:
+            async for message in ws:
+                if message.type is WSMsgType.TEXT:
+                    self.pings += 1
+                    await ws.send_str("pong")
+                elif message.type is WSMsgType.BINARY:
+                    await self._take(ws, decode(message.data), answers)
+        finally:
+            clerk.cancel()
+        return ws
+
+    async def _take(self, ws: web.WebSocketResponse, message: Message, answers: asyncio.Queue[Any]) -> None:
+        if isinstance(message, Leave):
+            self.left.append(message.room_id)
+            return
+        assert isinstance(message, JoinRequest)
+        self.asked.append(message.room_id)
+        self.unanswered.add(message.room_id)
+        self.most = max(self.most, len(self.unanswered))
+        if self.seconds is None:
+            return
+        if self.at_a_time:
+            await asyncio.sleep(self.seconds)
+            await self._answer(ws, message)
+        else:
+            answers.put_nowait((asyncio.get_running_loop().time() + self.seconds, message))
+
+    async def _answer_each(self, ws: web.WebSocketResponse, answers: asyncio.Queue[tuple[float, JoinRequest]]) -> None:
+        while True:
+            due, message = await answers.get()
+            await asyncio.sleep(due - asyncio.get_running_loop().time())
+            await self._answer(ws, message)
+
+    async def _answer(self, ws: web.WebSocketResponse, request: JoinRequest) -> None:
+        self.unanswered.discard(request.room_id)
+        code = self.refuses.get(request.room_id)
+        if code is None:
+            await ws.send_bytes(encode(JoinResponseOk(request.crdt, request.room_id, "write", b"")))
+        else:
+            await ws.send_bytes(encode(JoinError(request.crdt, request.room_id, code, "no")))
+
+    async def put_out(self, room_id: str) -> None:
+        """Put the client out of a room, and suggest to come back."""
+        await self._ws.send_bytes(encode(RoomError(CrdtType.ELO, room_id, RoomErrorCode.REJOIN_SUGGESTED, "")))
+
+    async def let_in(self, room_id: str) -> None:
+        """Answer a request, however late."""
+        await self._answer(self._ws, JoinRequest(CrdtType.ELO, room_id, b"", b""))
+
+    def drop(self) -> None:
+        """End the TCP connection without a close frame, and forget what was counted."""
+        assert self._transport is not None
+        self._transport.abort()
+        self.asked.clear()
+        self.most = 0
+
+
+@asynccontextmanager
+async def desk(seconds: float | None = 0.5, *, at_a_time: bool = False) -> AsyncIterator[Desk]:
+    """A server that answers each request so many seconds after it came, or after it was its turn."""
+    it = Desk(seconds, at_a_time=at_a_time)
+    async with serving(it.handle) as url:
+        it.url = str(url)
+        yield it
+
+
+def client_of(server: Desk, **options: Any) -> Client:
+    """A client that reconnects soon and does not ping."""
+    options = {
+        "retry": RetryPolicy(base=0.125, cap=0.25, jitter=0, stable_after=0),
+        "keepalive": Keepalive(enabled=False),
+        **options,
+    }
+    return Client(server.url, **options)
+
+
+async def all_joined(rooms: Sequence[Room]) -> None:
+    """Wait until every room is."""
+    async with asyncio.timeout(PATIENCE):
+        for room in rooms:
+            await room
+    assert {room.status for room in rooms} == {RoomStatus.JOINED}
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(1 / 64)
+
+
+# ------------------------------------------------------------------------------------------------------------ the bound
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("at_once", [1, 3, 40, 100])
+async def test_never_are_more_rooms_asked_for_than_may_be(at_once: int) -> None:
+    """First joins and rejoins alike; and no fewer, as long as rooms wait; each is asked for once."""
+    async with desk() as server, client_of(server, joins_at_once=at_once) as client:
+        rooms = [client.join(f"{number}", Nothing()) for number in range(40)]
+        await all_joined(rooms)
+        assert (server.most, len(server.asked), len(set(server.asked))) == (min(at_once, 40), 40, 40)
+        server.drop()
+        await until(lambda: server.connects == 2)
+        await all_joined(rooms)
+        assert (server.most, len(server.asked), len(set(server.asked))) == (min(at_once, 40), 40, 40)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    ("at_once", "asked"), [({}, 512), ({"joins_at_once": None}, 600), ({"joins_at_once": 600}, 600)]
+)
+async def test_the_bound_is_512_unless_another_is_given_or_none(at_once: dict[str, Any], asked: int) -> None:
+    """Of 600 rooms of a server that answers nothing."""
+    async with desk(None) as server, client_of(server, **at_once) as client:
+        rooms = [client.join(f"{number}", Nothing()) for number in range(600)]
+        await until(lambda: server.asked)
+        await asyncio.sleep(JOIN_TIMEOUT / 2)
+        assert len(server.asked) == asked
+        assert sum(room.state == "joining" for room in rooms) == asked
+        assert sum(room.state == "queued" for room in rooms) == 600 - asked
+
+
+@pytest.mark.virtual_time
+async def test_rooms_joined_while_others_are_asked_for_wait_as_well() -> None:
+    """With a connection a room is asked for at once, unless too many are."""
+    async with desk() as server, client_of(server, joins_at_once=2) as client:
+        await client.wait_connected()
+        rooms = [client.join(name, Nothing()) for name in "abcd"]
+        assert [room.state for room in rooms] == ["joining", "joining", "queued", "queued"]
+        await all_joined(rooms)
+        assert (server.most, server.asked) == (2, list("abcd"))
+        assert client.join("e", Nothing()).state == "joining"
+
+
+@pytest.mark.virtual_time
+async def test_rooms_that_are_asked_for_again_wait_for_their_turn_too() -> None:
+    """D-TIMEOUT: what was not answered in time counts as all others do, behind those that were not asked for yet."""
+    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+        rooms = [client.join(f"{number}", Nothing()) for number in range(6)]
+        for _ in range(100):
+            await asyncio.sleep(0.5)
+            assert sum(room.state == "joining" for room in rooms) <= 2
+        assert server.asked[:8] == ["0", "1", "2", "3", "4", "5", "0", "1"]
+
+
+@pytest.mark.virtual_time
+async def test_rooms_that_the_server_has_asked_to_come_back_do_not_wait() -> None:
+    """D-ROOMERR: at once is at once; but those who wait for a turn wait for these as well."""
+    async with desk() as server, client_of(server, joins_at_once=2) as client:
+        rooms = [client.join(f"{number}", Nothing()) for number in range(6)]
+        await all_joined(rooms)
+        server.asked.clear()
+        for room in rooms:
+            await server.put_out(room.id)
+        await until(lambda: len(server.asked) == 6)
+        late = client.join("late", Nothing())
+        assert {room.state for room in rooms} == {"rejoining"}
+        assert late.state == "queued"
+        await all_joined([late])
+        assert {room.state for room in rooms} == {"joined"}
+
+
+@pytest.mark.virtual_time
+async def test_a_turn_that_is_not_needed_any_more_changes_nothing() -> None:
+    """A late answer came while the room waited to ask again; what is under way when its turn comes is not meant."""
+    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+        await client.wait_connected()
+        room, *others = [client.join(name, Nothing()) for name in "abcd"]
+        await asyncio.sleep(JOIN_TIMEOUT + 2)
+        assert room.state == "join_delayed"  # it would ask again, but it is the turn of c and d
+        await server.let_in("a")
+        await all_joined([room])
+        await server.put_out("a")
+        await until(lambda: room.state == "rejoining")
+        for name in "bcd":
+            await server.let_in(name)
+        await all_joined(others)
+        assert room.state == "rejoining"
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "x", b"1"])
+def test_a_bound_that_makes_no_sense_is_refused(wrong: Any) -> None:
+    """At once, and in words that say what to give."""
+    with pytest.raises(ValueError, match="joins_at_once must be a number of rooms, or None for no bound, not "):
+        Client("ws://127.0.0.1:1", joins_at_once=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["x", 1.5, None])
+def test_a_priority_that_makes_no_sense_is_refused(wrong: Any) -> None:
+    """And the room is not tracked."""
+    client = Client("ws://127.0.0.1:1")
+    with pytest.raises(TypeError, match="priority must be an int, the higher the sooner, not "):
+        client.join("r", Nothing(), priority=wrong)
+    assert client.rooms == ()
+
+
+# ------------------------------------------------------------------------------------------------------------ the order
+
+PRIORITIES = {"e": 0, "a": 9, "f": 0, "c": 3, "b": 9, "d": 3, "g": -5}
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("at_once", [1, 2, None])
+async def test_rooms_of_a_higher_priority_are_asked_for_first(at_once: int | None) -> None:
+    """First joins and rejoins alike; among equals the first that was joined."""
+    async with desk() as server:
+        client = client_of(server, joins_at_once=at_once)
+        rooms = [client.join(name, Nothing(), priority=priority) for name, priority in PRIORITIES.items()]
+        async with client:
+            await all_joined(rooms)
+            assert server.asked == sorted(PRIORITIES)
+            server.drop()
+            await until(lambda: server.connects == 2)
+            await all_joined(rooms)
+            assert server.asked == sorted(PRIORITIES)
+
+
+@pytest.mark.virtual_time
+async def test_a_room_that_comes_late_goes_before_those_of_a_lower_priority_that_wait() -> None:
+    """It waits only for those that are being asked for."""
+    async with desk() as server, client_of(server, joins_at_once=1) as client:
+        await client.wait_connected()
+        rooms = [client.join(name, Nothing(), priority=priority) for name, priority in (("a", 0), ("c", 0), ("b", 1))]
+        await all_joined(rooms)
+        assert server.asked == ["a", "b", "c"]
+
+
+# ------------------------------------------------------------------------------------- who makes room, and who does not
+
+
+@pytest.mark.virtual_time
+async def test_a_room_that_is_left_while_it_waits_is_not_asked_for() -> None:
+    """The server hears nothing of it, and those behind it lose nothing."""
+    async with desk() as server, client_of(server, joins_at_once=1) as client:
+        rooms = {name: client.join(name, Nothing()) for name in "abcd"}
+        await client.wait_connected()
+        rooms["b"].leave()
+        await rooms["c"].leave()
+        assert [rooms[name].state for name in "bc"] == ["left", "left"]
+        await all_joined([rooms["a"], rooms["d"]])
+        assert (server.asked, server.left) == (["a", "d"], [])
+
+
+@pytest.mark.virtual_time
+async def test_a_room_that_is_left_while_it_is_asked_for_makes_room() -> None:
+    """At once, not when it would have been answered."""
+    async with desk(None) as server, client_of(server, joins_at_once=1) as client:
+        await client.wait_connected()
+        room, other = client.join("a", Nothing()), client.join("b", Nothing())
+        room.leave()
+        assert (room.state, other.state) == ("left", "joining")
+        await until(lambda: server.asked == ["a", "b"])
+        assert server.left == ["a"]
+
+
+@pytest.mark.virtual_time
+async def test_a_room_left_and_joined_again_while_it_waits_is_asked_for_once() -> None:
+    """The one that was left had its place in the queue; it is another's now."""
+    async with desk() as server, client_of(server, joins_at_once=1) as client:
+        await client.wait_connected()
+        first = client.join("a", Nothing())
+        client.join("b", Nothing()).leave()
+        again = client.join("b", Nothing())
+        await all_joined([first, again])
+        assert server.asked == ["a", "b"]
+
+
+@pytest.mark.virtual_time
+async def test_a_room_without_an_answer_makes_room_after_its_time() -> None:
+    """D-TIMEOUT: a server that answers nothing keeps nobody waiting for longer than ten seconds a turn."""
+    async with desk(None) as server, client_of(server, joins_at_once=1) as client:
+        await client.wait_connected()
+        began = asyncio.get_running_loop().time()
+        rooms = [client.join(name, Nothing()) for name in "abc"]
+        for number, room in enumerate(rooms):
+            await until(lambda room=room: room.state == "joining")
+            assert asyncio.get_running_loop().time() - began == pytest.approx(number * JOIN_TIMEOUT, abs=0.5)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("code", [JoinErrorCode.AUTH_FAILED, JoinErrorCode.VERSION_UNKNOWN])
+async def test_a_room_that_is_refused_makes_room(code: JoinErrorCode) -> None:
+    """Once it is refused for good, that is: another version is asked for in the same turn."""
+    async with desk() as server, client_of(server, joins_at_once=1) as client:
+        server.refuses["a"] = code
+        refused, other = client.join("a", Nothing()), client.join("b", Nothing())
+        with pytest.raises(JoinRefused):
+            await refused
+        await all_joined([other])
+        assert (server.asked[0], server.asked[-1], server.most) == ("a", "b", 1)
+
+
+class BrokenVersion(Nothing):
+    def version(self) -> bytes:
+        raise RuntimeError("the document is damaged")
+
+
+async def fails() -> bytes:
+    raise OSError("the token server is gone")
+
+
+async def refuses() -> bytes:
+    raise Unauthorized
+
+
+def fails_at_once() -> bytes:
+    raise OSError("the token server is gone")
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    ("adaptor", "auth", "state"),
+    [
+        (BrokenVersion(), b"", "error"),
+        (Nothing(), refuses, "error"),
+        (Nothing(), fails, "join_delayed"),
+        (Nothing(), fails_at_once, "join_delayed"),
+        (Nothing(), lambda: "no bytes", "error"),
+        (Nothing(), bytes(300_000), "error"),
+    ],
+    ids=["version raises", "unauthorized", "auth raises later", "auth raises", "no bytes", "too much"],
+)
+async def test_a_room_that_cannot_be_asked_for_makes_room(adaptor: Nothing, auth: Any, state: str) -> None:
+    """Nothing of this is the next one's business."""
+    async with desk() as server, client_of(server, joins_at_once=1) as client:
+        await client.wait_connected()
+        room, other = client.join("a", adaptor, auth=auth), client.join("b", Nothing())
+        await until(lambda: other.state == "joining")
+        assert room.state == state
+        assert server.asked in ([], ["b"])
+
+
+@pytest.mark.virtual_time
+async def test_a_room_whose_credentials_are_awaited_has_its_turn_meanwhile() -> None:
+    """So that a token server is not asked ten thousand times at once either."""
+
+    async def token() -> bytes:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        await asyncio.sleep(1)
+        asking -= 1
+        return b"token"
+
+    asking = most = 0
+    async with desk(0) as server, client_of(server, joins_at_once=3) as client:
+        await all_joined([client.join(f"{number}", Nothing(), auth=token) for number in range(12)])
+        assert most == 3
+        assert server.most <= 3
+
+
+@pytest.mark.virtual_time
+async def test_rooms_that_wait_when_the_connection_is_lost_wait_for_the_next() -> None:
+    """Those that were asked for do not count any more; nobody is asked for twice on the next connection."""
+    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+        rooms = [client.join(name, Nothing()) for name in "abcdef"]
+        await until(lambda: server.asked == ["a", "b"])
+        server.seconds = 0.5
+        server.drop()
+        await until(lambda: rooms[0].state == "queued")
+        assert {room.state for room in rooms} == {"queued"}
+        await all_joined(rooms)
+        assert (server.asked, server.most) == (list("abcdef"), 2)
+
+
+@pytest.mark.virtual_time
+async def test_rooms_that_wait_when_the_client_is_stopped_are_asked_for_when_it_is_started() -> None:
+    """D-STOP: the turns begin anew."""
+    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+        rooms = [client.join(name, Nothing()) for name in "abcdef"]
+        await until(lambda: server.asked == ["a", "b"])
+        await client.close()
+        assert {room.state for room in rooms} == {"disconnected"}
+        server.seconds = 0.5
+        server.asked.clear()
+        await client.connect()
+        await all_joined(rooms)
+        assert server.asked == list("abcdef")
+
+
+@pytest.mark.virtual_time
+async def test_of_a_queue_nothing_is_kept_once_all_have_had_their_turn() -> None:
+    """Neither of those who were joined, nor of those who left."""
+    async with desk() as server, client_of(server, joins_at_once=1) as client:
+        await client.wait_connected()
+        rooms = [client.join(name, Nothing(), priority=number % 2) for number, name in enumerate("abcdef")]
+        rooms.pop().leave()
+        await all_joined(rooms)
+        turns = client._rooms._turns
+        assert (turns.queues, turns.busy) == ({}, set())
+
+
+# ---------------------------------------------------------------------------------------------------------------- pings
+
+ROOMS = 10_000
+A_REQUEST = 1 / 1024  # seconds that the server takes for each
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("bound", [{}, {"joins_at_once": None}], ids=["by default", "without a bound"])
+async def test_pings_get_through_while_ten_thousand_rooms_rejoin(bound: dict[str, Any]) -> None:
+    """LIVE-2: a ping waits behind what is not answered yet, 512 requests; without a bound, behind all of them."""
+    asyncio.get_running_loop().set_debug(False)  # it costs many times what is done here
+    async with desk(0) as server:
+        client = client_of(server, **bound)
+        rooms = [client.join(f"{number}", Nothing()) for number in range(ROOMS)]
+        async with client:
+            await all_joined(rooms)
+            server.seconds, server.at_a_time = A_REQUEST, True
+            server.drop()
+            await until(lambda: server.connects == 2)
+            trips: list[float] = []
+            while rooms[-1].status is not RoomStatus.JOINED:
+                trips.append(await client.ping(PATIENCE))
+            assert len(server.asked) == ROOMS
+        if bound:
+            assert max(trips) > 0.9 * ROOMS * A_REQUEST
+        else:
+            assert max(trips) < 1.5 * 512 * A_REQUEST
