@@ -28,12 +28,13 @@ class LeanTransition(transitions.Transition):
 
     def leaving(self, machine: transitions.Machine) -> tuple[str, ...]:
         """What is called before the state is set."""
-        return (*self.before, *(machine.states[self.source].on_exit if self.dest is not None else ()))
+        left = machine.states[self.source].on_exit if self.dest is not None else ()
+        return cast("tuple[str, ...]", (*self.before, *left))
 
     def arriving(self, machine: transitions.Machine) -> tuple[str, ...]:
         """What is called once it is."""
         entered = machine.states[self.dest].on_enter if self.dest is not None else ()
-        return (*entered, *machine.after_state_change)
+        return cast("tuple[str, ...]", (*entered, *machine.after_state_change))
 
 
 class LeanEvent(transitions.Event):

@@ -657,9 +657,9 @@ class Rooms:
     def _send_local_update(self, room: Room, update: bytes) -> None:
         if room.permission is None:
             return  # it is in the document, and the version exchange of the next join will find it there
-        frame = None
+        batch_id, frame = self._new_batch_id(), None
         if type(update) is bytes and room.permission == "write":
-            frame = single_update(room._header, update, batch_id := self._new_batch_id())
+            frame = single_update(room._header, update, batch_id)
         if frame is None:
             self._send_updates(room, (update,))
         else:

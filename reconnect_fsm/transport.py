@@ -231,7 +231,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
-        super().__init__(force_close=True, use_dns_cache=False, limit=0)
+        super().__init__(force_close=True, use_dns_cache=False, limit=0)  # pyright: ignore[reportUnknownMemberType]
         self.loop = loop
         self.users = 0
 
