@@ -498,7 +498,8 @@ class Socket:
         """Let go of the transport, whatever state it is in; only then may a blocked send be cancelled (law 5)."""
         self._written.fail(NotConnected("the connection was lost before the message was written"))
         if self._ws.transport is not None:
-            self._ws.transport.abort()
+            with contextlib.suppress(AttributeError):  # of TLS that is closed already (Python 3.11.2)
+                self._ws.transport.abort()
         self._ws.response.close()
         tasks = [task for task in (self._reader, self._writer) if task is not None]
         for task in tasks:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import socket
 import struct
@@ -201,7 +202,8 @@ class Peer:
 
     def abort(self) -> None:
         """Let go of everything, at once."""
-        self._writer.transport.abort()
+        with contextlib.suppress(AttributeError):  # of TLS that is closed already (Python 3.11.2)
+            self._writer.transport.abort()
 
 
 Behaviour: TypeAlias = Callable[[Peer], Awaitable[None]]

@@ -436,6 +436,33 @@ def test_d_http_no_sooner_than_the_server_asks() -> None:
     assert seen == [3.0, 3.0, 3.0, 4.0, 8.0]
 
 
+@pytest.mark.parametrize(("seed", "delay"), [(seed, 1000.0) for seed in range(3)] + [(seed, 0.5) for seed in range(3)])
+def test_d_http_what_the_server_asks_for_is_spread_and_a_longer_backoff_stays(seed: int, delay: float) -> None:
+    """D-HTTP: the wait is the longer of the two, each with its own jitter; what it says is what it is."""
+    policy = RetryPolicy(base=delay, cap=2000.0, random=random.Random(seed))
+    fsm = ClientFSM(policy)
+    fsm.start_requested()
+    (wait,) = waits(fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0)))
+    expected = RetryPolicy(base=delay, cap=2000.0, random=random.Random(seed))
+    assert wait == fsm.retry_in == max(expected.delay(1), expected.no_sooner(60.0))
+    assert (60.0 <= wait <= 90.0) is (delay == 0.5)
+
+
+def test_d_http_a_policy_may_obey_in_its_own_way() -> None:
+    """D-HTTP: `no_sooner` is policy as `delay` is; what is no time to wait is a fault of it (D-ERROR)."""
+
+    class Hasty(RetryPolicy):
+        def no_sooner(self, retry_after: float) -> float:
+            return min(retry_after, 2.0) if retry_after < 100 else float("inf")
+
+    fsm = ClientFSM(Hasty(jitter=0))
+    fsm.start_requested()
+    assert waits(fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0))) == [2.0]
+    fsm.timer_fell_due()
+    with pytest.raises(ValueError, match=r"Hasty\..* returned inf, which is no time to wait"):
+        fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=200.0))
+
+
 def test_d_http_a_retry_after_is_forgotten_once_connected_or_started_anew() -> None:
     """D-HTTP: what a server said before it let us in says nothing about the next loss."""
     fsm = client("connecting")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from reconnect_fsm import machine
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.errors import MachineDefinitionError
 from reconnect_fsm.machine import ANY, FSM, REST, STAY, any_but, event, refuse, row, state
@@ -473,6 +474,35 @@ def test_a_subclass_begins_in_another_state() -> None:
     assert list(Open.states) == list(Door.states)
 
 
+def test_a_class_that_inherits_no_rows_overrides_nothing() -> None:
+    """So its names may be as much alike as it likes; in a subclass such a name is a slip of the pen."""
+
+    class Lock(FSM[bool]):
+        open = state(True)
+        shut = state(False)
+        initial = open
+
+        def is_locked(self) -> bool:
+            return False
+
+        def is_locked_(self) -> bool:
+            return False
+
+        @event(row(open, to=shut, when=is_locked), refuse(REST, because="no"))
+        def pushed(self) -> None: ...
+
+    class Better(Lock):
+        def is_locked_(self) -> bool:
+            return True
+
+    assert Lock().pushed() == Better().pushed() == []
+    with pytest.raises(MachineDefinitionError, match="did you mean to override 'is_locked'"):
+
+        class Worse(Lock):
+            def is_lockd(self) -> bool:
+                return True
+
+
 def test_a_base_without_states_and_events_is_no_machine_yet() -> None:
     """Such as one that only shares guards or actions."""
 
@@ -828,6 +858,22 @@ def test_effects_are_asked_for_inside_an_event_only() -> None:
         Door().emit(Said("boo"))
 
 
+def test_after_an_event_that_raised_there_is_nobody_to_ask_either() -> None:
+    """What was asked for in it is lost, and does not turn up in the next."""
+
+    class Clumsy(Door):
+        def creak(self) -> None:
+            self.emit(Said("lost"))
+            raise LookupError
+
+    door = Clumsy()
+    with pytest.raises(LookupError):
+        door.pushed()
+    with pytest.raises(RuntimeError, match=r"emit\(\) is for actions"):
+        door.emit(Said("boo"))
+    assert words(door.knocked()) == ["grunt"]
+
+
 def test_without_overrides_a_machine_announces_nothing() -> None:
     """Changes of state and status are news only for machines that say so."""
 
@@ -865,6 +911,35 @@ def test_there_is_one_machine_a_class() -> None:
     assert two.state == "shut"
     assert one.machine is two.machine is Door.machine is not Other.machine
     assert Door.machine.models == []
+
+
+def test_the_machine_of_a_class_is_made_when_it_is_first_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an instance or by the class, once; what is wrong with a declaration is said when the class is made."""
+    made: list[str] = []
+
+    class Counted(machine.LeanMachine):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            made.append(options["name"])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(machine, "LeanMachine", Counted)
+
+    class First(Door):
+        __slots__ = ()
+
+    class Second(First):
+        __slots__ = ()
+
+    first = First()
+    assert made == []
+    assert words(first.pushed(99.0))
+    First().pushed()
+    assert Second.machine is Second.machine is Second().machine
+    assert made == ["First", "Second"]
+    with pytest.raises(MachineDefinitionError, match="there is no method 'missing'"):
+
+        class Third(Door):
+            pushed = Door.pushed.first(row(Door.shut, to=Door.shut, when="missing"))
 
 
 # --------------------------------------------------------------------------------------- what we rely on of transitions

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reconnect_fsm.pump import Lazily, Listeners, Outcome, Promise, Pump
+from reconnect_fsm.pump import NONE, Lazily, Listeners, Outcome, Promise, Pump
 
 # ----------------------------------------------------------------------------------------------------------------- Pump
 
@@ -397,3 +397,50 @@ def test_what_waited_for_a_loop_that_ended_goes_on_in_the_next() -> None:
     assert len(done) < Pump.SLICE * 50
     asyncio.run(second())
     assert done == [*range(Pump.SLICE * 50), -1]
+
+
+async def test_what_is_idle_and_waited_for_by_nobody_says_so() -> None:
+    """So that news for nobody costs nothing."""
+    promise: Promise[int] = Promise()
+    assert not promise
+    waiting = asyncio.create_task(promise.wait())
+    await asyncio.sleep(0)
+    assert promise
+    promise.keep(1)
+    assert not promise
+    assert await waiting == 1
+
+    listeners: Listeners[int] = Listeners("on_number")
+    assert not listeners
+    remove = listeners.add(lambda _: None)
+    assert listeners
+    remove()
+    assert not listeners
+
+
+def test_an_idle_pump_holds_no_queue_of_its_own() -> None:
+    """Thousands of connections are idle: what stands for their empty queues is shared, and stays empty."""
+    pump, other = Pump(), Pump()
+    ran: list[int] = []
+    pump.post(post_all, pump, ran, 3)
+    assert ran == [0, 1, 2]
+    assert pump.waiting is other.waiting is NONE
+    assert not NONE
+
+
+def test_what_waited_is_forgotten_on_demand() -> None:
+    """Its loop ended and nobody goes on; what is posted then runs at once."""
+    pump = Pump()
+    ran: list[int] = []
+
+    async def leave_some() -> None:
+        pump.bind(asyncio.get_running_loop())
+        pump.post(post_all, pump, ran, 100 * Pump.SLICE)
+
+    asyncio.run(leave_some())
+    assert pump.waiting
+    ran.clear()
+    pump.reset()
+    assert not pump.waiting
+    pump.post(ran.append, 7)
+    assert ran == [7]

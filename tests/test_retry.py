@@ -98,12 +98,45 @@ def test_d_jitter_a_seeded_source_repeats_itself() -> None:
     assert random.getstate() == state
 
 
-def test_d_jitter_each_policy_has_a_source_of_its_own() -> None:
-    """D-JITTER: two clients made alike do not wait alike."""
+def test_d_jitter_two_policies_made_alike_do_not_wait_alike() -> None:
+    """D-JITTER: all may share the system's source, which has no state, so that a fork does not double it."""
     one, two = RetryPolicy(), RetryPolicy()
+    assert one.random is two.random
+    assert isinstance(one.random, random.SystemRandom)
     assert [one.delay(9) for _ in range(5)] != [two.delay(9) for _ in range(5)]
     assert one == two
     assert "random" not in repr(one)
+
+
+# --------------------------------------------------------------------------------------------------------- Retry-After
+
+
+@given(asked=st.floats(0, 300), jitter=JITTERS, seed=st.integers(0, 2**32))
+def test_d_http_no_sooner_than_asked_and_not_much_later(asked: float, jitter: float, seed: int) -> None:
+    """D-HTTP: never a moment sooner, and at most (1 + 2 · jitter) times as long; what was not asked for is nothing."""
+    policy = RetryPolicy(jitter=jitter, random=random.Random(seed))
+    assert asked <= policy.no_sooner(asked) <= asked * (1 + 2 * jitter) * (1 + 1e-12)
+    assert policy.no_sooner(0.0) == 0.0
+
+
+@pytest.mark.parametrize(("point", "wait"), [(0.0, 60.0), (0.5, 75.0), (1.0, 90.0)])
+def test_d_http_the_defaults_at_both_ends(point: float, wait: float) -> None:
+    """D-HTTP: what the server asked for, and half as long again."""
+    assert RetryPolicy(random=Always(point)).no_sooner(60.0) == pytest.approx(wait)
+
+
+def test_d_http_without_jitter_it_is_what_was_asked_for() -> None:
+    """D-HTTP: to the last bit, for those who want it."""
+    assert [RetryPolicy(jitter=0).no_sooner(asked) for asked in (0.0, 0.1, 7.0, 300.0)] == [0.0, 0.1, 7.0, 300.0]
+
+
+def test_d_http_a_herd_told_the_same_comes_back_one_by_one() -> None:
+    """D-HTTP: a thousand clients told to stay away for a minute are spread over half a minute after it."""
+    policy = RetryPolicy(random=random.Random(1))
+    waits = [policy.no_sooner(60.0) for _ in range(1000)]
+    assert len(set(waits)) == 1000
+    for low in range(60, 90, 5):
+        assert 100 < sum(low <= each < low + 5 for each in waits) < 250  # about a sixth
 
 
 def test_retry_1_defaults() -> None:

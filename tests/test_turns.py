@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
@@ -335,6 +336,16 @@ async def test_rooms_that_are_asked_for_again_wait_for_their_turn_too() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_a_room_that_is_asked_for_again_does_not_wait_for_nobody() -> None:
+    """D-TIMEOUT: if no other is being asked for, it is its turn when its own wait is over."""
+    async with desk(None) as server, client_of(server, joins_at_once=1) as client:
+        await client.wait_connected()
+        client.join("a", Nothing())
+        await asyncio.sleep(JOIN_TIMEOUT + 0.125 + 0.01)
+        assert server.asked == ["a", "a"]
+
+
+@pytest.mark.virtual_time
 async def test_rooms_that_the_server_has_asked_to_come_back_do_not_wait() -> None:
     """D-ROOMERR: at once is at once; but those who wait for a turn wait for these as well."""
     async with desk() as server, client_of(server, joins_at_once=2) as client:
@@ -552,6 +563,20 @@ async def test_rooms_that_wait_when_the_connection_is_lost_wait_for_the_next() -
         assert {room.state for room in rooms} == {"queued"}
         await all_joined(rooms)
         assert (server.asked, server.most) == (list("abcdef"), 2)
+
+
+@pytest.mark.virtual_time
+async def test_nobody_has_a_turn_while_there_is_no_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """Rooms that hear of the loss late make no room for those that have heard of it."""
+    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+        rooms = [client.join(name, Nothing(), priority=name > "d") for name in "abcdef"]
+        await until(lambda: server.asked == ["e", "f"])
+        server.drop()
+        await until(lambda: rooms[-1].state == "queued")
+        assert {room.state for room in rooms} == {"queued"}
+        await until(lambda: server.asked == ["e", "f"])
+        assert [room.state for room in rooms] == ["queued"] * 4 + ["joining"] * 2
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.virtual_time
