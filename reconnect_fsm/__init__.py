@@ -4,6 +4,8 @@ Start with `Client`, or with `Connection` for a server that does not speak the L
 `ClientFSM` and `RoomFSM`; subclass them for policies of your own.
 """
 
+import logging
+
 from .client import Client
 from .client_fsm import ClientFSM
 from .connection import Connection
@@ -60,3 +62,5 @@ __all__ = [
     "StatusChange",
     "Unauthorized",
 ]
+
+logging.getLogger("reconnect_fsm").addHandler(logging.NullHandler())

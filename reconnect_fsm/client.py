@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from .adaptors.base import Adaptor
 from .client_fsm import ClientFSM
@@ -19,6 +19,9 @@ from .room_fsm import RoomFSM
 from .rooms import Auth, Room, Rooms
 from .status import RoomStatus, StatusChange
 from .transport import Data, Session, UrlSource
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
 
 __all__ = ["Client"]
 
@@ -118,6 +121,16 @@ class Client(Connection):
         return self._rooms.join(room_id, adaptor, auth, priority, on_status)
 
     # What a connection does, done for rooms too
+
+    def _recorder(self, hide_rooms: bool) -> Recorder:
+        from .recorder import Recorder
+
+        self._learn_secrets()
+        kinds = type(self._fsm), type(self._rooms._make_fsm())
+        return Recorder(*kinds, self._retry, self._keepalive, self._rooms._redaction, hide_rooms)
+
+    def _all_rooms(self) -> Collection[Room]:
+        return self.rooms
 
     def _bind(self) -> None:
         super()._bind()

@@ -19,10 +19,12 @@ import contextlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import ref
+
+from yarl import URL
 
 from .client_fsm import ClientFSM
 from .deadlines import Deadline, Deadlines
@@ -48,6 +50,7 @@ from .network import NetworkSource
 from .pump import Lazily, Listeners, Outcome, Promise, raised
 from .redaction import Redaction
 from .retry import RetryPolicy
+from .room_fsm import RoomFSM
 from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
 from .transport import (
     AttemptFailed,
@@ -58,9 +61,14 @@ from .transport import (
     check_options,
     check_url,
     close_session,
+    learn_secrets,
     make_session,
     open_socket,
 )
+
+if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most programs never do
+    from .explain import SeenRoom
+    from .recorder import File, Recorder, Recording, Transition
 
 __all__ = ["Connection"]
 
@@ -69,6 +77,7 @@ logger = logging.getLogger("reconnect_fsm")
 STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 PING_EARLY = 0.1  # seconds before its time that a ping may go out, if somebody else's does
 SLICES = 5  # of a wait for tasks to end: a stall of our own loop, after which all is overdue, is one of them
+MOST_RECORDED = 50_000_000  # bytes of a recording
 MAX_MSG_SIZE = 4 * 1024 * 1024  # bytes; what aiohttp allows by default
 
 
@@ -333,6 +342,61 @@ class Connection:
         """Call the function with every message: str for text, bytes for binary. Returns one that ends it."""
         return self._on_message.add(callback)
 
+    # What it did
+
+    def explain(self) -> str:
+        """Say in some sentences how things stand: why it is not connected, what happened last, and what comes next."""
+        from .explain import explained
+
+        now = 0.0 if self._loop is None else self._loop.time()
+        due = None if self._timer is None else self._timer.when()
+        return explained(self._fsm, self._pump.log, now, due, self._connect_timeout, self._latency, self._all_rooms())
+
+    def record(self, file: File, *, most: int = MOST_RECORDED, hide_rooms: bool = False) -> Recording:
+        """Write all that the machines are told and do into a file, as JSON lines, from now on until it is closed.
+
+        ``file`` is a path, written anew, or an open text file. The recording ends with the client, or after ``most``
+        bytes, or when `Recording.close` is called; it may be used as a context manager. ``hide_rooms`` replaces the
+        rooms' ids. There are no secrets in it. ``python -m reconnect_fsm replay FILE`` replays it.
+
+        Raises OSError if the file cannot be opened, RuntimeError if the client is being recorded already, ValueError
+        for too few bytes.
+        """
+        from .recorder import Recording
+
+        return Recording(self._pump, self._recorder(hide_rooms), file, most, self._time())
+
+    def export(self, file: File, *, hide_rooms: bool = False) -> int:
+        """Write the last steps, a few hundred that are always kept, as a recording; return how many they are.
+
+        See `record` for the arguments. Raises OSError if the file cannot be written.
+        """
+        from .recorder import export
+
+        return export(self._pump.log, self._recorder(hide_rooms), file, self._time())
+
+    def transitions(self) -> list[Transition]:
+        """The last transitions, a few hundred that are always kept, of the client and its rooms."""
+        from .recorder import transitions
+
+        return transitions(self._pump.log)
+
+    def _recorder(self, hide_rooms: bool) -> Recorder:
+        from .recorder import Recorder
+
+        self._learn_secrets()
+        return Recorder(type(self._fsm), RoomFSM, self._retry, self._keepalive, self._redaction, hide_rooms)
+
+    def _learn_secrets(self) -> None:
+        """Know them before the first attempt: what is recorded may be older."""
+        learn_secrets(self._redaction, URL() if callable(self._url) else URL(self._url), self._options, self._session)
+
+    def _all_rooms(self) -> Collection[SeenRoom]:
+        return ()
+
+    def _time(self) -> float | None:
+        return None if self._loop is None else self._loop.time()
+
     # Facts
 
     def _ask(self, fact: Callable[..., list[Effect]], *args: Any) -> Outcome:
@@ -588,7 +652,23 @@ class Connection:
 
     def _notify_status(self, effect: NotifyStatus) -> None:
         change = effect.change
-        logger.info("%s → %s: %s%s", change.old.value, change.new.value, change.reason, _retry_words(change))
+        server = _server(self._url)
+        logger.info(
+            "%s%s → %s: %s%s",
+            f"{server}: " if server else "",
+            change.old.value,
+            change.new.value,
+            change.reason,
+            _retry_words(change),
+            extra={
+                "server": server,
+                "old_status": change.old.value,
+                "new_status": change.new.value,
+                "reason": change.reason,
+                "attempt": change.attempt,
+                "retry_in": change.retry_in,
+            },
+        )
         self._pump.post(self._on_status.tell, change)
 
     # Helpers
@@ -688,6 +768,11 @@ def _name(fact: Callable[..., list[Effect]]) -> str:
     """The event's name, for logs and `StateChange`."""
     event: Any = getattr(fact, "func", None)  # an event is bound to its machine with functools.partial
     return str(event.__self__.name) if event is not None else repr(fact)
+
+
+def _server(url: UrlSource) -> str:
+    """Which one, for the log; without the user and password of `URL.authority`. Unknown where a function tells it."""
+    return "" if callable(url) else URL(url).host_port_subcomponent or ""
 
 
 def _retry_words(change: StatusChange[ClientStatus]) -> str:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from .client_fsm import ClientFSM
 from .effects import Effect
-from .pump import Pump, raised
+from .pump import Listeners, Pump, raised
 from .room_fsm import RoomFSM
 
 __all__ = ["Driver", "Memory", "Step", "Tap", "broken", "memory_of", "remembered"]
@@ -54,6 +54,8 @@ class Driver(Pump):
         """When the last fact was told, in the loop's seconds."""
         self.tap: Tap | None = None
         """Who records it, if somebody does."""
+        self.observers: Listeners[tuple[Step, Any]] = Listeners("an observer of steps")
+        """Are told of every step and whose it was (a connection or a room), before its effects are run."""
 
     def fire(
         self,
@@ -86,6 +88,8 @@ class Driver(Pump):
             self.log[:LOG] = [step for step in self.log[:LOG] if not step[1]][-CLIENTS:]
         if self.tap is not None:
             self.tap.told(step)
+        if self.observers:
+            self.observers.tell((step, subject))
         for effect in effects:
             try:
                 run[type(effect)](subject, effect)

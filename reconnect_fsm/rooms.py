@@ -468,6 +468,11 @@ class Rooms:
         room._fail_waiters(effect.error)
 
     def _notify_status(self, room: Room, effect: NotifyStatus) -> None:
+        change = effect.change
+        if change.new is RoomStatus.ERROR:
+            self.complain("room %r: %s → error: %s", room.id, change.old.value, change.reason)
+        else:
+            logger.debug("room %r: %s → %s: %s", room.id, change.old.value, change.new.value, change.reason)
         if room._listeners is not None:
             self._pump.post(room._listeners.tell, effect.change)
 

@@ -116,11 +116,15 @@ def check_options(options: Mapping[str, object]) -> None:
             )
 
 
-def learn_secrets(redaction: Redaction, url: URL, options: Mapping[str, Any], session: Session) -> None:
+def learn_secrets(redaction: Redaction, url: URL, options: Mapping[str, Any], session: Session | None = None) -> None:
     """Have it know what in the address, the session and the options of ``ws_connect`` may be secret."""
-    for cookie in session.cookie_jar:
+    for cookie in session.cookie_jar if session is not None else ():
         redaction.learn(cookie.value)
-    for headers in (session.headers, options.get("headers"), options.get("proxy_headers")):
+    for headers in (
+        session.headers if session is not None else None,
+        options.get("headers"),
+        options.get("proxy_headers"),
+    ):
         for value in CIMultiDict(headers or {}).values():
             redaction.learn(value)
     for credentials in (options.get("auth"), options.get("proxy_auth")):

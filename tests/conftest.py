@@ -15,7 +15,7 @@ from figures import Figures
 
 pytest_plugins = ["reconnect_fsm.testing.pytest_plugin"]
 
-REAL_PARTS = {"node": "node", "dot": "dot"}  # marker -> program
+REAL_PARTS = {"node": "node", "dot": "dot", "browser": "chromium"}  # marker -> program
 
 
 def in_ci() -> bool:

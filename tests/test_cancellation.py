@@ -32,6 +32,7 @@ from reconnect_fsm import (
     Room,
     RoomLeft,
     RoomStatus,
+    recorder,
 )
 from reconnect_fsm.connection import Connection
 from reconnect_fsm.embedded_server import EmbeddedServer
@@ -241,7 +242,8 @@ def public_operations() -> set[str]:
         for name, member in inspect.getmembers(kind, inspect.isfunction):
             if name.startswith("_") and name not in SPECIAL:
                 continue
-            gives = get_type_hints(member, vars(inspect.getmodule(member))).get("return")
+            names = {**vars(recorder), **vars(inspect.getmodule(member))}  # the recorder's are imported late
+            gives = get_type_hints(member, names).get("return")
             gives = getattr(gives, "__origin__", gives)
             if name == "__await__" or inspect.iscoroutinefunction(member) or hasattr(gives, "__await__"):
                 found.add(member.__qualname__)

@@ -1,8 +1,9 @@
-"""The command: every subcommand, what it refuses, its exit codes, and what works without the extras."""
+"""The command: what each subcommand does and refuses, its exit codes, and what works without the extras."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import re
 import subprocess
@@ -15,14 +16,18 @@ from pathlib import Path
 import pytest
 
 import reconnect_fsm
-from reconnect_fsm import cli, demo, diagrams
-from reconnect_fsm.cli import main
+from reconnect_fsm import cli, demo, diagrams, herd
+from reconnect_fsm.cli import draw, main, make_parser
+from reconnect_fsm.cli.common import header
+from reconnect_fsm.client import Client
 from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.room_fsm import RoomFSM
 
 ROOT = Path(__file__).parent.parent
 CLIENT = "reconnect_fsm.client_fsm:ClientFSM"
 CARDS = ["client_fsm_cards.svg", "client_fsm_full_cards.svg"]
-TEXTS = sorted(["client_fsm.dot", "client_fsm.md", "client_fsm.mmd", "client_fsm_full.dot", *CARDS])
+TEXTS = ["client_fsm.dot", "client_fsm.md", "client_fsm.mmd", "client_fsm_full.dot", *CARDS]
+COMMANDS = ["demo", "watch", "diagram", "matrix", "diagrams", "check", "replay", "simulate", "serve", "inspect"]
 PICTURES = ["client_fsm.svg", "client_fsm_full.svg"]
 
 Capture = pytest.CaptureFixture[str]
@@ -87,40 +92,52 @@ def no_graphviz(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "taught"),
+    ("command", "taught"),
     [
-        (["--help"], ["demo", "diagram", "diagrams", "examples:", "exit codes:", "130", "141"]),
-        (["demo", "--help"], ["--plain", "--seed", "--log", "examples:"]),
-        (["diagram", "--help"], ["MODULE:CLASS", "--out", "dot", "mermaid", "svg", "matrix", "all", "examples:"]),
-        (["diagrams", "--help"], ["DIR", "exit code is 0"]),
+        ("", [*COMMANDS, "exit codes:", "130", "141", "register-python-argcomplete"]),
+        ("demo", ["--plain", "--seed", "--log"]),
+        (
+            "watch",
+            ["ID[:CRDT]", "--header", "--no-ping", "--once", "exit codes:", *["status", "latency", "room", "end"]],
+        ),
+        ("diagram", ["MODULE:CLASS", "--out", "dot", "mermaid", "svg", "cards", "matrix", "all"]),
+        ("matrix", ["MODULE:CLASS", "default: reconnect_fsm.client_fsm:ClientFSM"]),
+        ("diagrams", ["DIR", "exit code is 0"]),
+        ("check", ["MODULE:CLASS", "shortest", "exit codes:"]),
+        ("replay", ["--fsm", "--room-fsm", "--svg", "exit codes:"]),
+        ("simulate", ["--clients", "--outage", "--accepts", "--svg", *herd.POLICIES]),
+        ("serve", ["--port", "--misbehave", "refuse", "restart", "--every"]),
+        ("inspect", ["--demo", "--room", "token"]),
     ],
 )
-def test_help(capsys: Capture, arguments: list[str], taught: list[str]) -> None:
+def test_help(capsys: Capture, monkeypatch: Patch, command: str, taught: list[str]) -> None:
     """Help tells all there is, with examples, in 80 columns."""
-    assert main(arguments) == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
     printed = capsys.readouterr().out
-    assert [word for word in taught if word not in printed] == []
+    words = " ".join(printed.split())
+    assert [word for word in ["example", *taught] if word not in words] == []
     assert [line for line in printed.splitlines() if len(line) > 80] == []
 
 
-def test_every_example_in_the_help_is_taken(capsys: Capture, monkeypatch: Patch) -> None:
+def test_help_of_every_command_is_tested(capsys: Capture) -> None:
+    """A command that is added is taught by its help as the others are."""
+    assert main(["--help"]) == 0
+    assert re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE) == COMMANDS
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_example_in_the_help_is_taken(capsys: Capture, command: str) -> None:
     """An example is no use if the command line does not take it."""
-    carried_out: list[str] = []
-
-    def carry_out(arguments: argparse.Namespace) -> int:
-        carried_out.append(", ".join(f"{name}={value}" for name, value in vars(arguments).items() if name != "run"))
-        return 0
-
-    for command in ("_demo", "_diagram", "_diagrams"):
-        monkeypatch.setattr(cli, command, carry_out)
-    for command in ("", "demo", "diagram", "diagrams"):
-        assert main([*command.split(), "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  reconnect-fsm ")]
     examples = [re.split(r"\s{2,}| > ", line)[0].split()[1:] for line in lines]  # what it does, or where it goes, aside
-    assert [main(example) for example in examples] == [0] * len(carried_out)
-    assert "plain=False, seed=42, log=False" in carried_out
-    assert "machine=my_app:MyClientFSM, out=-, format=svg" in carried_out
-    assert "directory=diagrams" in carried_out
+    assert examples
+    for example in examples:
+        known = [word for word in example if word != "@headers.txt"]  # a file of the reader's
+        if known != example:
+            known.append("Authorization: Bearer x")
+        assert callable(make_parser().parse_args(known).run)
 
 
 def test_version(capsys: Capture, monkeypatch: Patch) -> None:
@@ -151,7 +168,18 @@ def test_no_command(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["draw"], ["demo", "--colour"], ["demo", "--seed", "x"], ["diagram"], ["diagram", CLIENT, "--format", "png"]],
+    [
+        ["draw"],
+        ["demo", "--colour"],
+        ["demo", "--seed", "x"],
+        ["diagram"],
+        ["diagram", CLIENT, "--format", "png"],
+        ["watch"],
+        ["watch", "ws://x", "--for", "0"],
+        ["watch", "ws://x", "--room", ""],
+        ["simulate", "--clients", "none"],
+        ["serve", "--misbehave", "badly"],
+    ],
 )
 def test_wrong_arguments(capsys: Capture, arguments: list[str]) -> None:
     """What cannot be understood is refused with the usage and exit code 2, and main() still returns."""
@@ -170,7 +198,7 @@ def test_python_m() -> None:
 # -------------------------------------------------------------------------------------------------------------- diagram
 
 
-@pytest.mark.parametrize("what", ["dot", "mermaid", "matrix", pytest.param("svg", marks=pytest.mark.dot)])
+@pytest.mark.parametrize("what", ["dot", "mermaid", "cards", "matrix", pytest.param("svg", marks=pytest.mark.dot)])
 def test_diagram_on_standard_output(capsys: Capture, what: str) -> None:
     """Each format is printed as it is drawn, and nothing else is."""
     assert main(["diagram", CLIENT, "--format", what]) == 0
@@ -346,6 +374,250 @@ def test_an_svg_without_what_draws(
     assert out == "-" or names(directory) == []
 
 
+# --------------------------------------------------------------------------------------------------------------- matrix
+
+
+def test_matrix(capsys: Capture) -> None:
+    """It is that of a client unless another machine is named."""
+    assert main(["matrix"]) == 0
+    assert capsys.readouterr().out == diagrams.matrix(ClientFSM)
+    assert main(["matrix", "reconnect_fsm.room_fsm:RoomFSM"]) == 0
+    assert capsys.readouterr().out == diagrams.matrix(RoomFSM)
+
+
+# ---------------------------------------------------------------------------------------------------------------- check
+
+RESTING = """
+    from reconnect_fsm import ClientFSM, ClientStatus
+    from reconnect_fsm.machine import row, state
+
+    class TheirFSM(ClientFSM):
+        resting = state(ClientStatus.RECONNECTING, like=ClientFSM.{like})
+        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=resting))
+"""
+
+
+def test_check_of_a_sound_machine(capsys: Capture) -> None:
+    """Nothing is wrong with ours, and it says what was looked at."""
+    assert main(["check", CLIENT]) == 0
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"ClientFSM: no fault found; 7 states, \d+ events, \d+ rows that fire\n", printed.out)
+    assert printed.err == ""
+
+
+def test_check_of_a_faulty_machine(capsys: Capture, write_module: WriteModule) -> None:
+    """A state in which nothing is alive is a trap: it is told how one gets there, and the exit code is 1."""
+    write_module(RESTING.format(like="waiting"))
+    assert main(["check", "their_app.machines:TheirFSM"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("TheirFSM has ")
+    assert "no way leads from resting to connected" in printed
+    assert "after connect_requested → socket_opened" in printed
+
+
+def test_check_of_what_cannot_be_told(capsys: Capture, write_module: WriteModule) -> None:
+    """An event whose arguments nobody knows is refused with what to do, and the exit code is 2."""
+    write_module("""
+        from reconnect_fsm import ClientFSM
+        from reconnect_fsm.machine import event, refuse, row
+
+        class Token: ...
+
+        class TheirFSM(ClientFSM):
+            @event(
+                row(ClientFSM.waiting, to=ClientFSM.disconnected),
+                refuse([each for each in ClientFSM.states.values() if each is not ClientFSM.waiting], because="no use"),
+            )
+            def token_expired(self, token: Token) -> None: ...
+    """)
+    assert main(["check", "their_app.machines:TheirFSM"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("reconnect-fsm: TheirFSM cannot be explored: ")
+    assert "token_expired" in told
+
+
+# -------------------------------------------------------------------------------------------------------------- replay
+
+
+def record(path: Path) -> None:
+    """What a client recorded that found no server, and was closed."""
+
+    async def run() -> None:
+        client = Client("ws://127.0.0.1:9/")  # discard: nobody listens there
+        with client.record(path):
+            client.start()
+            while client.state != "waiting":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await client.close()
+
+    asyncio.run(run())
+
+
+def test_replay_of_the_same(capsys: Capture, tmp_path: Path) -> None:
+    """The machine that was recorded does the same again; and it is drawn."""
+    record(tmp_path / "run.jsonl")
+    assert main(["replay", str(tmp_path / "run.jsonl"), "--svg", str(tmp_path / "run.svg")]) == 0
+    assert "all went the same way" in capsys.readouterr().out
+    drawn = (tmp_path / "run.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<svg")
+    assert "dial_failed" in drawn
+
+
+def test_replay_that_diverges(capsys: Capture, write_module: WriteModule, tmp_path: Path) -> None:
+    """A machine that does something else is found out, with exit code 1."""
+    record(tmp_path / "run.jsonl")
+    write_module("""
+        from reconnect_fsm import ClientFSM
+
+        class TheirFSM(ClientFSM):
+            def is_offline(self) -> bool:
+                return True
+    """)
+    arguments = ["replay", str(tmp_path / "run.jsonl"), "--fsm", "their_app.machines:TheirFSM"]
+    assert main(arguments) == 1
+    assert "another way on start_requested" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "cannot read"), (b"hello", "is no recording"), (b"\xff\xfe", "not UTF-8"), (b"{}\n", "is no recording")],
+)
+def test_replay_of_no_recording(capsys: Capture, tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    """What cannot be read is refused in one line, with exit code 2."""
+    if content is not None:
+        (tmp_path / "run.jsonl").write_bytes(content)
+    assert main(["replay", str(tmp_path / "run.jsonl")]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert complaint in captured.err
+
+
+def test_replay_takes_machines_of_the_right_kind(capsys: Capture, tmp_path: Path) -> None:
+    """A room's machine is none for the client, and the other way round."""
+    assert main(["replay", "run.jsonl", "--fsm", "reconnect_fsm.room_fsm:RoomFSM"]) == 2
+    assert "is no subclass of ClientFSM" in capsys.readouterr().err
+    assert main(["replay", "run.jsonl", "--room-fsm", CLIENT]) == 2
+    assert "is no subclass of RoomFSM" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------- simulate
+
+
+def test_simulate(capsys: Capture, monkeypatch: Patch, tmp_path: Path) -> None:
+    """The curves fit the terminal, are those that the library draws, and go into a file, too."""
+    monkeypatch.setenv("COLUMNS", "50")
+    arguments = "simulate --clients 50 --outage 4 --accepts 20 --policy ours --policy reference --seed 3 --svg"
+    assert main([*arguments.split(), str(tmp_path / "herd.svg")]) == 0
+    printed = capsys.readouterr().out
+    runs = {
+        name: herd.simulate_herd(herd.POLICIES[name], clients=50, outage=4, accepts_per_second=20, seed=3)
+        for name in ("ours", "reference")
+    }
+    title = "50 clients; the server is down for 4 s, then accepts 20 a second"
+    assert printed == f"{title}\n\n{herd.draw_text(runs, width=50)}\n"
+    assert max(map(len, printed.splitlines()[2:])) <= 50
+    assert (tmp_path / "herd.svg").read_text(encoding="utf-8") == herd.draw_svg(runs, title=title)
+
+
+def test_simulate_all_policies(capsys: Capture) -> None:
+    """Every policy that there is can be compared."""
+    assert main(["simulate", "--clients", "5", "--outage", "0", "--policy", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert [name for name in herd.POLICIES if f"\n{name}" not in printed] == []
+
+
+def test_simulate_with_other_numbers(capsys: Capture) -> None:
+    """--base, --cap and --jitter change what each policy waits."""
+    command = "simulate --clients 20 --outage 3 --policy ours"
+    assert main(command.split()) == 0
+    usual = capsys.readouterr().out
+    for option in ("--base 2", "--cap 1", "--jitter 0.9"):
+        assert main(f"{command} {option}".split()) == 0
+        assert capsys.readouterr().out != usual
+
+
+def test_simulate_a_policy_of_theirs(capsys: Capture, write_module: WriteModule) -> None:
+    """A subclass of RetryPolicy is simulated like ours."""
+    write_module("""
+        from reconnect_fsm import RetryPolicy
+
+        class Theirs(RetryPolicy):
+            def delay(self, attempt: int) -> float:
+                return 7.0
+    """)
+    assert main(["simulate", "--clients", "9", "--outage", "6", "--policy", "their_app.machines:Theirs"]) == 0
+    assert "99 % back in 1.0 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--policy theirs", "there is no policy 'theirs'"),
+        (f"--policy {CLIENT}", "is no subclass of RetryPolicy"),
+        ("--policy no_such:Policy", "no_such"),
+        ("--jitter 2", "jitter is a fraction"),
+        ("--base 9 --cap 1", "cap must be at least base"),
+        ("--fsm reconnect_fsm.room_fsm:RoomFSM", "is no subclass of ClientFSM"),
+        ("--svg /dev/null/herd.svg --policy ours", "cannot write"),
+    ],
+)
+def test_simulate_what_cannot_be(capsys: Capture, options: str, complaint: str) -> None:
+    """What makes no sense is refused in one line."""
+    assert main(["simulate", "--clients", "1", "--outage", "1", *options.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert complaint in told
+
+
+# ----------------------------------------------------------------------------------------------------------- completion
+
+
+@pytest.mark.parametrize(
+    ("typed", "completions"),
+    [
+        ("reconnect-fsm ma", {"matrix"}),
+        ("reconnect-fsm diagram --fo", {"--format"}),
+        ("reconnect-fsm diagram --format m", {"mermaid", "matrix"}),
+        ("reconnect-fsm serve --misbehave re", {"refuse", "reset", "restart"}),
+    ],
+)
+def test_completion(tmp_path: Path, typed: str, completions: set[str]) -> None:
+    """A shell that asks what may come next is told."""
+    pytest.importorskip("argcomplete")
+    python(
+        *("-m", "reconnect_fsm"),
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "told"),
+        _ARGCOMPLETE_SUPPRESS_SPACE="1",
+        _ARGCOMPLETE_IFS="\n",
+        COMP_LINE=typed,
+        COMP_POINT=str(len(typed)),
+    )
+    assert set((tmp_path / "told").read_text().split()) == completions
+
+
+# -------------------------------------------------------------------------------------------------- headers and secrets
+
+
+def test_headers(tmp_path: Path) -> None:
+    """A header is a name and a value, or a file of them."""
+    file = tmp_path / "headers"
+    file.write_text("Authorization: Bearer a:b\n\nX-Empty:\n")
+    assert header("X-Key:  one two ") == [("X-Key", "one two")]
+    assert header(f"@{file}") == [("Authorization", "Bearer a:b"), ("X-Empty", "")]
+
+
+@pytest.mark.parametrize("text", ["sesame", "a b: sesame", ": sesame", "X-Key: sesame\r\nX: x", "@{file}", "@no"])
+def test_headers_that_are_none(capsys: Capture, tmp_path: Path, text: str) -> None:
+    """What is no header is refused, and not shown: it may be a secret."""
+    file = tmp_path / "headers"
+    file.write_bytes(b"X-Key: sesame\xff\n")
+    assert main(["watch", "ws://127.0.0.1:9/", "--header", text.format(file=file)]) == 2
+    told = capsys.readouterr().err
+    assert "--header" in told
+    assert "sesame" not in told
+
+
 # ------------------------------------------------------------------------------------------------- demo, and the extras
 
 
@@ -380,10 +652,23 @@ def test_demo_without_something_else(monkeypatch: Patch) -> None:
         main(["demo"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["diagram", CLIENT], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["demo", "--help"],
+        ["diagram", CLIENT],
+        ["diagram", CLIENT, "--format", "cards"],
+        ["matrix"],
+        ["check", CLIENT],
+        ["simulate", "--clients", "10", "--policy", "ours"],
+    ],
+)
 def test_what_works_without_the_extras(arguments: list[str]) -> None:
-    """The package, help, and DOT need neither loro nor graphviz."""
-    ended = without("loro graphviz", f"from reconnect_fsm.cli import main; sys.exit(main({arguments}))")
+    """Most commands need nothing but the core."""
+    extras = "loro graphviz rich argcomplete pytest async_solipsism"
+    ended = without(extras, f"from reconnect_fsm.cli import main; sys.exit(main({arguments}))")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout != ""
 
@@ -393,7 +678,8 @@ def test_imports_are_lazy() -> None:
     ended = python(
         "-c",
         "import sys; from reconnect_fsm.cli import main; main(['--help']); "
-        "lazy = {'loro', 'graphviz', 'reconnect_fsm.demo', 'reconnect_fsm.diagrams', 'reconnect_fsm.embedded_server'}; "
+        "lazy = {'loro', 'graphviz', 'rich', 'argcomplete', 'reconnect_fsm.demo', 'reconnect_fsm.diagrams', "
+        "'reconnect_fsm.embedded_server', 'reconnect_fsm.herd', 'reconnect_fsm.inspector', 'reconnect_fsm.testing'}; "
         "sys.exit(', '.join(lazy & set(sys.modules)) or 0)",
     )
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -408,7 +694,7 @@ def test_interrupted(capsys: Capture, monkeypatch: Patch) -> None:
     def interrupted(_: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_diagrams", interrupted)
+    monkeypatch.setattr(draw, "_diagrams", interrupted)
     assert main(["diagrams", "anywhere"]) == 130
     assert capsys.readouterr().err == "reconnect-fsm: interrupted\n"
 

@@ -200,7 +200,7 @@ def test_in_process_with_the_log(capsys: Capture) -> None:
     before = logger.level, logger.handlers[:]
     assert demo.run(seed=2, log=True) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^ +[\d.]+  log +connecting → connected: connected$", out, re.MULTILINE)
+    assert re.search(r"^ +[\d.]+  log +(\S+: )?connecting → connected: connected$", out, re.MULTILINE)
     assert "seed 2" in out
     assert (logger.level, logger.handlers[:]) == before
     assert Played(0, out, "").retries[:3] != first_retries(seed=1)

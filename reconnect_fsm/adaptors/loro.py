@@ -31,18 +31,27 @@ class _Adaptor:
 
     def __init__(self, on_refused: Refused | None) -> None:
         self._on_refused = on_refused
+        self._refusals = 0
 
     def alternative_version(self, server_version: bytes) -> bytes | None:
         """There is one format of version only."""
         return None
 
     def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
-        """Pass it on to ``on_refused``; without one, log it."""
-        if self._on_refused is None:
-            size = sum(map(len, updates))
-            logger.warning("the server refused %d update(s) of %d bytes: %s", len(updates), size, status.name)
-        else:
+        """Pass it on to ``on_refused``; without one, log it, but not each edit in a room that may only be read."""
+        if self._on_refused is not None:
             self._on_refused(updates, status)
+            return
+        self._refusals += 1
+        if self._refusals <= 10 or self._refusals.bit_count() == 1:
+            logger.warning(
+                "the server refused %d update(s) of %d bytes: %s; pass on_refused= to the adaptor to decide what "
+                "becomes of them%s",
+                len(updates),
+                sum(map(len, updates)),
+                status.name,
+                "" if self._refusals == 1 else f" ({self._refusals} times so far)",
+            )
 
 
 class LoroAdaptor(_Adaptor):

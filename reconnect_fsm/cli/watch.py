@@ -1,0 +1,277 @@
+"""``watch``: how the connection to a server fares, live in a terminal, as lines, or as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..status import ClientStatus, RoomStatus
+from .common import (
+    DONE,
+    NOT_CONNECTED,
+    Commands,
+    Failed,
+    Unusable,
+    add_command,
+    complain,
+    count,
+    header,
+    load_fsm,
+    needing,
+    run_until_interrupted,
+    seconds,
+)
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from .observer import Observer
+    from .views import View
+
+__all__ = ["add"]
+
+CRDTS: Final = ("loro", "ephemeral")
+ONCE: Final = 30.0  # seconds
+PING_TIMEOUT: Final = 5.0  # of the first ping
+GLANCE: Final = 0.25  # seconds between two looks at the documents and, in a live view, two pictures
+
+WATCH: Final = """\
+Connect to a WebSocket server, stay connected, and show how that fares: status
+and reason, attempts and when the next one is, latency, rooms, what happened
+last. In a terminal it is a live view (with the package rich; a line for each
+change without it), into a pipe or a file JSON lines. It ends with Ctrl-C, or
+when the client stops because the server said not to come again.
+
+Any WebSocket server will do, with --no-ping if it does not answer the text
+message 'ping' with 'pong'. Rooms are those of the Loro syncing protocol; they
+are joined with an empty document (pip install 'reconnect-fsm[loro]').
+"""
+EPILOG: Final = """\
+JSON lines have these fields, and no secrets:
+  time, at, kind   UTC, seconds since the start, and one of
+  start            url (without its query), rooms
+  transition       event, old, new, status, reason, attempt, retry_in
+  status           old, new, reason, attempt, retry_in
+  latency          seconds
+  room             room, crdt, old, new, reason, permission
+  document         room, crdt, operations, value (the beginning of it, as JSON)
+  log              level, message
+  end              status, reason, connects, failures, exit_code
+
+examples:
+  reconnect-fsm watch wss://sync.example.org/ --room notes --room here:ephemeral
+  reconnect-fsm watch wss://example.org/feed --no-ping -H @headers.txt
+      the file holds lines such as 'Authorization: Bearer ...', which others who
+      use this machine could see on a command line
+  reconnect-fsm watch ws://127.0.0.1:8787/ --once
+      for scripts: exit code 0 as soon as it is connected and was answered
+  reconnect-fsm watch ws://127.0.0.1:8787/ --for 600 > fared.jsonl
+      what happened within ten minutes, to be looked at by a program
+
+exit codes:
+  0    with --once, it is connected and its rooms are joined; with --for, it was
+       so in the end; or ended with Ctrl-C
+  3    it is not: not in time, or the server said not to come again
+"""
+
+
+def add(commands: Commands) -> None:
+    watch = add_command(commands, "watch", _watch, "how the connection to a server fares, live", WATCH, EPILOG)
+    watch.add_argument("url", metavar="URL", help="ws:// or wss://; its query is never shown")
+    watch.add_argument(
+        "--room",
+        action="append",
+        default=[],
+        type=_room,
+        dest="rooms",
+        metavar="ID[:CRDT]",
+        help="a room to join; CRDT is loro (default) or ephemeral; may be given several times",
+    )
+    watch.add_argument(
+        "--auth", type=_auth, default=b"", metavar="TEXT", help="for the rooms; @FILE reads it from there"
+    )
+    watch.add_argument(
+        "-H",
+        "--header",
+        action="append",
+        default=[],
+        type=header,
+        dest="headers",
+        metavar="HEADER",
+        help="'Name: value', or @FILE with one in each line; never shown",
+    )
+    watch.add_argument("--protocol", action="append", default=[], metavar="NAME", help="a WebSocket subprotocol")
+    watch.add_argument("--insecure", action="store_true", help="do not verify the certificate of the server")
+    watch.add_argument("--once", action="store_true", help="end as soon as all is well, or after 30 s (or --for)")
+    watch.add_argument("--for", type=seconds, dest="lasting", metavar="SECONDS", help="end then")
+    watch.add_argument(
+        "--format", choices=("live", "lines", "json"), help="default: live in a terminal, json into a pipe or a file"
+    )
+    watch.add_argument("--record", type=Path, metavar="FILE", help="a flight record of it, for 'replay'")
+    watch.add_argument("--no-ping", action="store_true", help="for servers that do not answer the text 'ping'")
+    watch.add_argument("--ping-interval", type=seconds, default=5.0, metavar="SECONDS", help="default: 5")
+    watch.add_argument("--ping-timeout", type=seconds, default=10.0, metavar="SECONDS", help="default: 10")
+    watch.add_argument("--attempts", type=count, metavar="N", help="give up after so many in a row (default: never)")
+    watch.add_argument("--fsm", metavar="MODULE:CLASS", help="a subclass of ClientFSM, instead of it")
+
+
+def _room(text: str) -> tuple[str, str]:
+    room_id, colon, crdt = text.rpartition(":")
+    if not (colon and crdt in CRDTS):  # ids may have colons of their own
+        room_id, crdt = text, "loro"
+    if not 0 < len(room_id.encode()) <= 128:
+        raise argparse.ArgumentTypeError("a room's id has 1 to 128 bytes")
+    return room_id, crdt
+
+
+def _auth(text: str) -> bytes:
+    if not text.startswith("@"):
+        return text.encode()
+    try:
+        return Path(text[1:]).read_bytes()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"the file cannot be read: {error.strerror}") from None
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from ..errors import InvalidURL
+    from .observer import Observer
+
+    if arguments.rooms:
+        with needing("loro", "loro"):
+            importlib.import_module("loro")  # before anything is connected
+    try:
+        observer, client = Observer(arguments.url), _client(arguments)
+    except InvalidURL as error:
+        raise Unusable(str(error)) from error
+    return run_until_interrupted(_run(client, observer, _view(arguments.format), arguments))
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    from ..client import Client
+    from ..client_fsm import ClientFSM
+    from ..keepalive import Keepalive
+    from ..retry import RetryPolicy
+
+    options: dict[str, Any] = {"headers": [pair for pairs in arguments.headers for pair in pairs]}
+    if arguments.insecure:
+        options["ssl"] = False
+    if arguments.protocol:
+        options["protocols"] = arguments.protocol
+    return Client(
+        arguments.url,
+        retry=RetryPolicy(max_attempts=arguments.attempts),
+        keepalive=Keepalive(arguments.ping_interval, arguments.ping_timeout, enabled=not arguments.no_ping),
+        fsm=ClientFSM if arguments.fsm is None else load_fsm(arguments.fsm, ClientFSM),
+        **options,
+    )
+
+
+def _view(wanted: str | None) -> View:
+    from .views import JsonLines, Lines
+
+    if wanted == "json" or (wanted is None and not sys.stdout.isatty()):
+        return JsonLines(sys.stdout)
+    if wanted != "lines" and os.environ.get("TERM") != "dumb":
+        try:
+            with needing("cli", "rich"):
+                from .live import Live
+
+                return Live()
+        except Failed as error:
+            if wanted == "live":
+                raise
+            complain(f"{error}; until then, a line for each change")
+    return Lines(sys.stdout)
+
+
+async def _run(client: Client, observer: Observer, view: View, arguments: argparse.Namespace) -> int:
+    limit = arguments.lasting or (ONCE if arguments.once else float("inf"))
+    code, why = DONE, ""
+    with view, observer.listening_to_the_log():
+        try:
+            with _recording(client, arguments.record):
+                observer.follow(client, arguments.rooms, arguments.auth)
+                async with client, _pinging(client, enabled=not arguments.no_ping) as pinged:
+                    try:
+                        is_well = await _until_settled(observer, view, pinged, limit, once=arguments.once)
+                        if not is_well:
+                            code, why = NOT_CONNECTED, _what_is_wrong(observer, pinged.done())
+                    finally:
+                        observer.settle()
+        finally:
+            observer.end(code)
+            view.show(observer)
+    if code != DONE:
+        raise Failed(why, code)
+    return code
+
+
+async def _until_settled(
+    observer: Observer, view: View, pinged: asyncio.Future[None], limit: float, *, once: bool
+) -> bool:
+    """Show how it goes until there is nothing more to wait for; return whether all is well then."""
+    while True:
+        await observer.wait(GLANCE)
+        observer.look()
+        view.show(observer)
+        is_well = observer.is_well and (pinged.done() or not once)
+        if observer.has_stopped or observer.now >= limit or (once and (is_well or observer.refused)):
+            return is_well
+
+
+@asynccontextmanager
+async def _pinging(client: Client, *, enabled: bool) -> AsyncGenerator[asyncio.Future[None], None]:
+    """Measure the latency at once: the keepalive's first ping comes after its interval. Yields what is done with it."""
+    pinged: asyncio.Future[None] = asyncio.ensure_future(_ping(client) if enabled else _nothing())
+    try:
+        yield pinged
+    finally:
+        pinged.cancel()
+        await asyncio.wait({pinged})
+
+
+async def _ping(client: Client) -> None:
+    from ..errors import ReconnectError
+
+    while True:
+        await client.wait_connected()
+        try:
+            await client.ping(timeout=PING_TIMEOUT)
+        except (ReconnectError, TimeoutError):
+            await asyncio.sleep(GLANCE)  # the connection is gone again, or the keepalive will see to it
+        else:
+            return
+
+
+async def _nothing() -> None:
+    pass
+
+
+def _recording(client: Client, file: Path | None) -> AbstractContextManager[object]:
+    if file is None:
+        return nullcontext()
+    try:
+        return client.record(file)
+    except OSError as error:
+        raise Unusable(f"cannot write {file}: {error.strerror or error}") from error
+
+
+def _what_is_wrong(observer: Observer, was_answered: bool) -> str:
+    if observer.refused:
+        room = observer.refused[0]
+        return f"the room {room.id} is not joined: {room.reason}"
+    if observer.is_well and not was_answered:
+        return f"connected to {observer.url}, but it does not answer the text 'ping'; if it is not to, say --no-ping"
+    what = "the client stopped" if observer.has_stopped else f"{observer.status.value} after {observer.now:.0f} s"
+    if observer.status is ClientStatus.CONNECTED:
+        waiting = [each.room for each in observer.rooms if each.room.status is not RoomStatus.JOINED]
+        return f"{what}, but the room {waiting[0].id} is not joined: {waiting[0].reason}"
+    hint = f" ({observer.hint})" if observer.hint else ""
+    return f"{observer.url}: {what}: {observer.reason}{hint}"

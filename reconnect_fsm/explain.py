@@ -1,0 +1,225 @@
+"""How things stand with a client, in words: what `Connection.explain` says.
+
+=====================  =============================================================================================
+when                   it says (and what happened last, and how the rooms are)
+=====================  =============================================================================================
+not started yet        Not started. Start it with start() or connect(), or enter it with "async with".
+connecting             Connecting for 0.8 s: started. An attempt is under way, and may take 9.2 s more.
+connected              Connected for 3 min 12 s. The last ping took 24 ms there and back.
+waiting                Not connected, and reconnecting for 12 s: closed with code 1011. It has failed 3 times in a row.
+                       The next attempt, retry 3, is in 4.2 s, 6.1 s after the last one failed: the backoff, 0.5 s that
+                       doubles up to 15 s, give or take 25%. retry_now() makes it now.
+asked to wait          … The next attempt, retry 1, is in 28 s, 31 s after the last one failed: the server asked for no
+                       sooner than 30 s. …
+retrying               Not connected, and reconnecting for 16 s: … Retry 3 is under way, and may take 9.7 s more.
+paused                 Not connected, and reconnecting for 2 min 5 s: offline. It waits to hear that there is a network
+                       again, and tries at once then; retry_now() tries now.
+disconnected           Stopped 4.0 s ago, for good: closed by this program. connect() or retry_now() starts it again.
+refused                Stopped 4.0 s ago, for good: closed with code 4401. That says not to come back. …
+error                  Stopped 4.0 s ago, in error: … Trying again will not help before that is put right; then …
+=====================  =============================================================================================
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+from typing import Final, Protocol
+
+from .client_fsm import ClientFSM
+from .driver import Step
+from .effects import Dial
+from .retry import RetryPolicy
+from .status import ClientStatus, RoomStatus
+
+__all__ = ["SeenRoom", "explained"]
+
+LAST: Final = 5  # of what happened, are told
+MOST_REASONS: Final = 5  # of rooms, are told
+MOST_NAMES: Final = 3  # of rooms with the same reason
+LONGEST: Final = 240  # characters of a reason
+STOPPED: Final = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+
+
+class SeenRoom(Protocol):
+    """What is told of a room."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def status(self) -> RoomStatus:
+        """Its status."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is in its state."""
+        ...
+
+
+def explained(
+    fsm: ClientFSM,
+    steps: Sequence[Step],
+    now: float,
+    due: float | None,
+    connect_timeout: float,
+    latency: float | None,
+    rooms: Collection[SeenRoom],
+) -> str:
+    """Say how things stand. Times are in seconds of the loop; ``due`` is when the machine's timer runs out."""
+    own = [step for step in steps if not step[1]]
+    if fsm.state == fsm.initial.name and all(old == new for _, _, _, _, _, old, new, *_ in own):
+        return " ".join(
+            ['Not started. Start it with start() or connect(), or enter it with "async with".', *_of(rooms)]
+        )
+    since, is_whole = _since(fsm, own)
+    lasts = ("" if is_whole else "more than ") + duration(now - since)
+    left = None if due is None else max(due - now, 0.0)
+    parts = [
+        _standing(fsm, lasts, latency),
+        _next(fsm, own, now, left, connect_timeout),
+        _lately(own, now),
+        *_of(rooms),
+    ]
+    refused = [step for step in steps if step[1] and step[6] != step[5] and _is_refused(step)]
+    parts += [
+        f"Room {step[1]!r} was refused or put out {duration(now - step[0])} ago: {_sentence(step[7])}"
+        for step in refused[-LAST:]
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _since(fsm: ClientFSM, own: Sequence[Step]) -> tuple[float, bool]:
+    """Since when it has its status, and whether the steps reach back to where that began."""
+    status = fsm.status
+    for at, _, _, _, _, old, new, *_ in reversed(own):
+        if fsm.states[new].status is status is not fsm.states[old].status:
+            return at, True
+    return own[0][0], False
+
+
+def _standing(fsm: ClientFSM, lasts: str, latency: float | None) -> str:
+    """The status, since when, and why."""
+    why = _sentence(fsm.reason)
+    match fsm.status:
+        case ClientStatus.CONNECTED:
+            ping = "" if latency is None else f" The last ping took {latency * 1000:.3g} ms there and back."
+            return f"Connected for {lasts}.{ping}"
+        case ClientStatus.CONNECTING:
+            return f"Connecting for {lasts}: {why}"
+        case ClientStatus.RECONNECTING:
+            return f"Not connected, and reconnecting for {lasts}: {why}"
+        case ClientStatus.DISCONNECTED:
+            return f"Stopped {lasts} ago, for good: {why}"
+        case ClientStatus.ERROR:
+            return f"Stopped {lasts} ago, in error: {why}"
+
+
+def _next(fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float) -> str:
+    """What comes next, when, and why then."""
+    if fsm.status is ClientStatus.DISCONNECTED:
+        return f"{_verdict(fsm, own)}connect() or retry_now() starts it again."
+    if fsm.status is ClientStatus.ERROR:
+        return "Trying again will not help before that is put right; then connect() or retry_now() starts it again."
+    failed = f"It has failed {_times(fsm.attempt)} in a row. " if fsm.attempt else ""
+    began = next((step[0] for step in reversed(own) if any(type(each) is Dial for each in step[9])), now)
+    if fsm.states[fsm.state] in fsm.DIALING:
+        attempt = f"Retry {fsm.attempt}" if fsm.attempt else "An attempt"
+        return f"{failed}{attempt} is under way, and may take {duration(connect_timeout - (now - began))} more."
+    if fsm.status is ClientStatus.CONNECTED:
+        stable = (
+            f"The connection counts as stable in {duration(left)}, and that is forgotten then."
+            if left is not None
+            else ""
+        )
+        return f"{failed}{stable}" if failed else ""
+    if left is not None and fsm.retry_in is not None:
+        bound = "" if fsm.policy.max_attempts is None else f" of at most {fsm.policy.max_attempts}"
+        return (
+            f"{failed}The next attempt, retry {fsm.attempt}{bound}, is in {duration(left)}, "
+            f"{duration(fsm.retry_in)} after the last one failed: {_why_then(fsm)}. retry_now() makes it now."
+        )
+    if not fsm.online:
+        return f"{failed}It waits to hear that there is a network again, and tries at once then; retry_now() tries now."
+    return failed if left is None else f"{failed}Something is due in {duration(left)}."
+
+
+def _verdict(fsm: ClientFSM, own: Sequence[Step]) -> str:
+    """Why it does not try again, where nobody asked it to stop."""
+    event = next((event for _, _, _, event, _, old, new, *_ in reversed(own) if old != new), "")
+    if event not in ("socket_closed", "dial_failed", "pong_missed", "went_offline"):
+        return ""
+    if not fsm.policy.enabled:
+        return "The policy says not to retry. "
+    if fsm.policy.max_attempts is not None and fsm.attempt >= fsm.policy.max_attempts:
+        return f"It has failed {_times(fsm.attempt + 1)} in a row, and max_attempts is {fsm.policy.max_attempts}. "
+    return "That says not to come back. "
+
+
+def _why_then(fsm: ClientFSM) -> str:
+    policy, asked = fsm.policy, fsm.failure.retry_after
+    if asked and fsm.retry_in is not None and fsm.retry_in >= asked:
+        return f"the server asked for no sooner than {duration(asked)}"
+    if type(policy).delay is not RetryPolicy.delay:
+        return f"the backoff of {type(policy).__name__}"
+    spread = f", give or take {policy.jitter:.0%}" if policy.jitter else ""
+    return f"the backoff, {duration(policy.base)} that doubles up to {duration(policy.cap)}{spread}"
+
+
+def _lately(own: Sequence[Step], now: float) -> str:
+    """The last facts that changed something."""
+    told = [
+        f"{duration(now - at)} ago {old} → {new}: {_sentence(reason)}"
+        for at, _, _, _, _, old, new, reason, *_ in own
+        if old != new
+    ]
+    return "" if not told else "What happened last: " + " ".join(reversed(told[-LAST:]))
+
+
+def _of(rooms: Collection[SeenRoom]) -> Iterable[str]:
+    """The rooms by status, and the reasons of those that are not joined."""
+    if not rooms:
+        return
+    counts = Counter(room.status for room in rooms)
+    told = ", ".join(f"{counts[status]:,} {status.value}" for status in RoomStatus if counts[status])
+    yield f"Rooms: {told}."
+    others: dict[tuple[str, str], list[str]] = {}
+    for room in rooms:
+        if room.status is not RoomStatus.JOINED:
+            others.setdefault((room.status.value, room.reason), []).append(room.id)
+    for (status, reason), names in islice(sorted(others.items(), key=lambda item: -len(item[1])), MOST_REASONS):
+        more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+        yield f"{', '.join(map(repr, names[:MOST_NAMES]))}{more}: {status}, {_sentence(reason)}"
+    if len(others) > MOST_REASONS:
+        yield f"And {len(others) - MOST_REASONS:,} more reasons."
+
+
+def _is_refused(step: Step) -> bool:
+    return step[2].states[step[6]].status is RoomStatus.ERROR
+
+
+def _sentence(reason: str) -> str:
+    text = reason if len(reason) <= LONGEST else f"{reason[: LONGEST - 1]}…"
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else "twice" if number == 2 else f"{number:,} times"
+
+
+def duration(seconds: float) -> str:
+    """A time as one would say it: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 3 h``."""
+    seconds = max(seconds, 0.0)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    for size, small, name, smaller in ((60, 1, "min", "s"), (3600, 60, "h", "min"), (86400, 3600, "d", "h")):
+        whole, rest = divmod(round(seconds / small), size // small)
+        if size == 86400 or whole < (60 if size == 60 else 24):
+            return f"{whole:,} {name}" + (f" {rest} {smaller}" if rest else "")
+    raise AssertionError("the last one fits all")

@@ -1,0 +1,143 @@
+"""The inspector for those who have no client in a program yet: of any server, or of a demo server that misbehaves.
+
+`run` and `run_demo` last until they are cancelled; `demo_inspector` is the latter for a program, or a test, of yours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+from ..client import Client
+from ..embedded_server import EmbeddedServer
+from ..keepalive import Keepalive
+from ..loro_protocol import CrdtType, RoomError, RoomErrorCode, UpdateStatusCode
+from ..retry import RetryPolicy
+from ..transport import UrlSource
+from .server import Inspector
+
+__all__ = ["Onlooker", "demo_inspector", "run", "run_demo"]
+
+Tell = Callable[[str], object]
+
+# Short, so that there is something to see; the defaults suit real networks. All in seconds.
+BASE, CAP, STABLE_AFTER = 0.5, 8.0, 3.0
+KEEPALIVE: Final = Keepalive(interval=2.0, timeout=2.0)
+
+
+class Onlooker:
+    """An adaptor without a document: it is in a room to see the room's state, and lets go of what comes."""
+
+    def __init__(self, crdt_type: CrdtType = CrdtType.LORO) -> None:
+        self.crdt_type = crdt_type
+
+    def version(self) -> bytes:
+        """It has nothing."""
+        return b""
+
+    def alternative_version(self, server_version: bytes) -> bytes | None:
+        return None
+
+    def missing_from(self, server_version: bytes) -> Iterable[bytes]:
+        return ()
+
+    def covers(self, server_version: bytes) -> bool:
+        return True
+
+    def apply(self, updates: Sequence[bytes]) -> None:
+        pass
+
+    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+        return lambda: None
+
+    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
+        pass
+
+
+async def run(url: UrlSource, *, rooms: Iterable[str] = (), port: int = 0, tell: Tell = print, **options: Any) -> None:
+    """Inspect a client of this server, made here, until cancelled. ``tell`` gets the address of the page.
+
+    ``rooms`` are joined, as an onlooker; ``options`` are those of `Client`. Raises what `Client` and `Client.join` do
+    for arguments that cannot work, and OSError if the port is taken.
+    """
+    client = Client(url, **options)
+    for room in rooms:
+        client.join(room, Onlooker())
+    async with Inspector(client, port=port) as inspector, client:
+        tell(inspector.url)
+        await asyncio.Event().wait()
+
+
+async def run_demo(*, rooms: int = 40, port: int = 0, tell: Tell = print) -> None:
+    """The same with a demo server, whose faults have buttons on the page."""
+    async with demo_inspector(rooms=rooms, port=port) as inspector:
+        tell(inspector.url)
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def demo_inspector(
+    *,
+    rooms: int = 40,
+    port: int = 0,
+    retry: RetryPolicy | None = None,
+    keepalive: Keepalive = KEEPALIVE,
+) -> AsyncGenerator[Inspector, None]:
+    """A server in this process, a client of it that is in so many rooms, and an inspector with the server's faults."""
+    async with EmbeddedServer() as server:
+        client = Client(
+            server.url,
+            retry=retry or RetryPolicy(base=BASE, cap=CAP, stable_after=STABLE_AFTER),
+            keepalive=keepalive,
+            connect_timeout=3.0,
+        )
+
+        def join() -> None:
+            """Those that are tracked stay as they are."""
+            for number in range(1, rooms + 1):
+                client.join(f"room {number:,}", Onlooker(CrdtType.EPHEMERAL))
+
+        join()
+        async with client, Inspector(client, port=port, faults=_faults(server, client, join)) as inspector:
+            yield inspector
+
+
+def _faults(server: EmbeddedServer, client: Client, join: Callable[[], None]) -> dict[str, Callable[[], object]]:
+    """What the server can be made to do, by the words on the button. Each may be pressed at any time."""
+
+    async def stop() -> None:
+        await server.stop(1012, "maintenance")
+
+    async def start() -> None:
+        with suppress(RuntimeError):  # it is started already
+            await server.start()
+
+    async def kick(code: int, reason: str) -> None:
+        server.thaw()
+        await server.close_all(code, reason)
+
+    def ignore_joins(ignore: bool) -> None:
+        server.ignore_joins = ignore
+
+    async def put_out() -> None:
+        for room in client.rooms[:1]:
+            out = RoomError(room.crdt_type, room.id, RoomErrorCode.EVICTED, "put out by the demo")
+            await server.send(room.id, room.crdt_type, out)
+
+    return {
+        "Stop the server": stop,
+        "Start the server": start,
+        "Reset all connections": server.reset_all,
+        "Close with 1011 (a crash)": lambda: kick(1011, "a worker crashed"),
+        "Close with 4401 (fatal)": lambda: kick(4401, "token expired"),
+        "Fall silent (half-open)": server.freeze,
+        "Speak again": server.thaw,
+        "Answer dials with 503": lambda: server.refuse_upgrades(503),
+        "Accept dials": lambda: server.refuse_upgrades(None),
+        "Ignore joins": lambda: ignore_joins(True),
+        "Answer joins": lambda: ignore_joins(False),
+        "Put the client out of a room": put_out,
+        "Join all rooms again": join,
+    }

@@ -1,0 +1,178 @@
+"""What is known of a client: its present state, and the last of its transitions and round trips.
+
+The one place where the inspector reaches into a client. `Observer` keeps what happens, bounded; nothing here knows who
+looks at it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+from yarl import URL
+
+from ..client_fsm import ClientFSM
+from ..connection import Connection
+from ..recorder import transitions
+from ..status import ClientStatus, StateChange
+
+__all__ = ["Observer", "Stream", "earlier", "last_fact"]
+
+T = TypeVar("T")
+
+TRANSITIONS: Final = 300  # kept, and shown
+ROUND_TRIPS: Final = 600  # likewise
+THE_REST: Final = "What happened last"
+EVENTS: Final = {"connect": "connect_requested", "retry": "retry_requested", "close": "close_requested"}
+
+
+class Stream(Generic[T]):
+    """The last items of a series; who knows how far somebody has read can tell what they have not seen."""
+
+    def __init__(self, most: int) -> None:
+        self._items: deque[T] = deque(maxlen=most)
+        self.count = 0
+        """How many there were, also those forgotten."""
+
+    def add(self, item: T) -> None:
+        self._items.append(item)
+        self.count += 1
+
+    def since(self, count: int) -> tuple[bool, list[T]]:
+        """Whether some that came after the first ``count`` are forgotten, and those that are not."""
+        new = self.count - count
+        kept = len(self._items)
+        return new > kept, list(self._items)[max(kept - new, 0) :]
+
+
+class Observer:
+    """Keeps what a client goes through, until `stop`; tells ``changed`` of it."""
+
+    def __init__(self, client: Connection, changed: Callable[[], None]) -> None:
+        self.client = client
+        self.transitions: Stream[dict[str, Any]] = Stream(TRANSITIONS)
+        self.latency: Stream[tuple[float, float | str]] = Stream(ROUND_TRIPS)
+        """When, in seconds since the epoch, and the round trip in seconds; or that the connection was ``lost``, or
+        ``made``."""
+        self._changed = changed
+        self._since: float | None = None  # when the present state began, in seconds since the epoch
+        for when, change in earlier(client):
+            self._add(when, change)
+        self._unsubscribe = (client.on_transition(self._transition), client.on_latency(self._round_trip))
+
+    def stop(self) -> None:
+        """Listen no more."""
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
+
+    # What it is like now
+
+    def present(self) -> dict[str, Any]:
+        """The client's state, as the page shows it; equal as long as nothing changed."""
+        client, fsm = self.client, self.client._fsm
+        return {
+            "url": shown_url(client),
+            "machine": type(fsm).__name__,
+            "state": fsm.state,
+            "alive": fsm.states[fsm.state].doc,
+            "status": fsm.status.value,
+            "reason": fsm.reason,
+            "online": fsm.online,
+            "attempt": fsm.attempt,
+            "since": self._since,
+            "retry_at": None if fsm.retry_in is None or self._since is None else self._since + fsm.retry_in,
+        }
+
+    def actions(self) -> dict[str, str | None]:
+        """What can be asked of the client now: None, or why it would change nothing."""
+        fsm = self.client._fsm
+        return {
+            **{name: why_refused(fsm, event) for name, event in EVENTS.items()},
+            "offline": None if fsm.online else "it counts as offline already",
+            "online": "it counts as online already" if fsm.online else None,
+        }
+
+    def ask(self, action: str) -> None:
+        """Do one of `actions`. Raises KeyError for another."""
+        client = self.client
+        actions: dict[str, Callable[[], object]] = {
+            "connect": client.connect,
+            "retry": client.retry_now,
+            "close": client.close,
+            "offline": lambda: client.set_online(False),
+            "online": lambda: client.set_online(True),
+        }
+        actions[action]()
+        self._changed()
+
+    def explanation(self) -> str:
+        """Why the client is as it is and what comes next; the rest of its account is on the page in other ways."""
+        return self.client.explain().partition(f"\n{THE_REST}")[0]
+
+    # What happens
+
+    def _transition(self, change: StateChange) -> None:
+        self._add(time.time(), change)
+        self._changed()
+
+    def _add(self, when: float, change: StateChange) -> None:
+        self._since = when
+        self.transitions.add(
+            {
+                "n": self.transitions.count + 1,
+                "time": when,
+                "event": change.event,
+                "old": change.old,
+                "new": change.new,
+                "status": change.status.value,
+                "reason": change.reason,
+                "attempt": change.attempt,
+                "retry_in": change.retry_in,
+            }
+        )
+        was, is_ = (self.client._fsm.states[name].status is ClientStatus.CONNECTED for name in (change.old, change.new))
+        if was != is_:
+            self.latency.add((when, "made" if is_ else "lost"))
+
+    def _round_trip(self, seconds: float) -> None:
+        self.latency.add((time.time(), seconds))
+        self._changed()
+
+
+def shown_url(client: Connection) -> str:
+    """Where it connects to, without what may be secret."""
+    url = client._url
+    if not isinstance(url, str | URL):
+        return "an address that a function gives"
+    return str(URL(url).with_user(None).with_query(None).with_fragment(None))
+
+
+def why_refused(fsm: ClientFSM, event: str) -> str | None:
+    """Why the machine refuses an event in its present state, if no guard passes; None if it does not."""
+    rules = [rule for rule in fsm.rules if rule.event == event and rule.source == fsm.state]
+    return rules[-1].because if rules and rules[-1].is_refusal else None
+
+
+def earlier(client: Connection) -> list[tuple[float, StateChange]]:
+    """The transitions that the client remembers, and when each was made, in seconds since the epoch."""
+    if client._loop is None or client._loop.is_closed():
+        return []
+    zero = time.time() - client._loop.time()
+    return [
+        (
+            zero + step.time,
+            StateChange(
+                step.event, step.old, step.new, ClientStatus(step.status), step.reason, step.attempt, step.retry_in
+            ),
+        )
+        for step in transitions(step for step in client._pump.log if step[2] is client._fsm)
+        if step.old != step.new
+    ][-TRANSITIONS:]
+
+
+def last_fact(client: Connection) -> object:
+    """Another object after each fact that the client or one of its rooms was told."""
+    log = client._pump.log
+    return log[-1] if log else None

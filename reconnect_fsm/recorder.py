@@ -1,0 +1,326 @@
+"""The flight recorder: what the machines were told, and what they did, as JSON lines without secrets.
+
+A driver keeps the last steps of its machines anyway: `Connection.export` writes them to a file. `Connection.record`
+writes every step from now on. Both begin with a header, then comes one line a step::
+
+    {"recording": "reconnect_fsm", "format": 1, "library": "1.0", "python": "3.11.2", "policy": {…}, …}
+    {"at": 12.5, "machine": "client", "event": "timer_fell_due", "args": [], "old": "waiting", "new": "retrying", …}
+
+`replay` tells fresh machines the same facts and compares what they do.
+
+No URL, header, token or auth bytes is ever told to a machine, and what a server says back was made fit to be shown
+before. Of a machine of your own its facts and what it remembers are written too: texts only after the same redaction,
+and what is of a type of your own as its ``repr``, marked as opaque.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, Final, Self, TextIO, TypeAlias
+
+from .client_fsm import ClientFSM
+from .driver import Driver, Memory, Step, remembered
+from .effects import RequestJoin, StartKeepalive, StartTimer
+from .keepalive import Keepalive
+from .record_format import CLIENT, FORMAT, LONGEST, MOST_ITEMS, Json, Transition, address, encoded, same, shortened
+from .replay import Divergence, Replay, UnreadableRecording, replay, transitions_in
+from .retry import RetryPolicy
+from .room_fsm import RoomFSM
+
+__all__ = [
+    "CLIENT",
+    "Divergence",
+    "File",
+    "Recorder",
+    "Recording",
+    "Replay",
+    "Transition",
+    "UnreadableRecording",
+    "export",
+    "replay",
+    "transitions",
+    "transitions_in",
+]
+
+logger = logging.getLogger("reconnect_fsm")
+
+LEAST: Final = 10_000  # for a header, a step and the end
+MOST_CODES: Final = 1000  # that a policy takes for fatal
+TELLING: Final = 4  # characters; a shorter id of a room is part of many a word
+
+Machine: TypeAlias = ClientFSM | RoomFSM
+File: TypeAlias = str | os.PathLike[str] | TextIO
+
+
+# Writing ----------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Makes lines of the steps of one client: a header first, and with a machine's first step what it remembers.
+
+    ``redaction`` knows the client's secrets; ``hide_rooms`` makes unguessable names of the rooms' ids.
+    """
+
+    def __init__(
+        self,
+        fsm: type[ClientFSM],
+        room_fsm: type[RoomFSM],
+        policy: RetryPolicy,
+        keepalive: Keepalive,
+        redaction: Callable[[object], str],
+        hide_rooms: bool,
+    ) -> None:
+        self._fsm, self._room_fsm = fsm, room_fsm
+        self._policy, self._keepalive = policy, keepalive
+        self._redaction = redaction
+        self._salt = secrets.token_bytes(16) if hide_rooms else None
+        self._names = _Names(self._shown)
+
+    def header(self, now: float | None) -> str:
+        """The first line; ``now`` is the loop's time, where there is a loop."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            library = version("reconnect-fsm")
+        except PackageNotFoundError:
+            library = "unknown"
+        wall = time.time()
+        return self._line(
+            {
+                "recording": "reconnect_fsm",
+                "format": FORMAT,
+                "library": library,
+                "python": ".".join(map(str, sys.version_info[:3])),
+                "platform": sys.platform,
+                "fsm": address(self._fsm),
+                "room_fsm": address(self._room_fsm),
+                "policy": self._numbers(self._policy),
+                "keepalive": self._numbers(self._keepalive),
+                "time_zero": None if now is None else wall - now,  # seconds since 1970, at the loop's time 0
+                "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall)),
+                "rooms_hidden": self._salt is not None,
+            }
+        )
+
+    def line(self, step: Step) -> str:
+        """The line of a step."""
+        at, whose, fsm, event, args, old, new, reason, attempt, effects, memory = step
+        is_new = fsm not in self._names
+        name = self._names[fsm, whose]
+        text: Callable[[str], str] = same
+        if self._salt is not None and len(whose) >= TELLING:  # a server may name the room that it speaks of
+            text = lambda words: words.replace(whose, name)  # noqa: E731
+        base = RoomFSM if whose else ClientFSM
+        is_ours = event in base.events
+        return self._line(
+            {
+                "at": at,
+                "machine": name,
+                "event": event,
+                "args": [self._value(each, text, is_ours) for each in args],
+                "old": old,
+                "new": new,
+                "status": str(fsm.states[new].status),
+                "reason": shortened(text(reason), LONGEST),
+                "attempt": attempt,
+                "retry_in": _retry_in(effects),
+                "effects": [self._value(each, text, True) for each in effects],
+                **({"memory": self._memory(fsm, memory, text, base)} if is_new and memory is not None else {}),
+            }
+        )
+
+    def end(self, why: str, steps: int) -> str:
+        """The last line."""
+        return self._line({"end": why, "steps": steps})
+
+    def _line(self, told: dict[str, Json]) -> str:
+        return json.dumps(told, allow_nan=False) + "\n"
+
+    def _value(self, value: object, text: Callable[[str], str], is_ours: bool) -> Json:
+        return encoded(value, text if is_ours else lambda words: self._redaction(text(words)), self._redaction)
+
+    def _memory(self, fsm: Machine, memory: Memory, text: Callable[[str], str], base: type[Machine]) -> dict[str, Json]:
+        named = islice(remembered(fsm, memory).items(), MOST_ITEMS)
+        return {name: self._value(value, text, hasattr(base, name)) for name, value in named}
+
+    def _numbers(self, settings: RetryPolicy | Keepalive) -> dict[str, Json]:
+        """What a policy or keepalive is made with; sets as lists, its random source not at all."""
+        told: dict[str, Json] = {"is": address(type(settings))}
+        for each in dataclasses.fields(settings):
+            value: Any = getattr(settings, each.name)
+            if type(value) in (set, frozenset, range):
+                codes: list[Any] = sorted(value, key=repr)[:MOST_CODES]
+                told[each.name] = [self._value(code, same, False) for code in codes]
+            elif each.repr:
+                told[each.name] = self._value(value, same, False)
+        return told
+
+    def _shown(self, room: str) -> str:
+        if self._salt is None:
+            return room
+        return f"room-{hashlib.blake2s(room.encode(errors='replace'), key=self._salt, digest_size=6).hexdigest()}"
+
+
+class _Names:
+    """A name for each machine. A room's is its id; that of one who came later is told apart by a number."""
+
+    def __init__(self, shown: Callable[[str], str] = same) -> None:
+        self._shown = shown
+        self._names: dict[Machine, str] = {}
+        self._count = Counter({CLIENT: 1})
+
+    def __contains__(self, fsm: Machine) -> bool:
+        return fsm in self._names
+
+    def __getitem__(self, which: tuple[Machine, str]) -> str:
+        fsm, whose = which
+        name = self._names.get(fsm)
+        if name is None:
+            name = shown = self._shown(whose) if whose else CLIENT
+            if whose:
+                while self._count[name]:
+                    self._count[shown] += 1
+                    name = f"{shown} ({self._count[shown]})"
+                self._count[name] += 1
+            self._names[fsm] = name
+        return name
+
+
+def _retry_in(effects: Iterable[object]) -> float | None:
+    """The wait that begins; a timer that is started with something else is a deadline for that."""
+    kinds = {type(each): each for each in effects}
+    timer = kinds.get(StartTimer)
+    return (
+        timer.seconds
+        if isinstance(timer, StartTimer) and kinds.keys().isdisjoint((RequestJoin, StartKeepalive))
+        else None
+    )
+
+
+class Recording:
+    """A complete recording, from `Connection.record` on until it is closed, with the client at the latest.
+
+    As a context manager it is closed at the end of the block. It ends by itself when ``most`` bytes are written or
+    writing fails, which is logged; the client is never harmed.
+    """
+
+    def __init__(self, driver: Driver, recorder: Recorder, file: File, most: int, now: float | None) -> None:
+        if driver.tap is not None:
+            raise RuntimeError("this client is being recorded already: close that recording first")
+        if not most >= LEAST:
+            raise ValueError(f"most must be a number of bytes, {LEAST:,} at least, not {most!r}")
+        self._driver = driver
+        self._recorder = recorder
+        self._most = most
+        self._file, self._is_ours = _opened(file)
+        self.size = 0
+        """Bytes written so far."""
+        self.steps = 0
+        """Steps written so far."""
+        self.ended: str | None = None
+        """Why it has ended, in words; None as long as it goes on."""
+        driver.tap = self
+        self._guarded(lambda: self._write(recorder.header(now)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Recording of {self.steps} steps, {self.ended or 'going on'}>"
+
+    def close(self) -> None:
+        """End it, and close the file if it was given by its name. Closing it twice does nothing."""
+        self._guarded(lambda: self._end("closed by this program"))
+
+    def closed(self) -> None:
+        """The driver says: the client is closed."""
+        self._guarded(lambda: self._end("closed with the client"))
+
+    def told(self, step: Step) -> None:
+        """The driver says: a machine was told a fact."""
+        self._guarded(lambda: self._add(step))
+
+    def _add(self, step: Step) -> None:
+        line = self._recorder.line(step)
+        if self.size + len(line) > self._most - LEAST // 10:
+            why = f"it has reached its limit of {self._most:,} bytes"
+            logger.warning("the recording ended: %s", why)
+            self._end(why)
+            return
+        self._write(line)
+        self.steps += 1
+        if not step[1]:  # the client's own are few and telling: they should survive a crash
+            self._file.flush()
+
+    def _write(self, line: str) -> None:
+        self._file.write(line)
+        self.size += len(line)
+
+    def _end(self, why: str) -> None:
+        if self.ended is None:
+            self.ended = why
+            self._driver.tap = None
+            try:
+                self._write(self._recorder.end(why, self.steps))
+                self._file.flush()
+            finally:
+                if self._is_ours:
+                    self._file.close()
+
+    def _guarded(self, do: Callable[[], None]) -> None:
+        """A full disk, or a value that cannot be written, ends the recording and nothing else."""
+        try:
+            do()
+        except Exception as error:
+            what = f"writing it raised {type(error).__name__}"
+            logger.warning("the recording ended: %s", what, exc_info=not isinstance(error, OSError))
+            if self.ended is None:
+                self._guarded(lambda: self._end(what))
+
+
+def _opened(file: File) -> tuple[TextIO, bool]:
+    """The file to write to, and whether it is ours to close; a new one is for its owner alone."""
+    if not isinstance(file, str | os.PathLike):
+        return file, False
+    private = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    return open(private, "w", encoding="ascii", newline="\n", buffering=2**16), True
+
+
+def export(steps: Iterable[Step], recorder: Recorder, file: File, now: float | None) -> int:
+    """Write these steps as a recording; return how many they are. Raises OSError if the file cannot be written."""
+    kept = tuple(steps)
+    target, is_ours = _opened(file)
+    try:
+        target.write(recorder.header(now))
+        for step in kept:
+            target.write(recorder.line(step))
+        target.write(recorder.end("the last steps, exported", len(kept)))
+    finally:
+        if is_ours:
+            target.close()
+    return len(kept)
+
+
+def transitions(steps: Iterable[Step]) -> list[Transition]:
+    """The transitions among a driver's steps: those that changed a state or asked for something."""
+    names = _Names()
+    return [
+        Transition(
+            at, names[fsm, whose], event, old, new, str(fsm.states[new].status), reason, attempt, _retry_in(effects)
+        )
+        for at, whose, fsm, event, _, old, new, reason, attempt, effects, _ in steps
+        if old != new or effects
+    ]

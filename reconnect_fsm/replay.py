@@ -1,0 +1,428 @@
+"""Replays a recording: would these machines do the same again?
+
+Machines know no clock and no chance: what they do follows from the facts that they are told, and from the random waits,
+which are taken from the recording. So where another version, or a subclass, goes another way, it is another decision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from .client_fsm import ClientFSM
+from .driver import broken
+from .errors import ReconnectError
+from .record_format import (
+    CLIENT,
+    ERRORS,
+    FORMAT,
+    LONGEST,
+    Json,
+    Opaque,
+    Transition,
+    address,
+    as_list,
+    as_object,
+    decoded,
+    encoded,
+    same,
+    shortened,
+)
+from .retry import RetryPolicy
+from .room_fsm import RoomFSM
+from .status import presentable
+
+__all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions_in"]
+
+BEFORE: Final = 5  # steps told before a divergence
+
+Machine: TypeAlias = ClientFSM | RoomFSM
+
+
+class UnreadableRecording(ReconnectError, ValueError):
+    """A line is none of a recording, or of one that this version cannot read; ``line`` counts from 1."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(f"line {line}: {what}")
+        self.line = line
+
+
+# Reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Told(NamedTuple):
+    """A step as it was recorded."""
+
+    line: int
+    at: float
+    machine: str
+    event: str
+    args: list[Json]
+    old: str
+    new: str
+    status: str
+    reason: str
+    attempt: int
+    retry_in: float | None
+    effects: list[Json]
+    memory: dict[str, Json] | None
+
+
+KINDS: Final[dict[str, Any]] = {
+    "at": (int, float),
+    "machine": str,
+    "event": str,
+    "args": list,
+    "old": str,
+    "new": str,
+    "status": str,
+    "reason": str,
+    "attempt": int,
+    "retry_in": (int, float, type(None)),
+    "effects": list,
+    "memory": (dict, type(None)),
+}
+
+
+class _Reader:
+    """Reads a recording line by line, so that it may be as long as it likes."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.notes: list[str] = []
+        self._objects = self._parsed(lines)
+        number, header = next(self._objects, (1, None))
+        if header is None:
+            raise UnreadableRecording(1, "the recording is empty")
+        if header.get("recording") != "reconnect_fsm":
+            raise UnreadableRecording(number, "this is no recording: the first line must be the header that says so")
+        if header.get("format") != FORMAT:
+            raise UnreadableRecording(
+                number,
+                f"this recording has format {header.get('format')!r}, and this version reads format {FORMAT}: use the "
+                f"version of reconnect-fsm that wrote it, {header.get('library')}",
+            )
+        self.header = header
+
+    def __iter__(self) -> Iterator[_Told]:
+        for number, told in self._objects:
+            if "end" in told:
+                if "limit" in str(told["end"]):
+                    self.notes.append(f"the recording ended early: {told['end']}")
+                continue
+            if "recording" in told:
+                raise UnreadableRecording(number, "another recording begins here: put it into a file of its own")
+            yield _step(number, told)
+
+    def _parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Json]]]:
+        cut: UnreadableRecording | None = None  # by a crash, if it is the last line
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if cut is not None:
+                raise cut
+            try:
+                told = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                cut = UnreadableRecording(number, f"this is no JSON ({error}): {shortened(line.strip())}")
+                if number == 1:
+                    raise cut from error
+                continue
+            if (fields := as_object(told)) is None:
+                raise UnreadableRecording(number, f"a line must be a JSON object, not {shortened(line.strip())}")
+            yield number, fields
+        if cut is not None:
+            self.notes.append(f"line {cut.line}, the last, is cut short and was left out")
+
+
+def _step(line: int, told: dict[str, Json]) -> _Told:
+    for name, kind in KINDS.items():
+        if not isinstance(told.get(name), kind):
+            raise UnreadableRecording(
+                line, f"the {name} of this step is missing or makes no sense: {shortened(repr(told.get(name)))}"
+            )
+    fields: dict[str, Any] = {name: told.get(name) for name in KINDS}
+    return _Told(line=line, **fields)
+
+
+def transitions_in(lines: Iterable[str]) -> list[Transition]:
+    """The transitions of a recording, for a picture. Raises UnreadableRecording, which names the line."""
+    return [
+        Transition(
+            told.at,
+            told.machine,
+            told.event,
+            told.old,
+            told.new,
+            told.status,
+            told.reason,
+            told.attempt,
+            told.retry_in,
+        )
+        for told in _Reader(lines)
+        if told.old != told.new or told.effects
+    ]
+
+
+# Replaying --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Where a machine first goes another way than was recorded; ``str()`` tells it in several lines."""
+
+    machine: str
+    """``"client"``, or a room's id."""
+    line: int
+    """Of the recording, counted from 1."""
+    event: str
+    """The fact that it was told."""
+    recorded: str
+    """What the machine did then, in words."""
+    now: str
+    """What this one does."""
+    before: tuple[str, ...] = ()
+    """The machine's last steps before it, in words."""
+    is_certain: bool = True
+    """False if not all that the machine remembered is known, so that this may be no difference between versions."""
+
+    def __str__(self) -> str:
+        lines = [f"line {self.line}: {self.machine} goes another way on {self.event}"]
+        lines += [f"  before    {each}" for each in self.before]
+        lines += [f"  recorded  {self.recorded}", f"  now       {self.now}"]
+        if not self.is_certain:
+            lines.append("  It is not recorded what the machine remembered, so this may be no difference.")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of a replay; ``str()`` tells it."""
+
+    header: dict[str, Any]
+    """The recording's first line."""
+    machines: tuple[str, ...]
+    """``"client"`` and the rooms' ids, in the order of their first steps."""
+    steps: int
+    """How many were recorded."""
+    divergences: tuple[Divergence, ...]
+    """The first of each machine, in the order in which they happened."""
+    notes: tuple[str, ...] = ()
+    """What else is to be known, such as that the last line was cut short."""
+
+    def __str__(self) -> str:
+        machines = "1 machine" if len(self.machines) == 1 else f"{len(self.machines):,} machines"
+        other = sum(not each.is_certain for each in self.divergences)
+        found = f"{len(self.divergences)} went another way" if self.divergences else "all went the same way"
+        found += f", {other} of them perhaps" if other else ""
+        return "\n".join([*map(str, self.divergences), *self.notes, f"{self.steps:,} steps of {machines}: {found}"])
+
+
+@dataclass(slots=True)
+class _Machine:
+    """One machine of a replay."""
+
+    fsm: Machine
+    policy: _Recorded
+    is_known: bool
+    """Whether all that it remembers is known."""
+    before: deque[str] = field(default_factory=lambda: deque[str](maxlen=BEFORE))
+    is_over: bool = False
+    """It has gone another way; what comes then says nothing."""
+
+
+class _Recorded:
+    """Makes a copy of a policy whose delays are those that were recorded."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._wait: float | None = None
+        self._fault = ""
+        self.policy = copy(policy)
+        vars(self.policy).update(delay=self._delay, no_sooner=self._no_sooner)  # it is frozen
+
+    def expect(self, told: _Told) -> None:
+        """This step comes next."""
+        effects = [as_object(each) or {} for each in told.effects]
+        waits = [each.get("seconds") for each in effects if each.get("is") == "StartTimer"]
+        self._wait = next((each for each in reversed(waits) if isinstance(each, int | float)), None)
+        raised = re.match(r"the machine \S+ raised (\w+);", told.reason) if told.new != told.old else None
+        self._fault = raised[1] if raised and told.event != "broke" else ""
+
+    def _delay(self, attempt: int) -> float:
+        if self._fault:
+            raise type(self._fault, (Exception,), {})
+        if self._wait is not None:
+            return self._wait
+        return min(self.policy.base * 2.0 ** min(max(attempt - 1, 0), 32), self.policy.cap)  # none was: this is new
+
+    def _no_sooner(self, retry_after: float) -> float:
+        return 0.0  # the recorded wait is the longer of the two
+
+
+def replay(
+    lines: Iterable[str],
+    *,
+    fsm: type[ClientFSM] = ClientFSM,
+    room_fsm: type[RoomFSM] = RoomFSM,
+    policy: RetryPolicy | None = None,
+    words: bool = False,
+) -> Replay:
+    """Tell fresh machines the recorded facts, and compare what they do with what was recorded, step by step.
+
+    Parameters:
+        lines: of a recording, such as an open file.
+        fsm: the class of the client's machine.
+        room_fsm: the class of the rooms' machines.
+        policy: decides what is fatal, and how often is too often; by default a `RetryPolicy` with the recorded numbers.
+            The waits are always those that were recorded.
+        words: compare reasons and messages too, not only states and effects.
+
+    Raises UnreadableRecording, which names the line.
+    """
+    reader = _Reader(lines)
+    run = _Run(reader, fsm, room_fsm, policy, words)
+    for told in reader:
+        run.step(told)
+    return Replay(reader.header, tuple(run.machines), run.steps, tuple(run.divergences), (*run.notes, *reader.notes))
+
+
+class _Run:
+    def __init__(
+        self,
+        reader: _Reader,
+        fsm: type[ClientFSM],
+        room_fsm: type[RoomFSM],
+        policy: RetryPolicy | None,
+        words: bool,
+    ) -> None:
+        self.fsm, self.room_fsm, self.words = fsm, room_fsm, words
+        self.machines: dict[str, _Machine] = {}
+        self.divergences: list[Divergence] = []
+        self.notes: list[str] = []
+        self.steps = 0
+        self.policy = policy if policy is not None else self._policy_of(reader.header)
+        for name, used in (("fsm", fsm), ("room_fsm", room_fsm)):
+            if (recorded := reader.header.get(name)) not in (None, address(used)):
+                self.notes.append(f"recorded with {recorded}, replayed with {address(used)}")
+
+    def step(self, told: _Told) -> None:
+        self.steps += 1
+        machine = self.machines.get(told.machine)
+        if machine is None:
+            machine = self.machines[told.machine] = self._begun(told)
+        if machine.is_over:
+            return
+        now = self._told_again(machine, told)
+        if now is not None:
+            machine.is_over = True
+            recorded = _deed(told.old, told.new, told.effects) + (f": {told.reason}" if self.words else "")
+            self.divergences.append(
+                Divergence(told.machine, told.line, told.event, recorded, now, tuple(machine.before), machine.is_known)
+            )
+        machine.before.append(f"line {told.line}: {told.event}: {_deed(told.old, told.new, told.effects)}")
+
+    def _told_again(self, machine: _Machine, told: _Told) -> str | None:
+        """Tell the machine the fact; return what it does, in words, if that is something else than was recorded."""
+        fsm = machine.fsm
+        if told.old not in fsm.states:
+            return f"there is no state {told.old}"
+        if told.event not in fsm.events:
+            return f"there is no fact {told.event}"
+        if fsm.state != told.old:
+            self.notes.append(
+                f"line {told.line}: {told.machine} was in {fsm.state}, and is in {told.old} without a recorded fact"
+            )
+            machine.is_known = False
+            fsm.jump_to(fsm.states[told.old])
+        args = [self._decoded(told, each) for each in told.args]
+        machine.is_known = machine.is_known and not any(isinstance(each, Opaque) for each in args)
+        machine.policy.expect(told)
+        try:
+            effects: Iterable[object] = fsm.events[told.event].fire(fsm, *args)
+        except Exception as error:
+            effects = broken(fsm, error)
+        done = [encoded(each, same, presentable) for each in effects]
+        if fsm.state != told.new or self._shape(done) != self._shape(told.effects):
+            return _deed(told.old, fsm.state, done)
+        if self.words and shortened(fsm.reason, LONGEST) != told.reason:
+            return f"{_deed(told.old, fsm.state, done)}: {fsm.reason}"
+        return None
+
+    def _decoded(self, told: _Told, value: Json) -> Any:
+        try:
+            return decoded(value)
+        except ValueError as error:
+            raise UnreadableRecording(told.line, str(error)) from error
+
+    def _begun(self, told: _Told) -> _Machine:
+        recorded = _Recorded(self.policy)
+        fsm: Machine = (self.fsm if told.machine == CLIENT else self.room_fsm)(recorded.policy)
+        # A room is asked for once, when it is made.
+        is_known = told.memory is not None or (told.old == fsm.initial.name and told.event == "join_requested")
+        machine = _Machine(fsm, recorded, is_known)
+        if told.old in fsm.states:
+            fsm.jump_to(fsm.states[told.old])
+        for name, each in (told.memory or {}).items():
+            value = self._decoded(told, each)
+            if isinstance(value, Opaque):  # it can be known all the same, if it is what a fresh machine has
+                machine.is_known &= encoded(getattr(fsm, name, None), same, presentable) == each
+                continue
+            try:
+                setattr(fsm, name, value)
+            except AttributeError:
+                machine.is_known = False  # this class has no such thing to remember
+        return machine
+
+    def _shape(self, effects: list[Json]) -> list[Json]:
+        return effects if self.words else [_without_words(each) for each in effects]
+
+    def _policy_of(self, header: dict[str, Json]) -> RetryPolicy:
+        told = as_object(header.get("policy")) or {}
+        if (kind := told.get("is")) != address(RetryPolicy):
+            self.notes.append(
+                f"recorded with the policy {kind}: what it takes for fatal is known only if policy= is given"
+            )
+        known = {each.name for each in dataclasses.fields(RetryPolicy)}
+        numbers: dict[str, Any] = {}
+        for name, value in told.items():
+            if name in known and as_object(value) is None:
+                numbers[name] = value if (codes := as_list(value)) is None else frozenset(codes)
+        try:
+            return RetryPolicy(**numbers)
+        except (TypeError, ValueError) as error:
+            self.notes.append(f"the recorded policy cannot be: {error}")
+            return RetryPolicy()
+
+
+WORDS: Final = {"StatusChange": ("reason",), "TellRooms": ("why",)}
+"""Where a value only tells a human what happened. Not the reason of a CloseSocket: the server is told it."""
+
+
+def _without_words(value: Json) -> Json:
+    """An effect, but for what is worded: another wording is not another way."""
+    if (told := as_object(value)) is None:
+        return value
+    name = told.get("is")
+    left_out = ("words", "message", "reason") if "error" in told or name in ERRORS else WORDS.get(str(name), ())
+    return {key: _without_words(each) for key, each in told.items() if key not in left_out}
+
+
+def _deed(old: str, new: str, effects: Iterable[Json]) -> str:
+    """A step in words: the states, and what was asked for."""
+    asked = ", ".join(shortened(_in_words(each)) for each in effects)
+    return f"{old} → {new}" + (f"; {shortened(asked, 600)}" if asked else "") if old != new or asked else f"stays {old}"
+
+
+def _in_words(value: Json) -> str:
+    if (told := as_object(value)) is not None:
+        name = told.get("is") or told.get("error") or ""
+        if not name or name == "tuple":
+            return str(told.get("opaque", told.get("items")))
+        inner = ", ".join(_in_words(each) for key, each in told.items() if key not in ("is", "error") and each != "")
+        return f"{name}({inner})" if inner else str(name)
+    return repr(value)

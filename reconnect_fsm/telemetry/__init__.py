@@ -1,0 +1,55 @@
+"""What a client does, measured: for a metrics page, for OpenTelemetry, or for a function of yours.
+
+Everything measurable goes through one hook, `observe`: it calls a function with an `Event` for each attempt,
+connection, join and ping, and for each change of status. The rest of this package is made of it:
+
+- `Metrics` counts by itself and needs nothing else; Prometheus can scrape it.
+- `instrument` hands the same measurements, and spans, to OpenTelemetry; it needs the extra
+  ``pip install 'reconnect-fsm[opentelemetry]'``.
+- A ``match`` statement of yours feeds whatever you have::
+
+    def count(event: Event) -> None:
+        match event:
+            case AttemptEnded(duration=seconds, outcome=outcome):
+                statsd.timing(f"reconnect.attempt.{outcome}", seconds)
+            case ConnectionLost(cause="pong_missed"):
+                statsd.increment("reconnect.dead_links")
+
+    unobserve = observe(client, count)
+
+While nobody observes, none of it costs anything. No event holds a query string, a header, a token or auth bytes.
+"""
+
+from .events import (
+    AttemptEnded,
+    AttemptStarted,
+    ConnectionLost,
+    ConnectionOpened,
+    Event,
+    JoinEnded,
+    JoinStarted,
+    PingAnswered,
+    RoomCounted,
+    RoomFailed,
+    StatusCounted,
+    observe,
+)
+from .instrumentation import instrument
+from .metrics import Metrics
+
+__all__ = [
+    "AttemptEnded",
+    "AttemptStarted",
+    "ConnectionLost",
+    "ConnectionOpened",
+    "Event",
+    "JoinEnded",
+    "JoinStarted",
+    "Metrics",
+    "PingAnswered",
+    "RoomCounted",
+    "RoomFailed",
+    "StatusCounted",
+    "instrument",
+    "observe",
+]

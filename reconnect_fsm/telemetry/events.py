@@ -1,0 +1,276 @@
+"""The hook: the steps of a client's machines, told as events that can be counted and timed.
+
+All but the pings is worked out from the driver's steps alone, by what the machines asked for and not by the names of
+their states, so that a subclass of a machine is measured too. All times are the event loop's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from ..client import Client
+from ..connection import Connection
+from ..driver import Step
+from ..effects import AnnounceConnected, CancelDial, CloseSocket, Dial, NotifyStatus, Release, RequestJoin, Untrack
+from ..errors import JoinRefused
+from ..loro_protocol import JoinErrorCode, RoomErrorCode
+from ..pump import Listeners
+from ..rooms import Room
+from ..status import AttemptFailure, ClientStatus, CloseInfo, RoomStatus
+
+__all__ = [
+    "AttemptEnded",
+    "AttemptStarted",
+    "ConnectionLost",
+    "ConnectionOpened",
+    "Event",
+    "JoinEnded",
+    "JoinStarted",
+    "PingAnswered",
+    "RoomCounted",
+    "RoomFailed",
+    "StatusCounted",
+    "observe",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The base of all events."""
+
+    at: float
+    """When, in the event loop's seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted(Event):
+    """A dial began."""
+
+    retry: int
+    """The number of the retry, counted from 1; 0 for the first attempt, and for one after a stable connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded(Event):
+    """That dial ended; each `AttemptStarted` has one of these."""
+
+    duration: float
+    """In seconds, from DNS to the handshake's end."""
+    outcome: Literal["connected", "failed", "cancelled"]
+    """"cancelled": the client gave it up, since it was closed, told to dial afresh, or is offline."""
+    failure: AttemptFailure | None = None
+    """Why it failed."""
+
+    @property
+    def error(self) -> str | None:
+        """The same in one of few words: the HTTP status if there was an answer, else the kind of the failure."""
+        if self.failure is None:
+            return None
+        return self.failure.kind.value if self.failure.http_status is None else str(self.failure.http_status)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened(Event):
+    """There is a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost(Event):
+    """That connection is gone, whoever ended it; each `ConnectionOpened` has one of these."""
+
+    duration: float
+    """How long it was open, in seconds."""
+    cause: str
+    """The fact that ended it, by the name it has in `ClientFSM`: ``socket_closed``, ``pong_missed``, ``went_offline``,
+    ``close_requested``, ``retry_requested``, ``broke``."""
+    close: CloseInfo | None = None
+    """How it ended, if this program did not end it."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether this program asked for it."""
+        return self.cause in ("close_requested", "retry_requested")
+
+
+@dataclass(frozen=True, slots=True)
+class StatusCounted(Event):
+    """The client is in another status. The first of these has no ``old``, the last, when it is let go, no ``new``."""
+
+    old: ClientStatus | None
+    new: ClientStatus | None
+    cause: str
+    """The fact that led to it, by the name it has in `ClientFSM`."""
+    reason: str
+    """Why, in words that hold no secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinStarted(Event):
+    """A room is being asked for."""
+
+    room: Room
+
+
+@dataclass(frozen=True, slots=True)
+class JoinEnded(Event):
+    """That join ended; each `JoinStarted` has one of these."""
+
+    room: Room
+    duration: float
+    """In seconds, from the first request over this connection; the waits between two requests are part of it."""
+    outcome: Literal["joined", "refused", "abandoned"]
+    """"abandoned": the connection was lost, the client stopped, or the room was left before there was an answer."""
+    error: str | None = None
+    """Why it was refused: the code's name (``auth_failed``, …), or the fact's (``credentials_failed``, ``broke``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomCounted(Event):
+    """A tracked room is in another status. No ``old``: it is tracked from now on; no ``new``: no longer."""
+
+    room: Room
+    old: RoomStatus | None
+    new: RoomStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomFailed(Event):
+    """A room is in ``error``: its join was refused, or it was put out. It is no longer tracked."""
+
+    room: Room
+    error: str
+    """As that of `JoinEnded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswered(Event):
+    """A pong came."""
+
+    duration: float
+    """The round trip, in seconds."""
+
+
+def observe(client: Connection, callback: Callable[[Event], object]) -> Callable[[], None]:
+    """Call the function with each `Event` of a `Connection` or `Client`. Returns one that ends it.
+
+    It is told at once of the present status and of each tracked room (events without ``old``), and of the same at the
+    end (events without ``new``), so that what it adds up is right whenever it begins and comes to nothing. An attempt
+    or a join that is under way when it begins is not told of.
+
+    The function is called while the client is at it: it should return soon. If it raises, that is logged and harms
+    nothing. Call both for the thread of the event loop.
+
+    Raises TypeError if the function is none, or is a coroutine function.
+    """
+    return _Watch(client, callback).begin()
+
+
+Outcome: TypeAlias = Literal["joined", "refused", "abandoned"]
+OUTCOMES: Final[Mapping[RoomStatus, Outcome]] = {
+    RoomStatus.JOINED: "joined",
+    RoomStatus.ERROR: "refused",
+    RoomStatus.DISCONNECTED: "abandoned",
+}
+ENDED_BY_OTHERS: Final = ("socket_closed", "pong_missed")  # their argument is a CloseInfo
+
+
+class _Watch:
+    """Makes events of one client's steps. What it keeps is bounded by the rooms that are tracked."""
+
+    def __init__(self, client: Connection, callback: Callable[[Event], object]) -> None:
+        self._client = client
+        self._listeners: Listeners[Event] = Listeners("telemetry.observe")
+        self._listeners.add(callback)
+        self._tell = self._listeners.tell
+        self._dialing: float | None = None  # since when
+        self._connected: float | None = None
+        self._joining: dict[Room, float] = {}
+        self._tracked: dict[Room, RoomStatus] = {}
+        self._stop: tuple[Callable[[], None], ...] = ()
+
+    def begin(self) -> Callable[[], None]:
+        client, at = self._client, self._now()
+        if client._socket is not None:
+            self._connected = client._socket.opened_at
+        self._tell(StatusCounted(at, None, client.status, "", client.reason))
+        for room in client.rooms if isinstance(client, Client) else ():
+            self._count(at, room, room.status)
+        self._stop = client._pump.observers.add(self._took), client.on_latency(self._ponged)
+        return self._end
+
+    def _end(self) -> None:
+        if self._stop:
+            for stop in self._stop:
+                stop()
+            self._stop = ()
+            at = self._now()
+            for room in tuple(self._tracked):
+                self._count(at, room, None)
+            self._tell(StatusCounted(at, self._client.status, None, "", self._client.reason))
+
+    def _ponged(self, seconds: float) -> None:
+        self._tell(PingAnswered(self._now(), seconds))
+
+    def _now(self) -> float:
+        return self._client._time() or 0.0  # it has no time before it is started
+
+    def _took(self, told: tuple[Step, Any]) -> None:
+        step, subject = told
+        if isinstance(subject, Room):
+            self._room_took(step, subject)
+        else:
+            self._client_took(step)
+
+    def _client_took(self, step: Step) -> None:
+        at, _, _, event, args, _, _, _, attempt, effects, _ = step
+        asked = {type(effect): effect for effect in effects}
+        if self._dialing is not None and (CancelDial in asked or Release in asked):
+            duration, self._dialing = at - self._dialing, None
+            if event == "dial_failed":
+                self._tell(AttemptEnded(at, duration, "failed", args[0]))
+            else:
+                self._tell(AttemptEnded(at, duration, "connected" if AnnounceConnected in asked else "cancelled"))
+        if self._connected is not None and (CloseSocket in asked or Release in asked):
+            duration, self._connected = at - self._connected, None
+            self._tell(ConnectionLost(at, duration, event, args[0] if event in ENDED_BY_OTHERS else None))
+        if isinstance(news := asked.get(NotifyStatus), NotifyStatus):
+            self._tell(StatusCounted(at, news.change.old, news.change.new, event, news.change.reason))
+        if AnnounceConnected in asked:
+            self._connected = at
+            self._tell(ConnectionOpened(at))
+        if Dial in asked:
+            self._dialing = at
+            self._tell(AttemptStarted(at, attempt))
+
+    def _room_took(self, step: Step, room: Room) -> None:
+        at, _, _, event, args, old, new, _, _, effects, _ = step
+        asked = {type(effect) for effect in effects}
+        error = _error(event, args) if room.status is RoomStatus.ERROR else None
+        if room in self._joining:
+            outcome = "abandoned" if event == "connection_lost" else OUTCOMES.get(room.status)
+            if outcome is not None:
+                self._tell(JoinEnded(at, room, at - self._joining.pop(room), outcome, error))
+        if error is not None and old != new:
+            self._tell(RoomFailed(at, room, error))
+        is_tracked = Untrack not in asked and room._rooms._tracked.get(room._header) is room
+        self._count(at, room, room.status if is_tracked else None)
+        if RequestJoin in asked and room not in self._joining:
+            self._joining[room] = at
+            self._tell(JoinStarted(at, room))
+
+    def _count(self, at: float, room: Room, new: RoomStatus | None) -> None:
+        old = self._tracked.get(room)
+        if new is not old:
+            if new is None:
+                del self._tracked[room]
+            else:
+                self._tracked[room] = new
+            self._tell(RoomCounted(at, room, old, new))
+
+
+def _error(event: str, args: tuple[Any, ...]) -> str:
+    """Why a room failed, in one of few words: the code's name if the server said one, else that of the fact."""
+    codes = [arg.code for arg in args if isinstance(arg, JoinRefused)]
+    return codes[0].name.lower() if codes and isinstance(codes[0], JoinErrorCode | RoomErrorCode) else event

@@ -1,0 +1,84 @@
+"""OpenTelemetry, for those who ask for it: it is imported when `instrument` is called, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..connection import Connection
+from .events import observe
+from .metrics import Attributes, attributes_of
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+__all__ = ["instrument"]
+
+
+def instrument(
+    client: Connection,
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    attributes: Attributes | None = None,
+    room_ids: bool = False,
+) -> Callable[[], None]:
+    """Have OpenTelemetry told what a `Connection` or `Client` does. Returns a function that ends it.
+
+    Call it before the client is started, with nothing more where the program sets up its providers globally. With the
+    SDK's exporters that keep all in memory::
+
+        >>> from opentelemetry.sdk.metrics import MeterProvider
+        >>> from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        >>> from opentelemetry.sdk.trace import TracerProvider
+        >>> from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        >>> from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        >>> from reconnect_fsm import Connection
+        >>> from reconnect_fsm.embedded_server import EmbeddedServer
+        >>> from reconnect_fsm.telemetry import instrument
+
+        >>> spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+        >>> tracer_provider, meter_provider = TracerProvider(), MeterProvider([reader])
+        >>> tracer_provider.add_span_processor(SimpleSpanProcessor(spans))
+
+        >>> async def main() -> None:
+        ...     async with EmbeddedServer() as server:
+        ...         connection = Connection(f"{server.url}?token=secret")
+        ...         instrument(connection, tracer_provider=tracer_provider, meter_provider=meter_provider)
+        ...         async with connection:
+        ...             await connection.wait_connected()
+
+        >>> asyncio.run(main())
+        >>> [span.name for span in spans.get_finished_spans()]
+        ['reconnect_fsm.attempt', 'reconnect_fsm.connect']
+
+    **Spans.** One trace for each connection, of how it came to be. Its root is ``reconnect_fsm.connect``, or
+    ``reconnect_fsm.reconnect`` after a loss: from when the client set out until it was connected, or stopped. Below it
+    are one ``reconnect_fsm.attempt`` for each dial, and one ``reconnect_fsm.join`` for each room that was asked for
+    over the connection. The time *of* the connection is no span, for it may last for weeks, and a span is seen only
+    when it ends; it is a histogram, and an event of the next root. Roots are roots: a span of yours that is current
+    somewhere does not become their parent.
+
+    **Metrics.** See `INSTRUMENTS` in ``reconnect_fsm.telemetry.metrics``. For metrics alone pass
+    ``tracer_provider=opentelemetry.trace.NoOpTracerProvider()``; what part of the traces is kept, your sampler decides.
+
+    Parameters:
+        tracer_provider: where the spans go; None: the global one.
+        meter_provider: where the metrics go; None: the global one.
+        attributes: are added to every span and metric, such as a name for this client, or ``server.address`` where the
+            URL is asked for before each attempt. Each should have few values.
+        room_ids: whether spans of joins tell the room's id, as ``reconnect_fsm.room_id``. It may name a person or a
+            document, so they do not unless asked to. No metric ever does.
+
+    Raises ImportError, and says what to install, if OpenTelemetry's API is missing.
+    """
+    try:
+        from .otel import Exporter
+    except ImportError as error:
+        raise ImportError(
+            "instrument() hands measurements to OpenTelemetry, whose API is not installed: "
+            "pip install 'reconnect-fsm[opentelemetry]'. To measure without it, use reconnect_fsm.telemetry.Metrics"
+        ) from error
+    known = attributes_of(client) | dict(attributes or {})
+    return observe(client, Exporter(tracer_provider, meter_provider, known, room_ids).tell)
