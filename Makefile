@@ -24,7 +24,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prove soak bench mutants check lint types coverage diagrams diagrams-drift wheel clean
+.PHONY: help demo test prove soak bench mutants docs check lint types coverage diagrams diagrams-drift wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ soak: $(DEV) ## simulate for FOR=3600 seconds, and count; SEED=... begins elsewh
 
 bench: $(BENCH) ## ours, the official client and others, side by side; rewrites docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+docs: $(DEV) ## build the documentation into build/docs, warnings being errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 mutants: $(DEV) ## mutation testing of the deciding half and the codec; rewrites docs/mutants.md
 	$(BIN)/python tests/mutants.py $(ARGS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "reconnect_fsm"
 author = "the reconnect_fsm authors"
 project_copyright = "the reconnect_fsm authors"
-release = version("reconnect-fsm")
+version = release = importlib.metadata.version("reconnect-fsm")
 
 extensions = [
     "directives",
@@ -46,6 +46,7 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "reconnect_fsm"
+html_favicon = "../reconnect_fsm/inspector/page/icon.svg"
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["site.css"]

@@ -114,7 +114,26 @@ class CommandLine(SphinxDirective):
         return [*found, codes]
 
 
+class Instruments(Directive):
+    """Everything that is measured: name, kind, unit, and what it is."""
+
+    def run(self) -> list[nodes.Node]:
+        from reconnect_fsm.telemetry.metrics import INSTRUMENTS
+
+        rows: list[list[list[nodes.Node]]] = [
+            [
+                [nodes.literal(text=each.name)],
+                [nodes.Text(each.kind.replace("_", " "))],
+                [nodes.literal(text=each.unit)],
+                [nodes.Text(each.description)],
+            ]
+            for each in INSTRUMENTS
+        ]
+        return [table(["name", "kind", "unit", "what it is"], rows, "instruments")]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("clauses", Clauses)
     app.add_directive("command-line", CommandLine)
+    app.add_directive("instruments", Instruments)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,7 +10,7 @@ from reconnect_fsm import Client, JoinRefused, RetryPolicy, Unauthorized
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.embedded_server import EmbeddedServer
 
-LIFETIME = 0.2  # seconds; an hour, in earnest
+LIFETIME = 1.0  # second; an hour, in earnest
 
 
 class Identity:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import pytest
 
+from chromium import WIDTHS, looking_at
 from faulty import eventually
 from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
 from reconnect_fsm.diagrams import picture
@@ -709,19 +709,6 @@ async def test_pictures_have_no_style_of_their_own_and_lose_none() -> None:
 
 # ---------------------------------------------------------------------------------------------------- in a real browser
 
-CHROMIUM: Final = "chromium"
-FLAGS: Final = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-WIDTHS: Final = (360, 830, 1440)
-PATIENCE: Final = 20_000  # milliseconds, for what must show
-
 in_browser = pytest.mark.browser
 
 
@@ -729,35 +716,12 @@ in_browser = pytest.mark.browser
 async def looking(
     inspector: Inspector, *, width: int = 1440, dark: bool = False, still: bool = True
 ) -> AsyncIterator[Page]:
-    """The page in a real Chromium. Fails if it complained, asked anything of anybody else, or scrolls sideways."""
-    playwright = pytest.importorskip("playwright.async_api", reason="needs playwright")
-    program = shutil.which(CHROMIUM)
-    if program is None:
-        pytest.skip(f"needs {CHROMIUM}")
-    complaints: list[str] = []
-    asked: list[str] = []
-    async with playwright.async_playwright() as play:
-        browser = await play.chromium.launch(executable_path=program, args=FLAGS)
-        try:
-            page = await browser.new_page(
-                viewport={"width": width, "height": 900},
-                color_scheme="dark" if dark else "light",
-                reduced_motion="reduce" if still else "no-preference",
-            )
-            page.set_default_timeout(PATIENCE)
-            page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("websocket", lambda ws: asked.append(ws.url.replace("ws:", "http:", 1)))
-            await page.goto(inspector.url)
-            await page.locator("#drawing .lit").first.wait_for()
-            yield page
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        finally:
-            await browser.close()
-    assert not complaints
-    assert len(asked) > 10
-    assert [url for url in asked if not url.startswith(inspector.url)] == []
+    """The inspector's page in a real Chromium, once it is alive. Fails if it scrolls sideways in the end."""
+    async with looking_at(inspector.url, width=width, dark=dark, still=still) as page:
+        await page.goto(inspector.url)
+        await page.locator("#drawing .lit").first.wait_for()
+        yield page
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 async def shows(page: Page, selector: str, text: str | re.Pattern[str]) -> None:
