@@ -21,7 +21,12 @@ def test_readme_program(number: int, tmp_path: Path) -> None:
     program = tmp_path / f"readme_{number}.py"
     program.write_text(PROGRAMS[number], encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", program.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert not ran.stderr
