@@ -73,7 +73,7 @@ class Client(Connection):
         )
         if not (isinstance(room_fsm, type) and issubclass(room_fsm, RoomFSM)):
             raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
-        if joins_at_once is not None and (not isinstance(joins_at_once, int) or joins_at_once < 1):
+        if joins_at_once is not None and (type(joins_at_once) is not int or joins_at_once < 1):
             raise ValueError(f"joins_at_once must be a number of rooms, or None for no bound, not {joins_at_once!r}")
         self._rooms = Rooms(
             self._pump,

@@ -207,10 +207,11 @@ class ClientFSM(FSM[ClientStatus]):
 
     def start_retry_timer(self) -> None:
         """RETRY-1, and never sooner than the server asked (D-HTTP)."""
-        wait = max(self.policy.delay(self.attempt), self.policy.no_sooner(self.failure.retry_after))
-        if not 0 <= wait < float("inf"):
-            raise ValueError(f"{type(self.policy).__name__}.delay returned {wait!r}, which is no time to wait")
-        self.retry_in = wait
+        delay, no_sooner = self.policy.delay(self.attempt), self.policy.no_sooner(self.failure.retry_after)
+        for name, wait in (("delay", delay), ("no_sooner", no_sooner)):
+            if not 0 <= wait < float("inf"):
+                raise ValueError(f"{type(self.policy).__name__}.{name} returned {wait!r}, which is no time to wait")
+        self.retry_in = max(delay, no_sooner)
         self.emit(StartTimer(self.retry_in))
 
     def stop_retry_timer(self) -> None:

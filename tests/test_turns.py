@@ -380,7 +380,7 @@ async def test_a_turn_that_is_not_needed_any_more_changes_nothing() -> None:
         assert room.state == "rejoining"
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, "x", b"1"])
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "x", b"1"])
 def test_a_bound_that_makes_no_sense_is_refused(wrong: Any) -> None:
     """At once, and in words that say what to give."""
     with pytest.raises(ValueError, match="joins_at_once must be a number of rooms, or None for no bound, not "):

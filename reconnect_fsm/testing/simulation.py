@@ -61,7 +61,7 @@ with needs("the simulation", extra="testing,loro"):
     from reconnect_fsm.room_fsm import RoomFSM
     from reconnect_fsm.rooms import Auth, Room
     from reconnect_fsm.status import ClientStatus, RoomStatus
-    from reconnect_fsm.transport import make_session
+    from reconnect_fsm.transport import close_session, make_session
 
     from . import leaks, virtual_time
     from .nemesis import CALLS, FAULTS, KINDS, Sabotage, Step, plan
@@ -674,7 +674,7 @@ class World:
                 transport.abort()
             await asyncio.sleep(0)
         for session in self._sessions:
-            await session.close()
+            await close_session(session)
 
     async def _course(self) -> None:
         setting = self.setting
