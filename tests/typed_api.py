@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any, Literal, assert_type
 
 import aiohttp
@@ -32,10 +33,14 @@ from reconnect_fsm import (
     Unauthorized,
 )
 from reconnect_fsm.adaptors import Adaptor
+from reconnect_fsm.diagrams.timeline import Step, sequence
 from reconnect_fsm.effects import Effect, StartTimer
+from reconnect_fsm.inspector import Inspector, inspect
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.machine import ANY, REST, STAY, any_but, event, refuse, row, state
+from reconnect_fsm.recorder import Recording, Replay, Transition, replay, transitions_in
 from reconnect_fsm.status import AttemptFailure
+from reconnect_fsm.telemetry import AttemptEnded, Event, Metrics, instrument, observe
 
 # -------------------------------------------------------------------------------------------------------- parts to give
 
@@ -303,3 +308,33 @@ async def subclassed() -> None:
 
 def awaitable(room: Room) -> Generator[Any, None, Room]:
     return room.__await__()
+
+
+# ------------------------------------------------------------------------------------------------------ what it shows
+
+
+async def shown(client: Client, connection: Connection, path: Path) -> None:
+    assert_type(client.explain(), str)
+    with client.record(path, most=10**6, hide_rooms=True) as recording:
+        assert_type(recording, Recording)
+        assert_type(recording.ended, str | None)
+    assert_type(connection.export(path), int)
+    assert_type(client.transitions(), list[Transition])
+    assert_type(sequence(Step(*each) for each in client.transitions()), str)
+    with path.open() as lines:
+        assert_type(replay(lines, fsm=Patient, room_fsm=Hasty), Replay)
+        assert_type(transitions_in(lines), list[Transition])
+    async with Inspector(client) as inspector, inspect(connection):
+        assert_type(inspector.url, str)
+
+
+def measured(client: Client, connection: Connection) -> None:
+    def seen(event: Event) -> None:
+        if isinstance(event, AttemptEnded):
+            assert_type(event.duration, float)
+
+    assert_type(observe(client, seen), Callable[[], None])
+    assert_type(instrument(connection, attributes={"app": "notes"}), Callable[[], None])
+    metrics = Metrics()
+    assert_type(metrics.observe(client), Callable[[], None])
+    assert_type(metrics.exposition(), str)
