@@ -470,11 +470,11 @@ class Rooms:
     def _notify_status(self, room: Room, effect: NotifyStatus) -> None:
         change = effect.change
         if change.new is RoomStatus.ERROR:
-            self.complain("room %r: %s → error: %s", room.id, change.old.value, change.reason)
+            self.complain("room %r: %s → error: %s", room.id, change.old, change.reason)
         else:
-            logger.debug("room %r: %s → %s: %s", room.id, change.old.value, change.new.value, change.reason)
+            logger.debug("room %r: %s → %s: %s", room.id, change.old, change.new, change.reason)
         if room._listeners is not None:
-            self._pump.post(room._listeners.tell, effect.change)
+            self._pump.post(room._listeners.tell, change)
 
     def _timer_fell_due(self, deadline: Deadline, room: Room) -> None:
         if deadline is not room._timer:  # it was stopped while this waited for its turn
