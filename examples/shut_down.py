@@ -1,4 +1,7 @@
-"""A program that ends well: on SIGTERM or Ctrl-C it waits a moment for what it sent, and leaves nothing behind."""
+"""A program that ends well: on SIGTERM or Ctrl-C it waits a moment for what it sent, and leaves nothing behind.
+
+python shut_down.py [URL]
+"""
 
 import asyncio
 import signal
@@ -33,4 +36,4 @@ async def main(url):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "ws://127.0.0.1:8787"))

@@ -127,7 +127,8 @@ class Client(Connection):
 
         self._learn_secrets()
         kinds = type(self._fsm), type(self._rooms._make_fsm())
-        return Recorder(*kinds, self._retry, self._keepalive, self._rooms._redaction, hide_rooms)
+        known = [room.id for room in self.rooms]
+        return Recorder(*kinds, self._retry, self._keepalive, self._rooms._redaction, hide_rooms, known)
 
     def _all_rooms(self) -> Collection[Room]:
         return self.rooms

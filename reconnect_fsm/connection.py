@@ -357,7 +357,8 @@ class Connection:
 
         ``file`` is a path, written anew, or an open text file. The recording ends with the client, or after ``most``
         bytes, or when `Recording.close` is called; it may be used as a context manager. ``hide_rooms`` replaces the
-        rooms' ids. There are no secrets in it. ``python -m reconnect_fsm replay FILE`` replays it.
+        rooms' ids, also in what the server says. There are no secrets in it: of a machine of your own, texts, bytes and
+        values of types of your own are written as their type alone. ``python -m reconnect_fsm replay FILE`` replays it.
 
         Raises OSError if the file cannot be opened, RuntimeError if the client is being recorded already, ValueError
         for too few bytes.
@@ -389,7 +390,12 @@ class Connection:
 
     def _learn_secrets(self) -> None:
         """Know them before the first attempt: what is recorded may be older."""
-        learn_secrets(self._redaction, URL() if callable(self._url) else URL(self._url), self._options, self._session)
+        learn_secrets(
+            self._redaction,
+            URL() if callable(self._url) else URL(self._url),
+            self._options,
+            self._session or self._given_session,
+        )
 
     def _all_rooms(self) -> Collection[SeenRoom]:
         return ()
@@ -566,7 +572,9 @@ class Connection:
         run = METHODS.get(type(effect))
         if run is None:
             logger.error(
-                "%r is not an effect that %s knows how to run: override run_effect", effect, type(self).__name__
+                "%s is no effect that %s knows how to run: override run_effect",
+                type(effect).__name__,
+                type(self).__name__,
             )
         else:
             getattr(self, run)(effect)

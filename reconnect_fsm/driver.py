@@ -79,8 +79,8 @@ class Driver(Pump):
         except (Exception, asyncio.CancelledError) as error:
             logger.exception("%s raised on %s in state %s", type(fsm).__name__, event, old)
             effects = broken(fsm, error)
-        if self._loop is not None:
-            self.now = self._loop.time()
+        if (loop := self._loop or _running_loop()) is not None:
+            self.now = loop.time()
         step = (self.now, whose, fsm, event, args, old, fsm.state, fsm.reason, fsm.attempt, effects, memory)
         self.log.append(step)
         if len(self.log) > 2 * LOG:
@@ -94,13 +94,21 @@ class Driver(Pump):
             try:
                 run[type(effect)](subject, effect)
             except (Exception, asyncio.CancelledError) as error:
-                logger.exception("running %r raised", effect)
+                logger.exception("running %s raised", type(effect).__name__)  # its repr may tell a secret of the user's
                 self.post(broke, subject, raised(f"running {type(effect).__name__}", error))
 
     def end_recording(self) -> None:
         """A recording ends with the client, if not before."""
         if self.tap is not None:
             self.tap.closed()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The one of whoever asks: a room may be joined before the client is started."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def broken(fsm: ClientFSM | RoomFSM, error: BaseException) -> list[Effect]:

@@ -19,6 +19,8 @@ query string, a token or auth bytes.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 __all__ = [
     "ClientStopped",
     "InvalidURL",
@@ -30,6 +32,8 @@ __all__ = [
     "RoomLeft",
     "Unauthorized",
 ]
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
 class ReconnectError(Exception):
@@ -92,3 +96,11 @@ class MachineDefinitionError(ReconnectError, TypeError):
 
 class ProtocolError(ReconnectError, ValueError):
     """The bytes are not a valid message of the Loro syncing protocol v1; the message says what is wrong and where."""
+
+
+def twin(error: ErrorT) -> ErrorT:
+    """The same again, to be raised: who is raised holds the frames it came through, and all that is in them."""
+    kind = type(error)
+    again = kind.__new__(kind, *error.args)
+    vars(again).update(vars(error))
+    return again

@@ -6,9 +6,9 @@ when                   it says (and what happened last, and how the rooms are)
 not started yet        Not started. Start it with start() or connect(), or enter it with "async with".
 connecting             Connecting for 0.8 s: started. An attempt is under way, and may take 9.2 s more.
 connected              Connected for 3 min 12 s. The last ping took 24 ms there and back.
-waiting                Not connected, and reconnecting for 12 s: closed with code 1011. It has failed 3 times in a row.
-                       The next attempt, retry 3, is in 4.2 s, 6.1 s after the last one failed: the backoff, 0.5 s that
-                       doubles up to 15 s, give or take 25%. retry_now() makes it now.
+waiting                Not connected, and reconnecting for 12 s: could not connect: Connection refused. It has failed
+                       3 times in a row. The next attempt, retry 3, is in 4.2 s, 6.1 s after the last one failed: the
+                       backoff, 0.5 s that doubles up to 15 s, give or take 25%. retry_now() makes it now.
 asked to wait          … The next attempt, retry 1, is in 28 s, 31 s after the last one failed: the server asked for no
                        sooner than 30 s. …
 retrying               Not connected, and reconnecting for 16 s: … Retry 3 is under way, and may take 9.7 s more.
@@ -23,14 +23,16 @@ error                  Stopped 4.0 s ago, in error: … Trying again will not he
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import compress
+from operator import attrgetter
 from typing import Final, Protocol
 
 from .client_fsm import ClientFSM
 from .driver import Step
 from .effects import Dial
 from .retry import RetryPolicy
+from .room_fsm import RoomFSM
 from .status import ClientStatus, RoomStatus
 
 __all__ = ["SeenRoom", "explained"]
@@ -39,25 +41,17 @@ LAST: Final = 5  # of what happened, are told
 MOST_REASONS: Final = 5  # of rooms, are told
 MOST_NAMES: Final = 3  # of rooms with the same reason
 LONGEST: Final = 240  # characters of a reason
-STOPPED: Final = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+STATE_AND_REASON: Final = attrgetter("_fsm.state", "_fsm.reason")  # of a room
 
 
 class SeenRoom(Protocol):
     """What is told of a room."""
 
+    _fsm: RoomFSM
+
     @property
     def id(self) -> str:
         """Its id."""
-        ...
-
-    @property
-    def status(self) -> RoomStatus:
-        """Its status."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why it is in its state."""
         ...
 
 
@@ -184,18 +178,38 @@ def _of(rooms: Collection[SeenRoom]) -> Iterable[str]:
     """The rooms by status, and the reasons of those that are not joined."""
     if not rooms:
         return
-    counts = Counter(room.status for room in rooms)
-    told = ", ".join(f"{counts[status]:,} {status.value}" for status in RoomStatus if counts[status])
-    yield f"Rooms: {told}."
-    others: dict[tuple[str, str], list[str]] = {}
-    for room in rooms:
-        if room.status is not RoomStatus.JOINED:
-            others.setdefault((room.status.value, room.reason), []).append(room.id)
-    for (status, reason), names in islice(sorted(others.items(), key=lambda item: -len(item[1])), MOST_REASONS):
-        more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-        yield f"{', '.join(map(repr, names[:MOST_NAMES]))}{more}: {status}, {_sentence(reason)}"
+    # Python sees each state and reason once, not each room: there may be 100,000, and the event loop waits.
+    alike: Counter[tuple[str, str]] = Counter(map(STATE_AND_REASON, rooms))
+    status_of = {name: state.status.value for name, state in next(iter(rooms))._fsm.states.items()}
+    counts: Counter[str] = Counter()
+    others: Counter[tuple[str, str]] = Counter()
+    for (state, reason), number in alike.items():
+        counts[status_of[state]] += number
+        if status_of[state] != RoomStatus.JOINED:
+            others[status_of[state], reason] += number
+    yield f"Rooms: {', '.join(f'{counts[status]:,} {status}' for status in RoomStatus if counts[status])}."
+    names: dict[tuple[str, str], list[str]] = {each: [] for each, _ in others.most_common(MOST_REASONS)}
+    if names:
+        groups = {(state, reason): (status_of[state], reason) for state, reason in alike}
+        _name_some(rooms, {each: names[group] for each, group in groups.items() if group in names})
+    for (status, reason), some in names.items():
+        more = others[status, reason] - len(some)
+        yield f"{', '.join(map(repr, some))}{f' and {more:,} more' if more else ''}: {status}, {_sentence(reason)}"
     if len(others) > MOST_REASONS:
         yield f"And {len(others) - MOST_REASONS:,} more reasons."
+
+
+def _name_some(rooms: Iterable[SeenRoom], names: Mapping[tuple[str, str], list[str]]) -> None:
+    """Add the ids of the first rooms in each state and for each reason."""
+    short = dict(names)
+    for room in compress(rooms, map(short.__contains__, map(STATE_AND_REASON, rooms))):
+        each = STATE_AND_REASON(room)
+        if len(short[each]) < MOST_NAMES:
+            short[each].append(room.id)
+        else:
+            del short[each]  # `compress` skips the rest of them
+            if not short:
+                return
 
 
 def _is_refused(step: Step) -> bool:

@@ -496,7 +496,7 @@ def draw_text(runs: Mapping[str, HerdRun], *, width: int = 80, height: int = 4) 
             labels[at : at + len(text)] = text
     legend = f"attempts per {BIN * 1000:.0f} ms (log scale), by seconds since the loss"
     if any(run.outage for run in runs.values()):
-        legend += "; ▲ the server is back"
+        legend += "; ▲ the server is back: the times beside the names count from there"
     return "\n".join([*lines, "".join(labels).rstrip(), *textwrap.wrap(legend, width)])
 
 

@@ -34,7 +34,7 @@ The rules:
 * ``ANY`` and ``REST`` are expanded for each class anew, so they cover the states that a subclass adds.
 * Actions never fire events. An event fired inside an event is an error.
 
-Why this shape: one Machine per class costs an instance only its own slots (about a hundred bytes); a Machine per
+Why this shape: one Machine per class costs an instance only its own slots (some hundred and fifty bytes); a Machine per
 instance, or ``add_model``, costs kilobytes and grows with their number.
 """
 

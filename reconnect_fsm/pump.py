@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import FunctionType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+from .errors import twin
+
 __all__ = ["Lazily", "Listeners", "Outcome", "Promise", "Pump", "raised"]
 
 T = TypeVar("T")
@@ -145,7 +147,7 @@ class Promise(Generic[T]):
     def fail(self, error: Exception) -> None:
         """Raise the error in everyone who waits."""
         for waiter in self._settle():
-            waiter.set_exception(error)
+            waiter.set_exception(twin(error))  # the error itself is kept: in the log of the last steps, and elsewhere
 
     def _settle(self) -> list[asyncio.Future[T]]:
         if not self._waiters:
@@ -179,7 +181,7 @@ class Outcome:
         if not self.done:
             yield from self._promise.wait().__await__()
         elif self._error is not None:
-            raise self._error.with_traceback(None)
+            raise twin(self._error)
 
 
 class Lazily:

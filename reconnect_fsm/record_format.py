@@ -1,16 +1,16 @@
 """The format of recordings: any value as JSON, and back.
 
-Values of the types that facts and effects are made of come back as they were. What is of any other type is written as
-its ``repr`` and marked as opaque, so that a machine of the user's own can be recorded, too. Everything is bounded.
+Values of the types that facts and effects are made of come back as they were. Of what is of any other type only the
+type is written, marked as opaque, so that a machine of the user's own can be recorded too, whatever it knows.
+Everything is bounded.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
+from math import isfinite
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from . import effects as _effects
@@ -21,11 +21,9 @@ from .loro_protocol.messages import RoomErrorCode
 
 __all__ = [
     "CLIENT",
-    "ERRORS",
     "FORMAT",
     "LONGEST",
     "MOST_ITEMS",
-    "Foreign",
     "Json",
     "Opaque",
     "Transition",
@@ -34,6 +32,9 @@ __all__ = [
     "as_object",
     "decoded",
     "encoded",
+    "in_words",
+    "is_whole",
+    "private",
     "same",
     "shortened",
 ]
@@ -42,8 +43,8 @@ FORMAT: Final = 1
 CLIENT: Final = "client"
 """What the client is called among the machines of a recording; all others are rooms."""
 LONGEST: Final = 1000  # characters of a text
-MOST_ITEMS: Final = 100  # of a list
-DEEPEST: Final = 6
+MOST_ITEMS: Final = 100  # of a list; of one in another far fewer
+DEEPEST: Final = 6  # of one value in another
 
 Json: TypeAlias = Any
 
@@ -58,94 +59,106 @@ class Transition(NamedTuple):
     event: str
     """The fact that led to it."""
     old: str
+    """The state before."""
     new: str
+    """The state afterwards."""
     status: str
     """The public status afterwards."""
     reason: str
+    """Why, in words."""
     attempt: int
+    """The number of the retry; 0: none."""
     retry_in: float | None
     """Seconds until the next attempt, where one is scheduled."""
 
 
 class Opaque(str):
-    """Stands for a value that was recorded as its ``repr``."""
+    """Stands for a value of which only the type was recorded."""
 
     __slots__ = ()
 
 
-class Foreign(Exception):
-    """Stands for an exception that this package does not define: only its class's name and its message are known."""
-
-    def __init__(self, name: str, words: str) -> None:
-        super().__init__(words)
-        self.name = name
-
-
 # What is written in full, and made again when it is read. Of exactly these classes: a subclass may hold anything.
-DATA: Final[dict[str, Any]] = {
-    name: value
+FIELDS: Final[dict[type, tuple[str, ...]]] = {
+    value: tuple(each.name for each in dataclasses.fields(value))
     for module in (_status, _effects)
     for name in module.__all__
     if isinstance(value := getattr(module, name), type) and dataclasses.is_dataclass(value)
 }
-ENUMS: Final[dict[str, type[Enum]]] = {
-    each.__name__: each
-    for each in (
-        _status.ClientStatus,
-        _status.RoomStatus,
-        _status.FailureKind,
-        _effects.VersionChoice,
-        UpdateStatusCode,
-        JoinErrorCode,
-        RoomErrorCode,
-    )
+ERRORS: Final[dict[type, tuple[str, ...]]] = {
+    ClientStopped: ("reason",),
+    JoinRefused: ("code", "message", "app_code"),
+    RoomLeft: (),
 }
-ERRORS: Final[dict[str, type[Exception]]] = {each.__name__: each for each in (ClientStopped, JoinRefused, RoomLeft)}
+ENUMS: Final[tuple[type[Enum], ...]] = (
+    _status.ClientStatus,
+    _status.RoomStatus,
+    _status.FailureKind,
+    _effects.VersionChoice,
+    UpdateStatusCode,
+    JoinErrorCode,
+    RoomErrorCode,
+)
+NAMED: Final[dict[str, Any]] = {each.__name__: each for each in (*FIELDS, *ERRORS, *ENUMS)}
 
 
-def encoded(value: Any, text: Callable[[str], str], hide: Callable[[object], str], depth: int = 0) -> Json:
-    """Any value as JSON, bounded in size. ``text`` is what becomes of a str, ``hide`` of one that may hold a secret.
-
-    Raises nothing, unless one of the two does.
-    """
+def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
+    """Any value as JSON, bounded in size. ``text`` is what becomes of a str. Raises nothing, unless ``text`` does."""
     kind = cast("type[object]", type(value))
+    if kind is str:
+        return text(shortened(value, LONGEST))
     if value is None or kind is bool or (kind is int and abs(value) < 2**64):
         return value
-    if kind is str:
-        return shortened(text(value), LONGEST)
     if kind is float:
-        return value if abs(value) < float("inf") else {"is": "float", "value": repr(value)}
-    if depth < DEEPEST and (parts := _parts(value, kind)) is not None:
-        name, inside = parts
-        inner = {key: encoded(each, text, hide, depth + 1) for key, each in inside.items()}
-        return list(inner.values()) if name == "list" else {"is": name, **inner}
-    if isinstance(value, BaseException):
-        return {"error": value.name if isinstance(value, Foreign) else kind.__name__, "words": hide(_words(value, str))}
-    return {"opaque": str(value) if kind is Opaque else hide(_words(value, repr))}
+        return value if isfinite(value) else {"is": "float", "value": repr(value)}
+    if kind is Opaque:
+        return {"opaque": str(value)}
+    if kind in ENUMS:
+        return {"is": kind.__name__, "name": value.name}
+    if depth < DEEPEST:
+        if kind in FIELDS:
+            return {"is": kind.__name__, **_inside(value, FIELDS[kind], text, depth)}
+        if kind in ERRORS:
+            words = encoded(str(value), text)
+            return {"is": kind.__name__, "words": words, **_inside(value, ERRORS[kind], text, depth)}
+        if kind in (list, tuple) and len(value) <= MOST_ITEMS >> 3 * depth:
+            items = [encoded(each, text, depth + 1) for each in value]
+            return items if kind is list else {"is": "tuple", "items": items}
+    return {"opaque": _described(value, kind, depth)}
 
 
-def _parts(value: Any, kind: type) -> tuple[str, dict[str, Any]] | None:
-    """What a value is made of, if it is of exactly one of the types that are written in full."""
-    name = kind.__name__
-    if kind is list and len(value) <= MOST_ITEMS:
-        return name, {str(number): each for number, each in enumerate(value)}
-    if kind is tuple and len(value) <= MOST_ITEMS:
-        return name, {"items": list(value)}
-    if ENUMS.get(name) is kind:
-        return name, {"name": value.name}
-    if DATA.get(name) is kind:
-        return name, {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-    if ERRORS.get(name) is kind:
-        told = cast("dict[str, Any]", vars(value))
-        return name, {"words": str(value), **{key: each for key, each in told.items() if key != "__notes__"}}
-    return None
+def _inside(value: Any, names: Iterable[str], text: Callable[[str], Json], depth: int) -> dict[str, Json]:
+    return {name: encoded(getattr(value, name, None), text, depth + 1) for name in names}
 
 
-def _words(value: object, tell: Callable[[object], str]) -> str:
-    try:
-        return re.sub(r" at 0x[0-9a-fA-F]+", "", tell(value))  # an address says nothing, and is another each time
-    except Exception as error:
-        return f"<a {type(value).__name__} whose {tell.__name__}() raises {type(error).__name__}>"
+def private(_: str) -> Json:
+    """What becomes of a text that nobody but the user's own machine knows: it may be a secret that nobody told us."""
+    return {"opaque": "<str>"}
+
+
+def _described(value: Any, kind: type[object], depth: int) -> str:
+    """What it is, and not what it says. Of a dataclass, such as an effect of the user's own, its numbers too."""
+    if issubclass(kind, Enum):
+        return f"{kind.__name__}.{value.name}"
+    if dataclasses.is_dataclass(kind) and depth < DEEPEST:
+        inside = _inside(value, [each.name for each in dataclasses.fields(kind)], private, depth)
+        return shortened(in_words({"is": kind.__name__, **inside}), LONGEST)
+    return f"<{kind.__name__}>"
+
+
+def in_words(value: Json) -> str:
+    """A value as it was written, for a human."""
+    if (items := as_list(value)) is not None:
+        return f"[{', '.join(map(in_words, items))}]"
+    if (told := as_object(value)) is None:
+        return repr(value)
+    name = str(told.get("is", "?"))
+    if name in ("?", "tuple"):
+        return str(told["opaque"]) if "opaque" in told else in_words(told.get("items"))
+    if told.keys() == {"is", "name"}:
+        return str(told["name"])
+    inner = ", ".join(in_words(each) for key, each in told.items() if key != "is" and each != "")
+    return f"{name}({inner})" if inner else name
 
 
 def decoded(value: Json) -> Any:
@@ -157,27 +170,34 @@ def decoded(value: Json) -> Any:
         return value
     if "is" not in told and "opaque" in told:
         return Opaque(told["opaque"])
-    if "is" not in told and "error" in told:
-        return Foreign(str(told["error"]), str(told.get("words", "")))
     try:
-        return _made(str(told.get("is")), {key: each for key, each in told.items() if key != "is"})
+        return _made(told)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"no value can be made of {shortened(json.dumps(value))}") from error
+        raise ValueError(f"no value can be made of {shortened(repr(value))}") from error
 
 
-def _made(name: str, told: dict[str, Json]) -> Any:
+def _made(told: dict[str, Json]) -> Any:
+    name = told["is"]
     if name == "tuple":
         return tuple(decoded(told["items"]))
     if name == "float":
         return float(told["value"])
-    if name in ENUMS:
-        return ENUMS[name][told["name"]]
-    if name in ERRORS:
-        error = ERRORS[name].__new__(ERRORS[name], told.pop("words"))
-        vars(error).update({key: decoded(each) for key, each in told.items()})
-        return error
-    known = {each.name for each in dataclasses.fields(DATA[name])}  # what an older version did not have, has a default
-    return DATA[name](**{key: decoded(each) for key, each in told.items() if key in known})
+    kind = NAMED[name]
+    if kind in ENUMS:
+        return kind[told["name"]]
+    inside = {key: decoded(told[key]) for key in (*FIELDS.get(kind, ()), *ERRORS.get(kind, ())) if key in told}
+    if kind in FIELDS:
+        return kind(**inside)  # what an older version did not have, has a default
+    error: Exception = kind.__new__(kind, told["words"])
+    vars(error).update(inside)
+    return error
+
+
+def is_whole(value: Json) -> bool:
+    """Whether all of a value was written."""
+    if (told := as_object(value)) is not None:
+        return "opaque" not in told and all(map(is_whole, told.values()))
+    return all(map(is_whole, as_list(value) or ()))
 
 
 def same(text: str) -> str:

@@ -9,8 +9,8 @@ writes every step from now on. Both begin with a header, then comes one line a s
 `replay` tells fresh machines the same facts and compares what they do.
 
 No URL, header, token or auth bytes is ever told to a machine, and what a server says back was made fit to be shown
-before. Of a machine of your own its facts and what it remembers are written too: texts only after the same redaction,
-and what is of a type of your own as its ``repr``, marked as opaque.
+before. A machine of your own may know anything: of its own facts, and of what it remembers, numbers are written, but of
+texts, bytes and values of your own types only that they are some; its reasons go through the same redaction.
 """
 
 from __future__ import annotations
@@ -24,18 +24,31 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import Any, Final, Self, TextIO, TypeAlias
 
 from .client_fsm import ClientFSM
-from .driver import Driver, Memory, Step, remembered
+from .driver import Driver, Step, remembered
 from .effects import RequestJoin, StartKeepalive, StartTimer
 from .keepalive import Keepalive
-from .record_format import CLIENT, FORMAT, LONGEST, MOST_ITEMS, Json, Transition, address, encoded, same, shortened
+from .record_format import (
+    CLIENT,
+    FORMAT,
+    LONGEST,
+    MOST_ITEMS,
+    Json,
+    Transition,
+    address,
+    encoded,
+    private,
+    same,
+    shortened,
+)
 from .replay import Divergence, Replay, UnreadableRecording, replay, transitions_in
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
+from .status import presentable
 
 __all__ = [
     "CLIENT",
@@ -56,7 +69,10 @@ logger = logging.getLogger("reconnect_fsm")
 
 LEAST: Final = 10_000  # for a header, a step and the end
 MOST_CODES: Final = 1000  # that a policy takes for fatal
-TELLING: Final = 4  # characters; a shorter id of a room is part of many a word
+TELLING: Final = 8  # characters; a shorter id of a room is part of many a word
+MOST_TEXTS: Final = 100  # whose rooms were hidden and may come again
+
+AS_JSON: Final = json.JSONEncoder(allow_nan=False).encode  # dumps() would make an encoder for each line
 
 Machine: TypeAlias = ClientFSM | RoomFSM
 File: TypeAlias = str | os.PathLike[str] | TextIO
@@ -68,7 +84,8 @@ File: TypeAlias = str | os.PathLike[str] | TextIO
 class Recorder:
     """Makes lines of the steps of one client: a header first, and with a machine's first step what it remembers.
 
-    ``redaction`` knows the client's secrets; ``hide_rooms`` makes unguessable names of the rooms' ids.
+    ``redaction`` knows the client's secrets; ``hide_rooms`` makes unguessable names of the rooms' ids, in what servers
+    say too: of the ``rooms`` that there are already, and of all whose steps are recorded.
     """
 
     def __init__(
@@ -79,12 +96,14 @@ class Recorder:
         keepalive: Keepalive,
         redaction: Callable[[object], str],
         hide_rooms: bool,
+        rooms: Iterable[str] = (),
     ) -> None:
         self._fsm, self._room_fsm = fsm, room_fsm
         self._policy, self._keepalive = policy, keepalive
         self._redaction = redaction
-        self._salt = secrets.token_bytes(16) if hide_rooms else None
-        self._names = _Names(self._shown)
+        self._hidden = _Hidden(rooms, room_fsm.events) if hide_rooms else None
+        self._names = _Names(same if self._hidden is None else self._hidden.name)
+        self._text: Callable[[str], str] = same if self._hidden is None else self._hidden.text
 
     def header(self, now: float | None) -> str:
         """The first line; ``now`` is the loop's time, where there is a loop."""
@@ -104,11 +123,11 @@ class Recorder:
                 "platform": sys.platform,
                 "fsm": address(self._fsm),
                 "room_fsm": address(self._room_fsm),
-                "policy": self._numbers(self._policy),
-                "keepalive": self._numbers(self._keepalive),
+                "policy": self._numbers(self._policy, RetryPolicy),
+                "keepalive": self._numbers(self._keepalive, Keepalive),
                 "time_zero": None if now is None else wall - now,  # seconds since 1970, at the loop's time 0
                 "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall)),
-                "rooms_hidden": self._salt is not None,
+                "rooms_hidden": self._hidden is not None,
             }
         )
 
@@ -117,58 +136,104 @@ class Recorder:
         at, whose, fsm, event, args, old, new, reason, attempt, effects, memory = step
         is_new = fsm not in self._names
         name = self._names[fsm, whose]
-        text: Callable[[str], str] = same
-        if self._salt is not None and len(whose) >= TELLING:  # a server may name the room that it speaks of
-            text = lambda words: words.replace(whose, name)  # noqa: E731
         base = RoomFSM if whose else ClientFSM
-        is_ours = event in base.events
-        return self._line(
-            {
-                "at": at,
-                "machine": name,
-                "event": event,
-                "args": [self._value(each, text, is_ours) for each in args],
-                "old": old,
-                "new": new,
-                "status": str(fsm.states[new].status),
-                "reason": shortened(text(reason), LONGEST),
-                "attempt": attempt,
-                "retry_in": _retry_in(effects),
-                "effects": [self._value(each, text, True) for each in effects],
-                **({"memory": self._memory(fsm, memory, text, base)} if is_new and memory is not None else {}),
-            }
-        )
+        text = self._text if type(fsm) is base else self._careful
+        told: dict[str, Json] = {
+            "at": at,
+            "machine": name,
+            "event": event,
+            "args": [encoded(each, text if event in base.events else private) for each in args],
+            "old": old,
+            "new": new,
+            "status": str(fsm.states[new].status),
+            "reason": text(shortened(reason, LONGEST)),
+            "attempt": attempt,
+            "retry_in": _retry_in(effects),
+            "effects": [encoded(each, text) for each in effects],
+        }
+        if is_new and memory is not None:
+            named = islice(remembered(fsm, memory).items(), MOST_ITEMS)
+            told["memory"] = {key: encoded(each, text if hasattr(base, key) else private) for key, each in named}
+        return self._line(told)
+
+    def expect(self, steps: Iterable[Step]) -> None:
+        """These steps come: what is said of a room may come before its own first step."""
+        if self._hidden is not None:
+            for step in steps:
+                self._hidden.name(step[1])
 
     def end(self, why: str, steps: int) -> str:
         """The last line."""
         return self._line({"end": why, "steps": steps})
 
     def _line(self, told: dict[str, Json]) -> str:
-        return json.dumps(told, allow_nan=False) + "\n"
+        return AS_JSON(told) + "\n"
 
-    def _value(self, value: object, text: Callable[[str], str], is_ours: bool) -> Json:
-        return encoded(value, text if is_ours else lambda words: self._redaction(text(words)), self._redaction)
+    def _careful(self, words: str) -> str:
+        """What a machine of the user's own says, which may know a secret."""
+        return self._text(self._redaction(words))
 
-    def _memory(self, fsm: Machine, memory: Memory, text: Callable[[str], str], base: type[Machine]) -> dict[str, Json]:
-        named = islice(remembered(fsm, memory).items(), MOST_ITEMS)
-        return {name: self._value(value, text, hasattr(base, name)) for name, value in named}
-
-    def _numbers(self, settings: RetryPolicy | Keepalive) -> dict[str, Json]:
+    def _numbers(self, settings: RetryPolicy | Keepalive, base: type) -> dict[str, Json]:
         """What a policy or keepalive is made with; sets as lists, its random source not at all."""
         told: dict[str, Json] = {"is": address(type(settings))}
         for each in dataclasses.fields(settings):
             value: Any = getattr(settings, each.name)
+            text = same if hasattr(base, each.name) else private
             if type(value) in (set, frozenset, range):
                 codes: list[Any] = sorted(value, key=repr)[:MOST_CODES]
-                told[each.name] = [self._value(code, same, False) for code in codes]
+                told[each.name] = [encoded(code, text) for code in codes]
             elif each.repr:
-                told[each.name] = self._value(value, same, False)
+                told[each.name] = encoded(value, text)
         return told
 
-    def _shown(self, room: str) -> str:
-        if self._salt is None:
-            return room
-        return f"room-{hashlib.blake2s(room.encode(errors='replace'), key=self._salt, digest_size=6).hexdigest()}"
+
+class _Hidden:
+    """Makes unguessable names of rooms' ids, and finds the ids in texts: a server may name the room it speaks of."""
+
+    def __init__(self, rooms: Iterable[str], facts: Collection[str]) -> None:
+        self._facts = facts
+        self._key = secrets.token_bytes(16)
+        self._names: dict[str, str] = {"": ""}
+        self._lengths: list[int] = []  # of the ids, the longest first
+        self._texts: dict[str, str] = {}
+        for room in rooms:
+            self.name(room)
+
+    def name(self, room: str) -> str:
+        """What is written instead of this id."""
+        name = self._names.get(room)
+        if name is None:
+            digest = hashlib.blake2s(room.encode(errors="replace"), key=self._key, digest_size=6)
+            name = f"room-{digest.hexdigest()}"
+            for each in (room, presentable(room)):  # as it is, and as it comes back
+                self._names[each] = name
+                if len(each) not in self._lengths:
+                    self._lengths = sorted({*self._lengths, len(each)}, reverse=True)
+            self._texts.clear()
+        return name
+
+    def text(self, words: str) -> str:
+        """The text without ids. A short one must stand alone: ``room`` is no part of ``room_closed``."""
+        if words in self._facts:  # what rooms are told has a name too, which is for machines to read
+            return words
+        if (known := self._texts.get(words)) is not None:
+            return known
+        shown: list[str] = []
+        at = 0
+        while at < len(words):
+            length = next((each for each in self._lengths if self._is_id(words, at, at + each)), 0)
+            shown.append(self._names[words[at : at + length]] or words[at])
+            at += length or 1
+        if len(self._texts) >= MOST_TEXTS:
+            self._texts.clear()
+        self._texts[words] = found = "".join(shown)
+        return found
+
+    def _is_id(self, words: str, start: int, end: int) -> bool:
+        if words[start:end] not in self._names or end > len(words):
+            return False
+        around = words[max(start - 1, 0) : start] + words[end : end + 1]
+        return end - start >= TELLING or not any(each.isalnum() or each == "_" for each in around)
 
 
 class _Names:
@@ -230,6 +295,7 @@ class Recording:
         self.ended: str | None = None
         """Why it has ended, in words; None as long as it goes on."""
         driver.tap = self
+        recorder.expect(driver.log)
         self._guarded(lambda: self._write(recorder.header(now)))
 
     def __enter__(self) -> Self:
@@ -302,6 +368,7 @@ def _opened(file: File) -> tuple[TextIO, bool]:
 def export(steps: Iterable[Step], recorder: Recorder, file: File, now: float | None) -> int:
     """Write these steps as a recording; return how many they are. Raises OSError if the file cannot be written."""
     kept = tuple(steps)
+    recorder.expect(kept)
     target, is_ours = _opened(file)
     try:
         target.write(recorder.header(now))

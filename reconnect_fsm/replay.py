@@ -9,28 +9,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .client_fsm import ClientFSM
-from .driver import broken
+from .driver import HANDLES, broken
 from .errors import ReconnectError
 from .record_format import (
     CLIENT,
-    ERRORS,
     FORMAT,
     LONGEST,
     Json,
-    Opaque,
     Transition,
     address,
     as_list,
     as_object,
     decoded,
     encoded,
+    in_words,
+    is_whole,
     same,
     shortened,
 )
@@ -41,6 +41,10 @@ from .status import presentable
 __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions_in"]
 
 BEFORE: Final = 5  # steps told before a divergence
+MOST_TOLD: Final = 10  # divergences that str() tells in full, and notes
+MOST_MACHINES: Final = 1_000_000  # a kilobyte each
+LONGEST_LINE: Final = 1_000_000  # characters; far more than is ever written
+FOREVER: Final = 1e12  # seconds
 
 Machine: TypeAlias = ClientFSM | RoomFSM
 
@@ -49,7 +53,7 @@ class UnreadableRecording(ReconnectError, ValueError):
     """A line is none of a recording, or of one that this version cannot read; ``line`` counts from 1."""
 
     def __init__(self, line: int, what: str) -> None:
-        super().__init__(f"line {line}: {what}")
+        super().__init__(f"line {line}: {presentable(what, LONGEST)}")
         self.line = line
 
 
@@ -91,10 +95,10 @@ KINDS: Final[dict[str, Any]] = {
 
 
 class _Reader:
-    """Reads a recording line by line, so that it may be as long as it likes."""
+    """Reads a recording line by line, so that it may be as long as it likes, and whoever wrote it may mean no good."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        self.notes: list[str] = []
+        self.notes = _Notes()
         self._objects = self._parsed(lines)
         number, header = next(self._objects, (1, None))
         if header is None:
@@ -104,16 +108,16 @@ class _Reader:
         if header.get("format") != FORMAT:
             raise UnreadableRecording(
                 number,
-                f"this recording has format {header.get('format')!r}, and this version reads format {FORMAT}: use the "
-                f"version of reconnect-fsm that wrote it, {header.get('library')}",
+                f"this recording has format {_brief(header.get('format'))}, and this version reads format {FORMAT}: "
+                f"use the version of reconnect-fsm that wrote it, {_brief(header.get('library'))}",
             )
         self.header = header
 
     def __iter__(self) -> Iterator[_Told]:
         for number, told in self._objects:
             if "end" in told:
-                if "limit" in str(told["end"]):
-                    self.notes.append(f"the recording ended early: {told['end']}")
+                if not str(told["end"]).startswith(("closed", "the last steps")):
+                    self.notes.add(f"the recording ended early: {_brief(told['end'])}")
                 continue
             if "recording" in told:
                 raise UnreadableRecording(number, "another recording begins here: put it into a file of its own")
@@ -121,31 +125,63 @@ class _Reader:
 
     def _parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Json]]]:
         cut: UnreadableRecording | None = None  # by a crash, if it is the last line
-        for number, line in enumerate(lines, 1):
+        readline = getattr(lines, "readline", None)  # of a file: it may hold but one line, without an end
+        pieces = lines if readline is None else iter(partial(readline, LONGEST_LINE + 1), "")
+        for number, line in enumerate(pieces, 1):
+            if len(line) > LONGEST_LINE:
+                raise UnreadableRecording(number, f"it has more than {LONGEST_LINE:,} characters")
             if not line.strip():
                 continue
             if cut is not None:
                 raise cut
             try:
-                told = json.loads(line)
+                told = json.loads(line, parse_constant=_no_number)
             except (ValueError, RecursionError) as error:
-                cut = UnreadableRecording(number, f"this is no JSON ({error}): {shortened(line.strip())}")
+                cut = UnreadableRecording(number, f"this is no JSON ({error}): {_beginning(line)}")
                 if number == 1:
                     raise cut from error
                 continue
             if (fields := as_object(told)) is None:
-                raise UnreadableRecording(number, f"a line must be a JSON object, not {shortened(line.strip())}")
+                raise UnreadableRecording(number, f"a line must be a JSON object, not {_beginning(line)}")
             yield number, fields
         if cut is not None:
-            self.notes.append(f"line {cut.line}, the last, is cut short and was left out")
+            self.notes.add(f"line {cut.line}, the last, is cut short and was left out")
+
+
+class _Notes:
+    """The first of them, and how many more."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._more = 0
+
+    def add(self, note: str) -> None:
+        if len(self._first) < MOST_TOLD:
+            self._first.append(note)
+        else:
+            self._more += 1
+
+    def told(self) -> tuple[str, ...]:
+        return (*self._first, f"and {self._more:,} more notes") if self._more else tuple(self._first)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+def _brief(value: Json) -> str:
+    return shortened(str(value))
+
+
+def _beginning(line: str) -> str:
+    return shortened(line[: 2 * LONGEST].strip())
 
 
 def _step(line: int, told: dict[str, Json]) -> _Told:
     for name, kind in KINDS.items():
-        if not isinstance(told.get(name), kind):
-            raise UnreadableRecording(
-                line, f"the {name} of this step is missing or makes no sense: {shortened(repr(told.get(name)))}"
-            )
+        value = told.get(name)
+        if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < FOREVER):
+            raise UnreadableRecording(line, f"{name!r} of this step is missing or makes no sense: {_brief(value)}")
     fields: dict[str, Any] = {name: told.get(name) for name in KINDS}
     return _Told(line=line, **fields)
 
@@ -153,17 +189,7 @@ def _step(line: int, told: dict[str, Json]) -> _Told:
 def transitions_in(lines: Iterable[str]) -> list[Transition]:
     """The transitions of a recording, for a picture. Raises UnreadableRecording, which names the line."""
     return [
-        Transition(
-            told.at,
-            told.machine,
-            told.event,
-            told.old,
-            told.new,
-            told.status,
-            told.reason,
-            told.attempt,
-            told.retry_in,
-        )
+        Transition(told.at, *(getattr(told, name) for name in Transition._fields[1:]))
         for told in _Reader(lines)
         if told.old != told.new or told.effects
     ]
@@ -196,8 +222,8 @@ class Divergence:
         lines += [f"  before    {each}" for each in self.before]
         lines += [f"  recorded  {self.recorded}", f"  now       {self.now}"]
         if not self.is_certain:
-            lines.append("  It is not recorded what the machine remembered, so this may be no difference.")
-        return "\n".join(lines)
+            lines.append("  Not all that the machine knew is recorded, so this may be no difference.")
+        return _printable(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +243,17 @@ class Replay:
 
     def __str__(self) -> str:
         machines = "1 machine" if len(self.machines) == 1 else f"{len(self.machines):,} machines"
-        other = sum(not each.is_certain for each in self.divergences)
-        found = f"{len(self.divergences)} went another way" if self.divergences else "all went the same way"
-        found += f", {other} of them perhaps" if other else ""
-        return "\n".join([*map(str, self.divergences), *self.notes, f"{self.steps:,} steps of {machines}: {found}"])
+        found = f"{len(self.divergences):,} went another way" if self.divergences else "all went the same way"
+        if other := sum(not each.is_certain for each in self.divergences):
+            found += f", {other:,} of them perhaps"
+        first, more = self.divergences[:MOST_TOLD], len(self.divergences) - MOST_TOLD
+        lines = [*map(str, first), *([f"and {more:,} machines more"] if more > 0 else []), *self.notes]
+        return _printable([*lines, f"{self.steps:,} steps of {machines}: {found}"])
+
+
+def _printable(lines: list[str]) -> str:
+    """Whoever made the file must not command the terminal."""
+    return "\n".join(presentable(line, 2 * LONGEST) for each in lines for line in each.split("\n"))
 
 
 @dataclass(slots=True)
@@ -228,10 +261,9 @@ class _Machine:
     """One machine of a replay."""
 
     fsm: Machine
-    policy: _Recorded
     is_known: bool
     """Whether all that it remembers is known."""
-    before: deque[str] = field(default_factory=lambda: deque[str](maxlen=BEFORE))
+    before: tuple[str, ...] = ()
     is_over: bool = False
     """It has gone another way; what comes then says nothing."""
 
@@ -249,7 +281,7 @@ class _Recorded:
         """This step comes next."""
         effects = [as_object(each) or {} for each in told.effects]
         waits = [each.get("seconds") for each in effects if each.get("is") == "StartTimer"]
-        self._wait = next((each for each in reversed(waits) if isinstance(each, int | float)), None)
+        self._wait = next((float(each) for each in reversed(waits) if isinstance(each, int | float)), None)
         raised = re.match(r"the machine \S+ raised (\w+);", told.reason) if told.new != told.old else None
         self._fault = raised[1] if raised and told.event != "broke" else ""
 
@@ -287,8 +319,14 @@ def replay(
     reader = _Reader(lines)
     run = _Run(reader, fsm, room_fsm, policy, words)
     for told in reader:
-        run.step(told)
-    return Replay(reader.header, tuple(run.machines), run.steps, tuple(run.divergences), (*run.notes, *reader.notes))
+        try:
+            run.step(told)
+        except UnreadableRecording:
+            raise
+        except Exception as error:  # a machine's own are told as what it does: this is what somebody made up
+            what = f"this step makes no sense ({type(error).__name__}: {error})"
+            raise UnreadableRecording(told.line, what) from error
+    return Replay(reader.header, tuple(run.machines), run.steps, tuple(run.divergences), reader.notes.told())
 
 
 class _Run:
@@ -303,12 +341,16 @@ class _Run:
         self.fsm, self.room_fsm, self.words = fsm, room_fsm, words
         self.machines: dict[str, _Machine] = {}
         self.divergences: list[Divergence] = []
-        self.notes: list[str] = []
+        self.notes = reader.notes
         self.steps = 0
-        self.policy = policy if policy is not None else self._policy_of(reader.header)
+        # Where ids of rooms were hidden, they were in our own words to the server too.
+        self.wording = WORDS | ({"CloseSocket": ("reason",)} if reader.header.get("rooms_hidden") else {})
+        self.recorded = _Recorded(policy if policy is not None else self._policy_of(reader.header))
         for name, used in (("fsm", fsm), ("room_fsm", room_fsm)):
             if (recorded := reader.header.get(name)) not in (None, address(used)):
-                self.notes.append(f"recorded with {recorded}, replayed with {address(used)}")
+                self.notes.add(
+                    f"recorded with {_brief(recorded)}, replayed with {address(used)}: {name}= takes another class"
+                )
 
     def step(self, told: _Told) -> None:
         self.steps += 1
@@ -318,13 +360,14 @@ class _Run:
         if machine.is_over:
             return
         now = self._told_again(machine, told)
+        then = _deed(told.old, told.new, told.effects)
         if now is not None:
             machine.is_over = True
-            recorded = _deed(told.old, told.new, told.effects) + (f": {told.reason}" if self.words else "")
+            recorded = f"{then}: {told.reason}" if self.words else then
             self.divergences.append(
-                Divergence(told.machine, told.line, told.event, recorded, now, tuple(machine.before), machine.is_known)
+                Divergence(told.machine, told.line, told.event, recorded, now, machine.before, machine.is_known)
             )
-        machine.before.append(f"line {told.line}: {told.event}: {_deed(told.old, told.new, told.effects)}")
+        machine.before = (*machine.before, f"line {told.line}: {told.event}: {then}")[-BEFORE:]
 
     def _told_again(self, machine: _Machine, told: _Told) -> str | None:
         """Tell the machine the fact; return what it does, in words, if that is something else than was recorded."""
@@ -334,21 +377,22 @@ class _Run:
         if told.event not in fsm.events:
             return f"there is no fact {told.event}"
         if fsm.state != told.old:
-            self.notes.append(
+            self.notes.add(
                 f"line {told.line}: {told.machine} was in {fsm.state}, and is in {told.old} without a recorded fact"
             )
             machine.is_known = False
             fsm.jump_to(fsm.states[told.old])
         args = [self._decoded(told, each) for each in told.args]
-        machine.is_known = machine.is_known and not any(isinstance(each, Opaque) for each in args)
-        machine.policy.expect(told)
+        machine.is_known = machine.is_known and is_whole(told.args)
+        self.recorded.expect(told)
+        raised = ""
         try:
             effects: Iterable[object] = fsm.events[told.event].fire(fsm, *args)
         except Exception as error:
-            effects = broken(fsm, error)
-        done = [encoded(each, same, presentable) for each in effects]
+            effects, raised = broken(fsm, error), f"; it raised {error!r}"
+        done = [encoded(each, same) for each in effects]
         if fsm.state != told.new or self._shape(done) != self._shape(told.effects):
-            return _deed(told.old, fsm.state, done)
+            return _deed(told.old, fsm.state, done) + raised
         if self.words and shortened(fsm.reason, LONGEST) != told.reason:
             return f"{_deed(told.old, fsm.state, done)}: {fsm.reason}"
         return None
@@ -360,69 +404,69 @@ class _Run:
             raise UnreadableRecording(told.line, str(error)) from error
 
     def _begun(self, told: _Told) -> _Machine:
-        recorded = _Recorded(self.policy)
-        fsm: Machine = (self.fsm if told.machine == CLIENT else self.room_fsm)(recorded.policy)
+        if len(self.machines) == MOST_MACHINES:
+            raise UnreadableRecording(told.line, f"there are more than {MOST_MACHINES:,} machines in it")
+        fsm: Machine = (self.fsm if told.machine == CLIENT else self.room_fsm)(self.recorded.policy)
+        memory = told.memory or {}
         # A room is asked for once, when it is made.
         is_known = told.memory is not None or (told.old == fsm.initial.name and told.event == "join_requested")
-        machine = _Machine(fsm, recorded, is_known)
+        is_fresh = told.old == fsm.initial.name and memory.get("reason") == fsm.reason  # nothing was told to it before
+        machine = _Machine(fsm, is_known)
         if told.old in fsm.states:
             fsm.jump_to(fsm.states[told.old])
-        for name, each in (told.memory or {}).items():
-            value = self._decoded(told, each)
-            if isinstance(value, Opaque):  # it can be known all the same, if it is what a fresh machine has
-                machine.is_known &= encoded(getattr(fsm, name, None), same, presentable) == each
+        for name, each in memory.items():
+            if name in HANDLES or name.startswith("__") or name in fsm.events:
+                raise UnreadableRecording(told.line, f"no machine remembers something called {_brief(name)}")
+            if not is_whole(each):
+                machine.is_known &= is_fresh  # it is what a machine begins with, then
                 continue
             try:
-                setattr(fsm, name, value)
+                setattr(fsm, name, self._decoded(told, each))
             except AttributeError:
                 machine.is_known = False  # this class has no such thing to remember
         return machine
 
     def _shape(self, effects: list[Json]) -> list[Json]:
-        return effects if self.words else [_without_words(each) for each in effects]
+        return effects if self.words else [_without_words(each, self.wording) for each in effects]
 
     def _policy_of(self, header: dict[str, Json]) -> RetryPolicy:
         told = as_object(header.get("policy")) or {}
         if (kind := told.get("is")) != address(RetryPolicy):
-            self.notes.append(
-                f"recorded with the policy {kind}: what it takes for fatal is known only if policy= is given"
+            self.notes.add(
+                f"recorded with the policy {_brief(kind)}: what it takes for fatal is known only if policy= is given"
             )
-        known = {each.name for each in dataclasses.fields(RetryPolicy)}
-        numbers: dict[str, Any] = {}
-        for name, value in told.items():
-            if name in known and as_object(value) is None:
-                numbers[name] = value if (codes := as_list(value)) is None else frozenset(codes)
+        known = {each.name for each in dataclasses.fields(RetryPolicy)} - {"random"}
         try:
+            numbers: dict[str, Any] = {
+                name: value if (codes := as_list(value)) is None else frozenset(codes)
+                for name, value in told.items()
+                if name in known and as_object(value) is None
+            }
             return RetryPolicy(**numbers)
         except (TypeError, ValueError) as error:
-            self.notes.append(f"the recorded policy cannot be: {error}")
+            self.notes.add(f"the recorded policy cannot be: {error}")
             return RetryPolicy()
 
 
-WORDS: Final = {"StatusChange": ("reason",), "TellRooms": ("why",)}
+WORDS: Final[dict[str, tuple[str, ...]]] = {
+    "StatusChange": ("reason",),
+    "TellRooms": ("why",),
+    "ClientStopped": ("words", "reason"),
+    "JoinRefused": ("words", "message"),
+    "RoomLeft": ("words",),
+}
 """Where a value only tells a human what happened. Not the reason of a CloseSocket: the server is told it."""
 
 
-def _without_words(value: Json) -> Json:
+def _without_words(value: Json, wording: dict[str, tuple[str, ...]]) -> Json:
     """An effect, but for what is worded: another wording is not another way."""
     if (told := as_object(value)) is None:
         return value
-    name = told.get("is")
-    left_out = ("words", "message", "reason") if "error" in told or name in ERRORS else WORDS.get(str(name), ())
-    return {key: _without_words(each) for key, each in told.items() if key not in left_out}
+    left_out = wording.get(str(told.get("is")), ())
+    return {key: _without_words(each, wording) for key, each in told.items() if key not in left_out}
 
 
 def _deed(old: str, new: str, effects: Iterable[Json]) -> str:
     """A step in words: the states, and what was asked for."""
-    asked = ", ".join(shortened(_in_words(each)) for each in effects)
+    asked = ", ".join(shortened(in_words(each)) for each in effects)
     return f"{old} → {new}" + (f"; {shortened(asked, 600)}" if asked else "") if old != new or asked else f"stays {old}"
-
-
-def _in_words(value: Json) -> str:
-    if (told := as_object(value)) is not None:
-        name = told.get("is") or told.get("error") or ""
-        if not name or name == "tuple":
-            return str(told.get("opaque", told.get("items")))
-        inner = ", ".join(_in_words(each) for key, each in told.items() if key not in ("is", "error") and each != "")
-        return f"{name}({inner})" if inner else str(name)
-    return repr(value)

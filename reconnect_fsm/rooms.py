@@ -34,7 +34,7 @@ from .effects import (
     Untrack,
     VersionChoice,
 )
-from .errors import JoinRefused, NotConnected, ProtocolError, Unauthorized
+from .errors import JoinRefused, NotConnected, ProtocolError, Unauthorized, twin
 from .loro_protocol import (
     FRAGMENT_SIZE,
     Ack,
@@ -200,7 +200,7 @@ class Room:
         if true():
             return self
         if self._fsm.state in OVER:
-            raise self._fsm.refusal.with_traceback(None)
+            raise twin(self._fsm.refusal)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._waiting is None:
             self._waiting = {}
@@ -224,7 +224,7 @@ class Room:
     def _fail_waiters(self, error: Exception) -> None:
         for waiter in self._waiting or {}:
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(twin(error))
 
 
 OVER = tuple(state.name for state in RoomFSM.OVER)
@@ -450,7 +450,7 @@ class Rooms:
     # Effects
 
     def _unknown(self, room: Room, effect: Any) -> None:
-        logger.error("%r is not an effect that rooms know how to run", effect)
+        logger.error("%s is no effect that rooms know how to run", type(effect).__name__)
 
     def _start_timer(self, room: Room, effect: StartTimer) -> None:
         assert self._loop is not None

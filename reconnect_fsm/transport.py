@@ -94,8 +94,8 @@ def check_url(url: object) -> URL:
     if parsed is None:
         raise InvalidURL(f"the url must be a str, a yarl.URL, or a function that returns one, not {type(url).__name__}")
     if parsed.scheme not in ("ws", "wss", "http", "https"):
-        found = f"{parsed.scheme}://" if parsed.scheme else "no scheme"
-        raise InvalidURL(f"the url must begin with ws:// or wss://, not with {found}")
+        found = f"not with {parsed.scheme}://" if parsed.scheme else "and this one has no scheme"
+        raise InvalidURL(f"the url must begin with ws:// or wss://, {found}")
     try:
         host, port = parsed.host, parsed.explicit_port
     except ValueError:
@@ -344,7 +344,7 @@ _MEANINGS: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], Fail
         "the server's certificate does not verify",
     ),
     (aiohttp.ClientConnectorDNSError, FailureKind.NETWORK, "the server's name does not resolve"),
-    (aiohttp.ClientSSLError, FailureKind.NETWORK, "TLS failed"),
+    (aiohttp.ClientSSLError, FailureKind.NETWORK, "TLS failed: does the server speak it on this port?"),
     (
         (aiohttp.ServerDisconnectedError, ConnectionResetError),
         FailureKind.NETWORK,
@@ -364,7 +364,8 @@ def _failure(error: Exception) -> AttemptFailure:
         return AttemptFailure(FailureKind.ANSWER, why, error.status)
     if isinstance(error, aiohttp.WSServerHandshakeError) and error.status != 101:
         after = _retry_after(error.status, error.headers or {})
-        return AttemptFailure(FailureKind.ANSWER, f"the server answered HTTP {error.status}", error.status, after)
+        hint = ", and opened no WebSocket: is the path right?" if 200 <= error.status < 300 else ""
+        return AttemptFailure(FailureKind.ANSWER, f"the server answered HTTP {error.status}{hint}", error.status, after)
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     for kinds, kind, why in _MEANINGS:
         if isinstance(error, kinds) or isinstance(cause, kinds):

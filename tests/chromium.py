@@ -26,7 +26,7 @@ FLAGS: Final = [
 ]
 WIDTHS: Final = (360, 830, 1440)
 """A phone's, a tablet's and a desk's, in pixels."""
-PATIENCE: Final = 20_000  # milliseconds, for what must show
+PATIENCE: Final = 60_000  # milliseconds, for what must show
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def looking_at(address: str, *, width: int = 1440, dark: bool = False, sti
     complaints: list[str] = []
     asked: list[str] = []
     async with playwright.async_playwright() as play:
-        browser = await play.chromium.launch(executable_path=program, args=FLAGS)
+        browser = await play.chromium.launch(executable_path=program, args=FLAGS, timeout=PATIENCE)
         try:
             page = await browser.new_page(
                 viewport={"width": width, "height": 900},

@@ -923,7 +923,7 @@ async def test_d_stop_operations_that_wait_raise_client_stopped(
         "close": "closed by this program",
         "fatal": "the server answered HTTP 403",
         "attempts used up": "the server answered HTTP 500",
-        "error": "the url must begin with ws:// or wss://, not with no scheme",
+        "error": "the url must begin with ws:// or wss://, and this one has no scheme",
     }
     behaviour = {"fatal": faulty.answer(403), "attempts used up": faulty.answer(500)}.get(stop, faulty.never_answer)
     retry = RetryPolicy(base=0.01, max_attempts=1)
@@ -1169,7 +1169,7 @@ async def test_effects_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
         assert "run_effect" not in caplog.text
         unknowing = Connection(server.url, fsm=WithExtra)
         await unknowing.connect()
-        assert "is not an effect that Connection knows how to run: override run_effect" in caplog.text
+        assert "is no effect that Connection knows how to run: override run_effect" in caplog.text
         await unknowing.ping()
         await unknowing.close()
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+import posixpath
 import re
 import shlex
 import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import trustme
+from sphinx.util.inventory import InventoryFile
 
+import reconnect_fsm.retry
 from chromium import WIDTHS, looking_at
+from reconnect_fsm import Client, Connection, Keepalive, RetryPolicy, Room
 from reconnect_fsm.cli import make_parser
-from test_testing_docs import CONFIGURATION
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PATIENCE = 120.0  # seconds; never waited for in full unless something is broken
+pytestmark = pytest.mark.timeout(600)  # to build the pages takes ten seconds of a processor: minutes, if it is shared
+PATIENCE = 500.0  # seconds; never waited for in full unless something is broken
 PAGES = {
     path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(DOCS.rglob("*.md"))
@@ -61,7 +68,6 @@ class MyRoomFSM(RoomFSM):
 def project(tmp_path: Path) -> Path:
     """A user's directory, with what the pages take for granted."""
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
-    (tmp_path / "pytest.ini").write_text(CONFIGURATION)
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "machines.py").write_text(MACHINES)
     return tmp_path
@@ -82,10 +88,12 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("page", [name for name, programs in PYTHON.items() if programs])
 def test_every_block_of_code_runs(project: Path, page: str) -> None:
     """As a program, without a warning; with pytest, if it is a file of tests; as the file that it says it is."""
-    for program in PYTHON[page]:
-        name = named[1] if (named := re.match(r"# (\w+\.py)\n", program)) else "program.py"
+    for kind, program in BLOCKS[page]:
+        if kind not in ("python", "ini"):
+            continue
+        name = named[1] if (named := re.match(r"# (\w+\.\w+)\n", program)) else "program.py"
         (project / name).write_text(program, encoding="utf-8")
-        if name == "conftest.py":
+        if kind == "ini" or name == "conftest.py":
             continue
         if name.startswith("test_"):
             ran = run(project, "-W", "error", "-m", "pytest", "-q", name)
@@ -122,6 +130,27 @@ def test_the_policys_commands_do_what_they_say(project: Path) -> None:
     for command in commands:
         ran = run(project, "-m", "reconnect_fsm", *shlex.split(command.partition(" > ")[0])[1:])
         assert ran.returncode == 0, ran.stderr
+
+
+SETTINGS = PAGES["reference/configuration.md"]
+TABLES: dict[str, Callable[..., Any]] = {
+    "`Client` and": Client,
+    "`Client.join`": Client.join,
+    "`RetryPolicy`": RetryPolicy,
+    "`Keepalive`": Keepalive,
+}
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_every_setting_is_in_the_table(heading: str) -> None:
+    """Each parameter, in its order, with its default."""
+    section = SETTINGS.split(f"## {heading}")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.+?)`|–) \|", section, re.MULTILINE)
+    parameters = inspect.signature(TABLES[heading]).parameters.values()
+    taken = [each for each in parameters if each.name != "self" and each.kind is not each.VAR_KEYWORD]
+    names = {**vars(reconnect_fsm), **vars(reconnect_fsm.retry)}
+    told = [(name, eval(default, names) if default else inspect.Parameter.empty) for name, default in rows]
+    assert told == [(each.name, each.default) for each in taken]
 
 
 def test_every_extra_that_is_named_is_there() -> None:
@@ -199,6 +228,33 @@ def test_every_link_leads_somewhere(site: Path) -> None:
             if not to.is_file() or (target.fragment and to in pages and target.fragment not in pages[to].ids):
                 dead.append(f"{path.relative_to(site)}: {link}")
     assert dead == []
+
+
+def documented(site: Path) -> set[str]:
+    """The full name of everything of Python's that has a place in the reference."""
+    with (site / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", posixpath.join)
+    return {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
+
+
+PUBLIC = ["", ".adaptors", ".effects", ".telemetry", ".inspector", ".recorder", ".testing"]
+
+
+@pytest.mark.parametrize("name", [f"reconnect_fsm{each}" for each in PUBLIC])
+def test_the_reference_has_every_public_name(site: Path, name: str) -> None:
+    """Where programs import it from, or where it is made."""
+    module = importlib.import_module(name)
+    named = {each: getattr(module, each) for each in module.__all__}
+    homes = {each: f"{getattr(value, '__module__', name)}.{each}" for each, value in named.items()}
+    there = documented(site)
+    assert [each for each in named if there.isdisjoint({f"{name}.{each}", homes[each]})] == []
+
+
+@pytest.mark.parametrize("cls", [Connection, Client, Room])
+def test_the_reference_has_every_method(site: Path, cls: type) -> None:
+    """With a docstring: one without is left out of the page."""
+    public = {f"reconnect_fsm.{cls.__name__}.{name}" for name in vars(cls) if not name.startswith("_")}
+    assert public - documented(site) == set()
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -462,7 +462,8 @@ def test_the_curve_in_the_terminal_is_what_was_counted() -> None:
         "       0 s                 1 s",
         "attempts per 100 ms (log scale), by",
         "seconds since the loss; ▲ the server is",
-        "back",
+        "back: the times beside the names count",
+        "from there",
     ]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from chromium import WIDTHS, looking_at
 from faulty import eventually
@@ -24,6 +25,7 @@ from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.inspector import Inspector, census, demo_inspector, inspect, observer, run, run_demo, server, viewer
 from reconnect_fsm.inspector.census import Census, Query
 from reconnect_fsm.inspector.demo import Onlooker
+from reconnect_fsm.inspector.guard import Guard
 from reconnect_fsm.inspector.observer import Stream
 from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode
 from reconnect_fsm.testing import leaks
@@ -209,6 +211,39 @@ async def test_only_the_files_of_the_page_are_served(name: str) -> None:
         assert (await answer(inspector, name))[0] in (403, 404)
 
 
+async def test_an_address_without_its_last_slash_leads_to_the_page() -> None:
+    """What the page loads is beside it, so it is not served there."""
+    async with idle() as inspector, aiohttp.ClientSession() as session:
+        async with session.get(inspector.url.rstrip("/"), allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (308, f"/{inspector.url.split('/')[3]}/")
+        async with session.get(inspector.url.rstrip("/")) as response:
+            assert (str(response.url), response.status) == (inspector.url, 200)
+
+
+@pytest.mark.parametrize("target", ["OPTIONS *", "CONNECT {host}"])
+async def test_a_request_that_names_no_path_is_refused_like_any_other(target: str) -> None:
+    """HTTP knows two such; neither is an error of ours in the log."""
+    async with idle() as inspector:
+        host = origin(inspector).removeprefix("http://")
+        reader, writer = await asyncio.open_connection(*host.split(":"))
+        writer.write(f"{target.format(host=host)} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 403 ")
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "shown"),
+    [("127.0.0.1", 8000, "127.0.0.1:8000"), ("::1", 8000, "[::1]:8000"), ("127.0.0.1", 80, "127.0.0.1")],
+)
+def test_the_address_is_written_as_browsers_do(host: str, port: int, shown: str) -> None:
+    """IPv6 in brackets, and without the port if it is HTTP's own: what the browser then says is let in."""
+    guard = Guard(host, port)
+    assert guard.url.startswith(f"http://{shown}/")
+    headers = {"Host": shown, "Origin": f"http://{shown}", "Upgrade": "websocket"}
+    path = guard.url.removeprefix(f"http://{shown}")
+    assert guard.refusal(make_mocked_request("GET", path, headers)) is None
+
+
 async def test_what_a_browser_may_do_with_an_answer() -> None:
     """Nothing from elsewhere, no inline script or style, no frames, no copies; of refusals too."""
     async with idle() as inspector:
@@ -284,6 +319,20 @@ async def test_what_is_no_question_ends_a_viewer_and_nothing_else(nonsense: str)
         await eventually(lambda: other.latest["client"]["online"] is False)
 
 
+async def test_who_asks_too_fast_is_heard_at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script with the token can steer the client, but not take its event loop."""
+    monkeypatch.setattr(viewer, "HEARD_EVERY", 0.1)
+    client = Client(NOWHERE)
+    async with Inspector(client) as inspector, viewing(inspector) as told:
+        await eventually(lambda: told.latest)
+        for number in range(50):
+            await told.ask(do=("offline", "online")[number % 2])
+        await eventually(lambda: told.latest["client"]["online"] is False)
+        await asyncio.sleep(0.25)
+        assert client._pump.log
+        assert len(client._pump.log) < 25
+
+
 # -------------------------------------------------------------------------------------------------------- what it tells
 
 
@@ -340,6 +389,18 @@ async def test_what_happened_before_it_was_started_is_shown_too() -> None:
             assert [each["event"] for each in told.streams["transitions"]] == ["start_requested", "socket_opened"]
 
 
+async def test_what_is_still_to_be_told_is_not_shown_twice() -> None:
+    """A client with much to do tells its callbacks of a transition later than it notes it."""
+    async with EmbeddedServer() as place:
+        client = Client(place.url)
+        for number in range(1000):
+            client.join(f"{number}", Onlooker(CrdtType.EPHEMERAL))
+        async with client, Inspector(client) as inspector, viewing(inspector) as told:
+            await client.wait_connected()
+            await eventually(lambda: told.counts.get("joined") == 1000)
+            assert [each["event"] for each in told.streams["transitions"]] == ["start_requested", "socket_opened"]
+
+
 async def test_the_page_gets_the_beginning_of_the_clients_own_account() -> None:
     """Why it is as it is and what comes next; what happened last and the rooms are on the page anyway."""
     async with EmbeddedServer() as place, Client(place.url) as client, Inspector(client) as inspector:
@@ -348,6 +409,15 @@ async def test_the_page_gets_the_beginning_of_the_clients_own_account() -> None:
         async with viewing(inspector) as told:
             await eventually(lambda: told.latest)
             assert re.fullmatch(r"Connected for [\d.]+ \w+\..*", told.latest["explanation"])
+            assert client.explain().startswith(told.latest["explanation"].partition(" for ")[0])
+
+
+async def test_the_account_counts_down() -> None:
+    """It is told anew while nothing happens but that time goes by."""
+    retry = RetryPolicy(base=60, cap=60, jitter=0)
+    async with Client(NOWHERE, retry=retry) as client, Inspector(client) as inspector, viewing(inspector) as told:
+        await eventually(lambda: told.state == "waiting")
+        await eventually(lambda: "retry 1, is in 59 s" in told.latest["explanation"])
 
 
 async def test_a_connection_without_rooms_can_be_inspected() -> None:
@@ -775,7 +845,7 @@ async def test_the_page_follows_the_client_through_an_outage() -> None:
             await shows(
                 page, "#timeline tr", re.compile(r"dial_failed\s*retrying → waiting.*retry 2 in 0.30 s", re.DOTALL)
             )
-            await shows(page, "#next", re.compile(r"Retry \d+ in 0\.\d s"))
+            await shows(page, "#explanation", re.compile(r"retry \d+, is in 0\.\d s"))
             await page.get_by_role("button", name="stale 3").wait_for()
             for _ in range(40):  # it goes to and fro: at some moment page and client agree on the move
                 state, move = client.state, await moved(page)
@@ -793,7 +863,7 @@ async def test_the_page_follows_the_client_through_an_outage() -> None:
             assert await page.locator("#latency .outage").count() == 1
             assert await page.locator("#latency .trip").count() >= 2
             said = await page.locator("#said").inner_text()
-            assert said == "The client is connected: connected."
+            assert said == "The client is connected."
 
 
 @in_browser
@@ -862,7 +932,7 @@ async def test_the_faults_of_the_demo_server_have_buttons() -> None:
         await lit(page, "connected")
         await press(page, "Close with 4401 (fatal)")
         await lit(page, "disconnected")
-        await shows(page, "#reason", "4401: token expired")
+        await shows(page, "#explanation", "4401: token expired")
 
 
 @in_browser
@@ -926,6 +996,7 @@ async def test_the_page_has_names_and_roles() -> None:
             "heading": ("Inspector", "The machine", "Timeline", "Latency", "Rooms", "What you can ask of the client"),
             "region": ("The machine", "Timeline", "Latency", "Rooms", "The machine, drawn"),
             "img": ("ClientFSM: now in connected",),
+            "table": ("Timeline", "Rooms"),
             "columnheader": ("Time", "Event", "From → to", "Reason", "Room", "Kind", "State", "May"),
             "rowheader": ("room 1", "room 2", "room 3"),
             "searchbox": ("Id contains",),
@@ -1020,7 +1091,7 @@ async def test_what_others_say_is_text_and_never_markup() -> None:
         await client.join(evil, Onlooker(CrdtType.EPHEMERAL))
         async with looking(inspector) as page:
             await place.close_all(4400, evil)
-            await shows(page, "#reason", evil)
+            await shows(page, "#explanation", evil)
             await shows(page, "#timeline tr", evil)
             await shows(page, "#list th", evil)
             await shows(page, "#faults button", evil)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import gc
+import http
 import io
 import json
 import stat
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +32,23 @@ from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import STAY, event, row
 from reconnect_fsm.record_format import LONGEST, Opaque, decoded, encoded, same
-from reconnect_fsm.recorder import Recorder, Recording, Transition, UnreadableRecording, replay, transitions_in
+from reconnect_fsm.recorder import Recorder, Recording, Transition, UnreadableRecording, export, replay, transitions_in
 from reconnect_fsm.status import AttemptFailure, FailureKind, StatusChange, presentable
+from reconnect_fsm.testing.server import (
+    Answer,
+    Close,
+    HangUp,
+    JoinFails,
+    LatePong,
+    NoJoinAnswer,
+    NoPong,
+    RawAnswer,
+    Refuse,
+    Reset,
+    RoomFails,
+    ScriptedServer,
+    Stall,
+)
 from reconnect_fsm.testing.simulation import simulate
 from test_hostile_server import MIRRORS, SECRET, Sponge, patience
 
@@ -158,6 +176,47 @@ def test_ids_of_rooms_can_be_hidden() -> None:
     assert runs[0].steps[0]["machine"] != runs[1].steps[0]["machine"]
 
 
+@pytest.mark.parametrize("name", ["the-merger", "a", "team's plan", "ein\nname", "x" * 128])
+def test_hidden_ids_are_hidden_wherever_a_server_says_them(name: str) -> None:
+    """In what the client is told, and other rooms: also if the room was joined before, and joined no more."""
+    run = Run()
+    run.recording.close()
+    recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), presentable, True, [name])
+    Recording(run.driver, recorder, run.file, 10**6, 0.0)
+    said = presentable(f"the room ({name}) is full")
+    run.tell("start_requested")
+    run.tell("socket_opened")
+    other = RoomFSM()
+    run.tell("join_requested", room=other, name="other")
+    run.tell("connection_opened", "connected", room=other, name="other")
+    run.tell("join_refused", JoinRefused(JoinErrorCode.APP_ERROR, said, said), room=other, name="other")
+    run.tell("socket_closed", CloseInfo(4100, said))
+    assert "is full" in run.file.getvalue()
+    assert f"({name})" not in run.file.getvalue()
+    assert f"({presentable(name)})" not in run.file.getvalue()
+    assert replay(run.lines[2:]).divergences == ()
+    own = Run()
+    own.tell("join_requested", room=RoomFSM(), name=name)
+    own.recording.close()
+    export(own.driver.log, Recorder(ClientFSM, RoomFSM, own.policy, Keepalive(), presentable, True), own.file, 0.0)
+    assert json.loads(own.lines[-2])["machine"].startswith("room-")
+
+
+def test_ids_are_no_part_of_words_that_decide() -> None:
+    """A room that is called ``room`` must not make something else of the reason ``room_closed``, nor of what we say."""
+    run = Run(hide_rooms=True)
+    for name in ("room", "no", "ping_timeout", "connection"):
+        run.tell("join_requested", room=RoomFSM(), name=name)
+    run.tell("start_requested")
+    run.tell("socket_opened")
+    run.tell("pong_missed", LOST)
+    run.tell("retry_requested")
+    run.tell("socket_opened")
+    run.tell("socket_closed", CloseInfo(1000, "room_closed"))
+    assert run.client.state == "disconnected"
+    assert replay(run.lines).divergences == ()
+
+
 async def test_a_recording_is_closed_with_the_client(tmp_path: Path) -> None:
     """Its file is whole then: header, steps, end; and nobody but its owner can read it."""
     path = tmp_path / "run.jsonl"
@@ -272,6 +331,41 @@ def test_a_flood_of_rooms_does_not_push_out_the_clients_own_steps() -> None:
     assert own[-1][3] == "retry_requested"
 
 
+@pytest.mark.virtual_time
+async def test_the_last_steps_hold_nothing_of_those_who_waited() -> None:
+    """What a waiter is raised is its own: the frames in its traceback, and what they hold, go with it."""
+
+    class Document:
+        """Megabytes of it."""
+
+    held: list[weakref.ref[Document]] = []
+
+    async def wait(ask: Callable[[], Any]) -> None:
+        document = Document()
+        held.append(weakref.ref(document))
+        with pytest.raises((ClientStopped, JoinRefused)):
+            await ask()
+
+    script: list[Any] = [(JoinFails(2, "no", room_id="refused"),), *[Answer(401)] * 9]
+    async with ScriptedServer(script) as server, Client(server.url) as client:
+        refused = client.join("refused", Sponge())
+        await wait(lambda: refused)
+        await wait(lambda: refused)  # it is over: raised at once
+        for ask in (
+            client.retry_now,
+            lambda: client.join("notes", Sponge()),
+            lambda: client.join("notes", Sponge()).synced(),
+        ):
+            waiter = asyncio.ensure_future(wait(ask))
+            await asyncio.sleep(1.0)
+            client.retry_now()
+            await waiter
+        await asyncio.sleep(1.0)
+        gc.collect()
+        assert len(client._pump.log) > 5
+        assert [each() for each in held] == [None] * 5
+
+
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 
@@ -336,6 +430,28 @@ async def test_no_secret_is_recorded(mirror: str) -> None:
         assert "127.0.0.1" not in written.replace("ws://127.0.0.1:9", "")
 
 
+def test_what_nobody_told_us_to_be_a_secret_is_not_recorded() -> None:
+    """A machine of the user's own may know a token long before the server does."""
+
+    class Told(Careless):
+        """And one that keeps it wherever it can."""
+
+        def tell(self) -> None:
+            self.emit(Ring(3))
+            self.emit(TellRooms("connection_lost", "no secret"))
+
+    run = Run(Told)
+    run.tell("token_came", SECRET, LookupError(SECRET))
+    run.tell(
+        "token_came", {"a": SECRET}, [(SECRET, b"abc" + SECRET.encode(), Ring(1, SECRET), CloseInfo(1000, SECRET))]
+    )
+    run.tell("start_requested")
+    assert SECRET not in run.file.getvalue()
+    assert "Ring(3, <str>)" in run.file.getvalue()
+    assert replay(run.lines, fsm=Told).divergences == ()
+    assert not replay(run.lines, fsm=Careless).divergences[0].is_certain
+
+
 async def test_what_the_users_functions_raise_is_not_recorded() -> None:
     """The url and auth functions may raise with anything in their messages."""
     file = io.StringIO()
@@ -373,7 +489,7 @@ VALUES = st.recursive(
 
 
 def through_json(value: Any) -> Any:
-    return decoded(json.loads(json.dumps(encoded(value, same, presentable), allow_nan=False)))
+    return decoded(json.loads(json.dumps(encoded(value, same), allow_nan=False)))
 
 
 @given(VALUES)
@@ -394,8 +510,6 @@ def test_errors_come_back_as_they_were() -> None:
     assert str(refused) == str(JoinRefused(JoinErrorCode.APP_ERROR, "no", "quota", put_out=True))
     stopped = through_json(FailWaiters(ClientStopped("closed"))).error
     assert (str(stopped), stopped.reason) == (str(ClientStopped("closed")), "closed")
-    foreign = through_json(LookupError("gone"))
-    assert encoded(foreign, same, presentable) == {"error": "LookupError", "words": "gone"}
 
 
 class Awkward:
@@ -414,24 +528,40 @@ class Awkward:
     ],
 )  # fmt: skip
 def test_any_value_can_be_written(value: Any) -> None:
-    """As what it is or as its repr, marked as opaque; never at length, and nothing raises."""
-    line = json.dumps(encoded(value, same, presentable), allow_nan=False)
+    """As what it is or as its type's name, marked as opaque; never at length, and nothing raises."""
+    line = json.dumps(encoded(value, same), allow_nan=False)
     assert len(line) <= 6 * LONGEST
     decoded(json.loads(line))
-    once = encoded(value, same, presentable)
-    assert encoded(decoded(once), same, presentable) == once  # it is compared in this form
+    once = encoded(value, same)
+    assert encoded(decoded(once), same) == once  # it is compared in this form
 
 
 def test_a_list_that_holds_itself_can_be_written() -> None:
     """It ends at some depth."""
     loop: list[Any] = []
     loop.append(loop)
-    assert len(json.dumps(encoded(loop, same, presentable))) < LONGEST
+    assert len(json.dumps(encoded(loop, same))) < LONGEST
 
 
-def test_an_opaque_value_says_no_address() -> None:
-    """The address of an object is another in each run, and says nothing."""
-    assert encoded(object(), same, presentable) == {"opaque": "<object object>"}
+@dataclasses.dataclass(frozen=True)
+class Ring(Effect):
+    """An effect of the user's own."""
+
+    volume: int
+    token: str = SECRET
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (object(), "<object>"), (b"token", "<bytes>"), ({"token": SECRET}, "<dict>"), (asyncio.Task, "<type>"),
+        (LookupError(SECRET), "<LookupError>"), (http.HTTPStatus.NOT_FOUND, "HTTPStatus.NOT_FOUND"),
+        (Ring(3), "Ring(3, <str>)"), ([Ring(1)], [{"opaque": "Ring(1, <str>)"}]),
+    ],
+)  # fmt: skip
+def test_an_opaque_value_says_what_it_is_and_no_more(value: Any, told: Any) -> None:
+    """Of numbers, so that another number is another way; of texts and of what prints itself nothing."""
+    assert encoded(value, same) == ({"opaque": told} if isinstance(told, str) else told)
     assert isinstance(through_json(object()), Opaque)
 
 
@@ -475,7 +605,9 @@ def test_a_replay_tells_where_another_version_goes_another_way() -> None:
     (found,) = again.divergences
     assert (found.line, found.event) == (4, "socket_closed")
     assert "1 went another way" in str(again)
-    assert again.notes == (f"recorded with reconnect_fsm.client_fsm:ClientFSM, replayed with {__name__}:Pausing",)
+    assert again.notes == (
+        f"recorded with reconnect_fsm.client_fsm:ClientFSM, replayed with {__name__}:Pausing: fsm= takes another class",
+    )
 
 
 def test_a_replay_goes_on_with_the_other_machines() -> None:
@@ -499,6 +631,36 @@ def test_a_replay_goes_on_with_the_other_machines() -> None:
         ("a", "join_accepted"),
         ("c", "join_accepted"),
     ]
+
+
+def test_a_divergence_tells_what_was_raised() -> None:
+    """By a machine that somebody works on: to see it is why they replay."""
+
+    class Unfinished(ClientFSM):
+        def start_retry_timer(self) -> None:
+            raise NotImplementedError("the wait")
+
+    (found,) = replay(an_outage(Run()).lines, fsm=Unfinished).divergences
+    assert found.event == "socket_closed"
+    assert found.now.startswith("connected → error")
+    assert found.now.endswith("it raised NotImplementedError('the wait')")
+
+
+def test_of_many_divergences_the_first_are_told_in_full() -> None:
+    """Ten thousand rooms go the same other way."""
+
+    class Shy(RoomFSM):
+        join_timeout = 3.0
+
+    run = Run()
+    for number in range(50):
+        room = RoomFSM()
+        run.tell("join_requested", room=room, name=str(number))
+        run.tell("connection_opened", "connected", room=room, name=str(number))
+    told = str(replay(run.lines, room_fsm=Shy))
+    assert told.count("goes another way") == 10
+    assert "and 40 machines more" in told
+    assert "100 steps of 50 machines: 50 went another way" in told
 
 
 def test_wording_is_no_way() -> None:
@@ -601,6 +763,63 @@ def test_a_gap_is_noted() -> None:
     assert "client was in waiting, and is in retrying without a recorded fact" in again.notes[0]
 
 
+def nested(depth: int) -> str:
+    return '{"is": "tuple", "items": [' * depth + "]}" * depth
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"args": ["DEEP"]}, "makes no sense|no JSON"),
+        ({"effects": ["DEEP"], "new": "waiting"}, None),
+        ({"effects": [{"is": []}, 1, [[]], None, {"is": "StartTimer", "seconds": []}]}, None),
+        ({"args": [{"is": []}]}, "no value can be made"),
+        ({"args": [1, 2, 3]}, None),
+        ({"args": [{"opaque": []}]}, None),
+        ({"at": float("nan")}, "NaN is no number"),
+        ({"at": 10**300}, "'at' of this step"),
+        ({"retry_in": 1e300}, "'retry_in' of this step"),
+        ({"memory": {"__class__": 1}}, "remembers something called __class__"),
+        ({"memory": {"policy": 1}}, "remembers something called policy"),
+        ({"memory": {"attempt": "x", "loss": [], "news": 3, "nonsense": 1}}, None),
+        ({"reason": "x" * 10**6}, "more than 1,000,000 characters"),
+        ({"machine": "\x1b[2J", "event": "\x1b]0;\x07"}, None),
+    ],
+)  # fmt: skip
+def test_a_hostile_file_does_no_harm(changes: dict[str, Any], what: str | None) -> None:
+    """It is refused with the line, or goes another way; nothing else is raised, and the terminal is not commanded."""
+    run = an_outage(Run())
+    first = {name: value for name, value in run.steps[2].items() if name != "memory"}
+    lines = [run.lines[0], json.dumps(first | changes).replace('"DEEP"', nested(300)), *run.lines[4:6]]
+    if what is None:
+        told = str(replay(lines))
+        assert "another way" in told
+        assert told.replace("\n", "").isprintable()
+    else:
+        with pytest.raises(UnreadableRecording, match=f"line 2: .*({what})"):
+            replay(lines)
+
+
+def test_a_line_without_an_end_is_not_read_to_its_end() -> None:
+    """Of a file only as much as a line may have is read."""
+    file = io.StringIO("x" * 10**7)
+    with pytest.raises(UnreadableRecording, match="line 1: it has more than"):
+        replay(file)
+    assert file.tell() < 2 * 10**6
+
+
+def test_notes_and_machines_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may have billions of either."""
+    monkeypatch.setattr("reconnect_fsm.replay.MOST_MACHINES", 30)
+    run = Run()
+    for number in range(31):
+        run.tell("join_requested", room=RoomFSM(), name=str(number))
+    with pytest.raises(UnreadableRecording, match="line 32: there are more than 30 machines"):
+        replay(run.lines)
+    stays = json.dumps(an_outage(run).steps[-1])
+    assert len(replay([run.lines[0], *[stays] * 30]).notes) == 11
+
+
 @pytest.mark.parametrize(
     ("lines", "line", "what"),
     [
@@ -610,12 +829,12 @@ def test_a_gap_is_noted() -> None:
         (['{"recording": "reconnect_fsm", "format": 2, "library": "9.1"}'], 1, "format 2, and .* reads format 1.*9.1"),
         (["HEADER", "junk", "STEP"], 2, "no JSON"),
         (["HEADER", "STEP", "[1, 2]"], 3, "a JSON object"),
-        (["HEADER", "", '{"at": 1}'], 3, "the machine of this step is missing"),
+        (["HEADER", "", '{"at": 1}'], 3, "'machine' of this step is missing"),
         (["HEADER", "STEP", "HEADER"], 3, "another recording begins here"),
         (["HEADER", '{"is":'+ '[' * 100_000, "STEP"], 2, "no JSON"),
         (["HEADER", "BAD"], 2, "no value can be made of"),
         (["HEADER", "WORSE"], 2, "no value can be made of"),
-        (["HEADER", "SHAPELESS"], 2, "the memory of this step"),
+        (["HEADER", "SHAPELESS"], 2, "'memory' of this step"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named_with_its_line(lines: list[str], line: int, what: str) -> None:
@@ -644,6 +863,40 @@ def test_the_last_line_may_be_cut_short() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- replay of real runs
+
+
+@pytest.mark.virtual_time
+async def test_what_happens_in_outages_happens_again() -> None:
+    """Every fault that a server can be told to make, and what a user asks for meanwhile; to the letter."""
+    faults: list[Any] = [
+        Answer(503, {"Retry-After": "2"}), Refuse(1.5), RawAnswer(b"nonsense\r\n\r\n"), HangUp(), Stall(at=0), NoPong(),
+        LatePong(1.0), Close(1012, "restart", after=1.0), Reset(after=1.0), NoJoinAnswer(),
+        (JoinFails(2, "not you", room_id="refused"), RoomFails(1, "come back", room_id="kept", after=1.0)),
+        Close(4401, "no", after=3.0),
+    ]  # fmt: skip
+    file, last = io.StringIO(), io.StringIO()
+    async with ScriptedServer(faults) as server:
+        client = Client(
+            server.url, retry=RetryPolicy(base=1.0, cap=4.0), keepalive=Keepalive(interval=5.0, timeout=2.0)
+        )
+        client.record(file)
+        async with client:
+            client.join("kept", Sponge())
+            client.join("refused", Sponge())
+            for number in range(60):
+                await asyncio.sleep(5.0)
+                if number % 20 == 15:
+                    client.set_online(False)
+                    await asyncio.sleep(5.0)
+                    client.set_online(True)
+                elif number % 20 == 19:
+                    client.retry_now()
+            client.export(last)
+    for written in (file, last):
+        again = replay(written.getvalue().splitlines(), words=True)
+        assert (again.divergences, again.notes) == ((), ())
+        assert again.steps > 40
+        assert {"kept", "refused"} <= set(again.machines)
 
 
 class Recorded(Client):
@@ -688,6 +941,7 @@ def test_what_happened_in_a_simulation_happens_again(seed: int) -> None:
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(600)
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
 def test_what_happened_in_long_simulations_happens_again(seed: int) -> None:

@@ -2015,7 +2015,7 @@ async def test_room_fsm_may_ask_for_effects_that_rooms_do_not_know(
 
     async with joined(scripted, room_fsm=Singing) as (_, room, _):
         assert room.status is RoomStatus.JOINED
-    assert "Sing() is not an effect that rooms know how to run" in caplog.text
+    assert "Sing is no effect that rooms know how to run" in caplog.text
 
 
 # --------------------------------------------------------------------------------------------------------- waiting

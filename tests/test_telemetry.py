@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import doctest
 import json
+import re
 import subprocess
 import sys
 import types
@@ -526,6 +527,55 @@ async def test_an_observer_that_raises_harms_nothing(caplog: pytest.LogCaptureFi
     assert "a callback of telemetry.observe raised" in caplog.text
 
 
+@virtual
+async def test_an_exporter_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither at the beginning of a span nor at its end; and what can be told is told."""
+
+    class Raising(SpanProcessor):
+        def on_start(self, span: Any, parent_context: object = None) -> None:
+            if span.name.endswith("attempt"):
+                raise ZeroDivisionError
+
+        def on_end(self, span: ReadableSpan) -> None:
+            if not span.name.endswith("attempt"):
+                raise ZeroDivisionError
+
+    telemetry = Telemetry()
+    async with ScriptedServer([Reset(after=3.0)]) as server:
+        client = client_of(server)
+        telemetry.instrument(client)
+        telemetry.tracers.add_span_processor(Raising())
+        async with client:
+            await join(client)
+            await asyncio.sleep(10.0)
+            assert client.status == "connected"
+    assert [span.name.rpartition(".")[2] for span in telemetry.spans] == ["connect", "join", "reconnect", "join"]
+    assert "a callback of telemetry.observe raised" in caplog.text
+
+
+@virtual
+async def test_hundreds_of_clients_are_counted_together() -> None:
+    """One `Metrics` for all of them; when all are let go of, nothing is left but what happened."""
+    metrics = Metrics()
+    async with ScriptedServer([Reset(after=1.0)] * 50) as server:
+        clients = [client_of(server) for _ in range(200)]
+        stops = [metrics.observe(client) for client in clients]
+        for client in clients:
+            client.start()
+        await asyncio.sleep(10.0)
+        counted = metrics.snapshot()
+        assert total(counted, "client.count", status="connected") == 200
+        assert (total(counted, "attempts"), total(counted, "connections.lost")) == (250, 50)
+        for stop in stops:
+            stop(), stop()
+        for client in clients:
+            await client.close()
+    left = metrics.snapshot()
+    assert {each["value"] for each in left["reconnect_fsm.client.count"]} == {0}
+    assert len(left["reconnect_fsm.client.count"]) <= 5
+    assert not any(client._pump.observers or client._on_latency for client in clients)
+
+
 async def test_nothing_is_kept_of_rooms_that_are_gone() -> None:
     """However many came and went: of a client that is observed no more than of one that is not."""
     async with ScriptedServer() as server, client_of(server) as client:
@@ -696,7 +746,11 @@ def rounded_samples(snapshot: dict[str, list[dict[str, Any]]]) -> dict[tuple[str
     for each in INSTRUMENTS:
         name = each.name.replace(".", "_")
         for values in snapshot[each.name]:
-            labels = {(key.replace(".", "_"), str(value)) for key, value in values["attributes"].items()}
+            # As OpenTelemetry's names are turned into Prometheus'
+            labels = {
+                (re.sub(r"^(?=\d)|\W", "_", key, flags=re.ASCII), str(value))
+                for key, value in values["attributes"].items()
+            }
             if each.kind == "histogram":
                 samples[f"{name}_seconds_sum", frozenset(labels)] = round(values["sum"], 6)
                 samples[f"{name}_seconds_count", frozenset(labels)] = values["count"]
@@ -734,7 +788,7 @@ async def test_clients_are_told_apart() -> None:
     async with ScriptedServer() as one, ScriptedServer() as two:
         clients = [client_of(one), client_of(two), Client(lambda: two.url)]
         for client, name in zip(clients, ("first", "second", "third"), strict=True):
-            metrics.observe(client, {"client": name, "quoted": '"\\\n'})
+            metrics.observe(client, {"client": name, "quoted": '"\\\n', "1st-name": "of a label"})
             await client.connect()
             await client.close()
     assert [
@@ -750,7 +804,7 @@ ECHOES: dict[str, Entry] = {
     "an HTTP answer": RawAnswer(f"HTTP/1.1 500 {SECRET}\r\nX-Told: {SECRET}\r\nContent-Length: 0\r\n\r\n".encode()),
     "a close reason": Close(4000, f"no {SECRET}", after=0.1),
     "a fatal close reason": Close(1008, f"no {SECRET}", after=0.1),
-    "a JoinError": JoinFails(2, f"no {SECRET}"),
+    "a JoinError": JoinFails(2, f"no {SECRET} in private-diary"),
     "a RoomError": RoomFails(2, f"no {SECRET}", after=0.1),
 }
 

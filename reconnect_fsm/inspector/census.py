@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Any, Final, NamedTuple
 
 from ..client import Client
@@ -98,11 +99,11 @@ class Census:
     def _notice_refused(self, rooms: tuple[Room, ...]) -> None:
         """A room that is refused or put out is in `error`, and in no set of the client's any more."""
         now = dict.fromkeys(rooms)
-        for room in self._known:
-            if room not in now and room.status is RoomStatus.ERROR:
+        for room in filterfalse(now.__contains__, self._known):
+            if room.status is RoomStatus.ERROR:
                 self._refused[room.id, room.crdt_type.value] = _row(room)
-        for room in rooms:
-            if room not in self._known:  # it may be one that was joined again
+        if self._refused:
+            for room in filterfalse(self._known.__contains__, rooms):  # it may be one that was joined again
                 self._refused.pop((room.id, room.crdt_type.value), None)
         for key in list(self._refused)[: max(len(self._refused) - REFUSED, 0)]:
             del self._refused[key]

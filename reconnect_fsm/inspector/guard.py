@@ -15,6 +15,7 @@ import secrets
 from typing import Final
 
 from aiohttp import hdrs, web
+from yarl import URL
 
 __all__ = ["Guard", "check_host"]
 
@@ -51,10 +52,10 @@ class Guard:
     """Says which requests are refused, and what a browser may do with the answer. Made once the port is known."""
 
     def __init__(self, host: str, port: int) -> None:
-        shown = f"[{host}]" if ":" in host else host
+        origins = [URL.build(scheme="http", host=each, port=port) for each in (host, "localhost")]
         self._token = secrets.token_urlsafe(24)
-        self._hosts = {f"{shown}:{port}", f"localhost:{port}"}
-        self.url = f"http://{shown}:{port}/{self._token}/"
+        self._hosts = {origin.raw_authority for origin in origins}  # as browsers say it: port 80 is left out
+        self.url = f"{origins[0]}/{self._token}/"
         """The address of the page. It holds the token: show it to whoever may steer the client, and log it nowhere."""
 
     def protected(self, request: web.BaseRequest, response: web.Response) -> web.Response:
@@ -73,8 +74,8 @@ class Guard:
         is_websocket = hdrs.UPGRADE in request.headers
         if origin != [f"http://{host[0]}"] and (origin or is_websocket):
             return 403, "another site asked for this: only the inspector's own page may"
-        given = request.path.split("/")[1].encode(errors="replace")
-        if not hmac.compare_digest(given, self._token.encode()):
+        given = request.path.removeprefix("/").partition("/")[0]
+        if not hmac.compare_digest(given.encode(errors="replace"), self._token.encode()):
             return 403, "the token is missing or wrong: open the address that the inspector printed when it started"
         if request.method != hdrs.METH_GET:
             return 405, "the inspector answers GET only; what its page asks for goes through its WebSocket"

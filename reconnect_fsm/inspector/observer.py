@@ -15,6 +15,7 @@ from yarl import URL
 
 from ..client_fsm import ClientFSM
 from ..connection import Connection
+from ..explain import explained
 from ..recorder import transitions
 from ..status import ClientStatus, StateChange
 
@@ -58,7 +59,10 @@ class Observer:
         ``made``."""
         self._changed = changed
         self._since: float | None = None  # when the present state began, in seconds since the epoch
-        for when, change in earlier(client):
+        before = earlier(client)
+        # Some of them may wait in the client's queue for their callbacks: those will come by `_transition`.
+        to_come = sum(job == client._on_transition.tell for job, _ in client._pump.waiting)
+        for when, change in before[: max(len(before) - to_come, 0)]:
             self._add(when, change)
         self._unsubscribe = (client.on_transition(self._transition), client.on_latency(self._round_trip))
 
@@ -82,7 +86,6 @@ class Observer:
             "online": fsm.online,
             "attempt": fsm.attempt,
             "since": self._since,
-            "retry_at": None if fsm.retry_in is None or self._since is None else self._since + fsm.retry_in,
         }
 
     def actions(self) -> dict[str, str | None]:
@@ -108,8 +111,16 @@ class Observer:
         self._changed()
 
     def explanation(self) -> str:
-        """Why the client is as it is and what comes next; the rest of its account is on the page in other ways."""
-        return self.client.explain().partition(f"\n{THE_REST}")[0]
+        """Why the client is as it is and what comes next; the rest of its account is on the page in other ways.
+
+        So this is not ``client.explain()``, which counts the rooms.
+        """
+        client = self.client
+        due = None if client._timer is None else client._timer.when()
+        text = explained(
+            client._fsm, client._pump.log, client._time() or 0.0, due, client._connect_timeout, client._latency, ()
+        )
+        return text.partition(f"\n{THE_REST}")[0]
 
     # What happens
 

@@ -148,7 +148,10 @@ class Inspector:
             return web.Response(status=503)
         refusal = guard.refusal(request)
         if refusal is None:
-            _, _, name = request.path.lstrip("/").partition("/")
+            _, slash, name = request.path.removeprefix("/").partition("/")
+            if not slash:  # what the page loads is beside it
+                response = web.Response(status=308, headers={hdrs.LOCATION: f"{request.path}/"})
+                return guard.protected(request, response)
             if name == "live" and hdrs.UPGRADE in request.headers:
                 if len(self._viewers) < VIEWERS:
                     return await self._view(request)

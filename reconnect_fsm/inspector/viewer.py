@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -23,9 +22,9 @@ __all__ = ["Desk", "Viewer"]
 logger = logging.getLogger("reconnect_fsm")
 
 PER_SECOND: Final = 20  # times it is told something, at most
-GLANCE: Final = 0.25  # seconds between two looks at the rooms
-SHARE: Final = 0.05  # of the event loop's time that each, counting rooms and explaining, takes at most for all viewers
-EXPLAINED_EVERY: Final = 1.0  # seconds
+GLANCE: Final = 0.25  # seconds between two looks at the rooms and the clock
+HEARD_EVERY: Final = 0.02  # seconds between two questions of its own, at least
+SHARE: Final = 0.05  # of the event loop's time that counting rooms takes at most, for all viewers together
 SLOWEST: Final = 10.0  # seconds that it may take to read what it is told
 CLOSE_TIMEOUT: Final = 1.0  # seconds
 LONGEST_MESSAGE: Final = 4096  # bytes, of its own
@@ -57,8 +56,6 @@ class Viewer:
         self._transitions = self._latency = 0  # how many of them it was told
         self._counted: tuple[object, Query] | None = None  # the last fact when the rooms were counted, and what for
         self._cost = 0.0  # seconds of the loop that counting them took
-        self._explained: dict[str, Any] | None = None  # the client's state when it explained itself last
-        self._explained_at = self._explaining_cost = 0.0
 
     def notice(self, words: str) -> None:
         """Something it should be told once."""
@@ -73,10 +70,10 @@ class Viewer:
         """Serve it until it has gone, or is told to leave."""
         ws = web.WebSocketResponse(timeout=CLOSE_TIMEOUT, compress=False, max_msg_size=LONGEST_MESSAGE)
         await ws.prepare(request)
-        work = {
+        work: set[asyncio.Task[Any]] = {
             asyncio.create_task(self._tell(ws), name="inspector viewer: tell"),
             asyncio.create_task(self._hear(ws), name="inspector viewer: hear"),
-            asyncio.create_task(self._leave_asked(), name="inspector viewer: leave"),
+            asyncio.create_task(self._leave.wait(), name="inspector viewer: leave"),
         }
         try:
             await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
@@ -91,9 +88,6 @@ class Viewer:
                     logger.error("serving a viewer of the inspector failed", exc_info=result)
         await ws.close(code=WSCloseCode.GOING_AWAY)
         return ws
-
-    async def _leave_asked(self) -> None:
-        await self._leave.wait()
 
     # Telling
 
@@ -114,14 +108,10 @@ class Viewer:
         observer = self._observer
         values: dict[str, Any] = {
             "client": observer.present(),
+            "explanation": observer.explanation(),
             "actions": observer.actions(),
             "faults": self._desk.faults(),
         }
-        if self._is_explanation_due(values["client"]):
-            began = time.monotonic()
-            values["explanation"] = observer.explanation()
-            self._explained, self._explained_at = values["client"], time.monotonic()
-            self._explaining_cost = self._explained_at - began
         self._cost = 0.0
         if self._census is not None:
             fact, query = last_fact(observer.client), self._query
@@ -134,16 +124,7 @@ class Viewer:
         self._latency = _add(news, "latency", observer.latency, self._latency)
         if self._notices:
             news["notices"], self._notices = self._notices, []
-        if news:
-            news["now"] = time.time()
         return news
-
-    def _is_explanation_due(self, client: dict[str, Any]) -> bool:
-        """It changes with the client, and as time goes by; and takes its time if the client has many rooms."""
-        age = time.monotonic() - self._explained_at
-        if age < self._explaining_cost * self._desk.viewers / SHARE:
-            return False
-        return client != self._explained or age >= EXPLAINED_EVERY
 
     # Hearing
 
@@ -152,6 +133,7 @@ class Viewer:
             if message.type is not WSMsgType.TEXT or not self._heard(message.data):
                 await ws.close(code=WSCloseCode.POLICY_VIOLATION, message=b"not understood")
                 return
+            await asyncio.sleep(HEARD_EVERY)
 
     def _heard(self, text: str) -> bool:
         """Do what it asks for; whether it could be understood."""

@@ -68,8 +68,9 @@ def instrument(
         meter_provider: where the metrics go; None: the global one.
         attributes: are added to every span and metric, such as a name for this client, or ``server.address`` where the
             URL is asked for before each attempt. Each should have few values.
-        room_ids: whether spans of joins tell the room's id, as ``reconnect_fsm.room_id``. It may name a person or a
-            document, so they do not unless asked to. No metric ever does.
+        room_ids: whether spans of joins tell the room's id, as ``reconnect_fsm.room_id``, and a refusal in the server's
+            words, which may hold it. It may name a person or a document, so they do not unless asked to. No metric ever
+            does.
 
     Raises ImportError, and says what to install, if OpenTelemetry's API is missing.
     """

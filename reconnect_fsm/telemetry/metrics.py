@@ -8,6 +8,7 @@ servers, networks, URLs, HTTP and errors. There are no conventions for WebSocket
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def attributes_of(client: Connection) -> dict[str, str | int]:
     known: dict[str, str | int] = {"network.protocol.name": "websocket"}
     url = client._url
     if isinstance(url, URL):
-        known |= {"server.address": url.host or "", "server.port": url.port or 0, "url.scheme": url.scheme}
+        known |= {"server.address": url.host or "", "url.scheme": url.scheme}
+        known |= {} if url.port is None else {"server.port": url.port}
     return known
 
 
@@ -170,7 +172,8 @@ class Metrics:
         self._histograms: dict[Instrument, dict[Key, _Histogram]] = {each: {} for each in INSTRUMENTS}
 
     def observe(self, client: Connection, attributes: Attributes | None = None) -> Callable[[], None]:
-        """Count what this client does too. Returns a function that ends it.
+        """Count what this client does too. Returns a function that ends it: call it once the client is closed for good,
+        or it is counted as disconnected for ever.
 
         ``attributes`` are added to those that say which server it is; each should have few values.
         """
@@ -228,6 +231,7 @@ class Metrics:
 
 TYPES: Final = {"counter": "counter", "up_down_counter": "gauge", "histogram": "histogram"}
 SUFFIXES: Final = {"counter": "_total", "up_down_counter": "", "histogram": "_seconds"}
+UNFIT: Final = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")  # in the name of a label, which may not begin with a digit either
 ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
@@ -236,5 +240,5 @@ def _buckets(instrument: Instrument, histogram: _Histogram) -> Iterator[tuple[st
 
 
 def _labels(key: Key) -> str:
-    pairs = [f'{name.replace(".", "_")}="{str(value).translate(ESCAPES)}"' for name, value in key]
+    pairs = [f'{UNFIT.sub("_", name)}="{str(value).translate(ESCAPES)}"' for name, value in key]
     return "{" + ",".join(pairs) + "}" if pairs else ""

@@ -87,15 +87,15 @@ class Exporter:
                 self._attempts += 1
                 self._attempt = self._begin("attempt", at, SpanKind.CLIENT, {RETRY: retry})
             case AttemptEnded(at=at, failure=failure) if self._attempt is not None:
+                attempt, self._attempt = self._attempt, None  # first of all: an exporter may raise
                 if failure is not None and failure.http_status is not None:
-                    self._attempt.set(HTTP_STATUS, failure.http_status)
-                self._attempt.end(at, came_out(event), None if failure is None else failure.why)
-                self._attempt = None
+                    attempt.set(HTTP_STATUS, failure.http_status)
+                attempt.end(at, came_out(event), None if failure is None else failure.why)
             case JoinStarted():
                 self._begin_join(event)
             case JoinEnded(at=at, room=room, outcome=outcome) if room in self._joins:
-                why = room.reason if outcome == "refused" else None
-                self._joins.pop(room).end(at, came_out(event), why)
+                why = room.reason if self._room_ids else event.error or ""  # a server may name the room in its words
+                self._joins.pop(room).end(at, came_out(event), why if outcome == "refused" else None)
             case _:
                 pass
 
@@ -110,14 +110,14 @@ class Exporter:
             if lost is not None:
                 self._way.add_event(LOST, _loss(lost, event.reason))
         if self._way is not None and not is_under_way:
-            self._way.set(ATTEMPTS, self._attempts)
+            way, self._way = self._way, None
+            way.set(ATTEMPTS, self._attempts)
             if event.new is ClientStatus.CONNECTED:
-                self._way.end(event.at, {OUTCOME: "connected"})
+                way.end(event.at, {OUTCOME: "connected"})
             elif event.cause == "close_requested":
-                self._way.end(event.at, {OUTCOME: "cancelled"})
+                way.end(event.at, {OUTCOME: "cancelled"})
             else:
-                self._way.end(event.at, {OUTCOME: "failed", ERROR_TYPE: event.cause}, event.reason)
-            self._way = None
+                way.end(event.at, {OUTCOME: "failed", ERROR_TYPE: event.cause}, event.reason)
 
     def _begin_join(self, event: JoinStarted) -> None:
         room = event.room
@@ -128,11 +128,12 @@ class Exporter:
 
     def _let_go(self, at: float) -> None:
         """Nobody looks any more: what is under way ends here, how it will come out is not known."""
-        for span in (*self._joins.values(), self._attempt, self._way):
-            if span is not None:
-                span.end(at, {})
+        spans = (*self._joins.values(), self._attempt, self._way)
         self._joins.clear()
         self._attempt = self._way = None
+        for span in spans:
+            if span is not None:
+                span.end(at, {})
 
     def _begin(self, name: str, at: float, kind: SpanKind, details: Details) -> _Span:
         began = time.time_ns()

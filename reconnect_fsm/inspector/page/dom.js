@@ -31,7 +31,7 @@ export function badge(state, status) {
 
 export function clock(seconds, fraction = true) {
   const date = new Date(seconds * 1000);
-  const text = date.toLocaleTimeString([], { hour12: false });
+  const text = date.toLocaleTimeString([], { hourCycle: "h23" });
   return fraction ? `${text}.${String(date.getMilliseconds()).padStart(3, "0")}` : text;
 }
 

@@ -34,7 +34,7 @@ export class Latency {
       this.summary =
         `Last ${milliseconds(trips.at(-1)[1])}, median ${milliseconds(sorted[Math.floor(sorted.length / 2)])}, ` +
         `slowest ${milliseconds(sorted.at(-1))}, of ${trips.length} round trip${trips.length === 1 ? "" : "s"}` +
-        `${outages ? `; lost ${outages === 1 ? "once" : `${outages} times`}` : ""}.`;
+        `${outages ? `; lost ${["", "once", "twice"][outages] ?? `${outages} times`}` : ""}.`;
       say($("latency-summary"), this.summary);
       const figures = trips.slice(-FIGURES).reverse();
       $("latency-figures").replaceChildren(
