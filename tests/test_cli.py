@@ -178,7 +178,14 @@ def test_no_command(capsys: Capture) -> None:
         ["watch", "ws://x", "--for", "0"],
         ["watch", "ws://x", "--room", ""],
         ["simulate", "--clients", "none"],
+        ["simulate", "--outage", "-1"],
+        ["simulate", "--outage", "4000"],
+        ["simulate", "--accepts", "0"],
         ["serve", "--misbehave", "badly"],
+        ["serve", "--port", "70000"],
+        ["serve", "--status", "100"],
+        ["serve", "--code", "70000"],
+        ["inspect", "--demo", "--port", "70000"],
     ],
 )
 def test_wrong_arguments(capsys: Capture, arguments: list[str]) -> None:
@@ -605,6 +612,8 @@ def test_headers(tmp_path: Path) -> None:
     file.write_text("Authorization: Bearer a:b\n\nX-Empty:\n")
     assert header("X-Key:  one two ") == [("X-Key", "one two")]
     assert header(f"@{file}") == [("Authorization", "Bearer a:b"), ("X-Empty", "")]
+    parsed = make_parser().parse_args(["watch", "ws://x", "-H", f"@{file}", "-H", "X-Key: 1"])
+    assert parsed.headers == [("Authorization", "Bearer a:b"), ("X-Empty", ""), ("X-Key", "1")]
 
 
 @pytest.mark.parametrize("text", ["sesame", "a b: sesame", ": sesame", "X-Key: sesame\r\nX: x", "@{file}", "@no"])

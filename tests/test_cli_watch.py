@@ -21,12 +21,13 @@ import pytest
 from loro import LoroDoc
 from rich.console import Console
 
+from node_peers import NodeServer, requires_node, skip_without_node
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.cli import main
 from reconnect_fsm.cli.live import picture, sparkline
 from reconnect_fsm.cli.observer import Observer, beginning, shown_url
-from reconnect_fsm.cli.views import in_words
+from reconnect_fsm.cli.views import in_words, size
 from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import CrdtType
 from reconnect_fsm.testing import NoPong, ScriptedServer
@@ -189,7 +190,20 @@ async def test_once_is_for_scripts() -> None:
         code, out, err = await run("watch", server.url, "--room", "notes", "--once", "--format", "lines")
     assert (code, err) == (0, "")
     assert "room notes: connecting → joined (write)" in out
+    assert out.splitlines()[-1].endswith("the end: connected; connects 1 · failed attempts 0 · losses 0")
+    assert "closed by this program" not in out
     assert re.search(r"latency \d+\.\d ms", out)
+
+
+@requires_node
+async def test_once_with_the_npm_server() -> None:
+    """The same with the server that the JavaScript clients have."""
+    skip_without_node()
+    async with NodeServer() as server:
+        code, out, err = await run("watch", server.url, "--room", "notes", "--once", "--format", "lines")
+    assert (code, err) == (0, "")
+    assert "room notes: connecting → joined (write)" in out
+    assert "latency" in out
 
 
 async def test_once_without_a_server() -> None:
@@ -240,6 +254,7 @@ async def test_for_some_time() -> None:
         code, _, err = await run("watch", server.url, "--room", "notes", "--for", "0.5")
         assert code == 3
         assert "the room notes is not joined" in err
+        assert "no answer" in err
 
 
 async def test_watch_with_a_machine_of_theirs(tmp_path: Path) -> None:
@@ -261,7 +276,9 @@ async def test_a_recording_of_what_was_watched_is_replayed(tmp_path: Path) -> No
     file = tmp_path / "run.jsonl"
     async with EmbeddedServer() as server:
         assert (await run("watch", server.url, "--room", "notes", "--once", "--record", str(file)))[0] == 0
-        assert (await run("watch", server.url, "--once", "--record", str(tmp_path)))[0] == 2
+        code, out, err = await run("watch", server.url, "--once", "--record", str(tmp_path))
+        assert (code, out) == (2, "")
+        assert err.startswith("reconnect-fsm: cannot write")
     code, out, _ = await run("replay", str(file))
     assert code == 0
     assert "2 machines" in out
@@ -358,6 +375,7 @@ async def test_watch_in_a_terminal() -> None:
         assert entered
         assert left
         assert "losses 1" in after
+        assert "closed by this program" not in after  # it shows what was watched, not how watching ended
         assert "Traceback" not in before + after
 
 
@@ -422,7 +440,7 @@ async def test_the_picture_at_several_widths(width: int) -> None:
             await server.stop(1012, "maintenance")
             await eventually(lambda: client.state == "waiting")
             lines = drawn(observer, width, 24)
-            assert re.match(r"◐ reconnecting for 0 s, attempt 1 in \d\d\.\d s", lines[0])
+            assert re.match(r"◐ reconnecting for 0\.\d s, attempt 1 in \d\d s", lines[0])
             assert "closed with code 1012: maintenance." in lines[1]
             assert sum(line.startswith("◐ ") and " reconnecting " in line for line in lines[1:]) == 3
             assert not any(SECRET in line or "()" in line for line in lines)
@@ -444,6 +462,34 @@ async def test_the_picture_with_many_rooms_and_few_lines() -> None:
     assert len(observer.history) < 20  # not one for each room
 
 
+async def test_the_picture_while_pings_are_not_answered() -> None:
+    """Whoever is connected to a server that knows no ping is told so; with --no-ping nothing is said of latency."""
+    async with ScriptedServer([NoPong()] * 2) as server:
+        for pings, told in ((True, "say --no-ping"), (False, "no latency is measured: --no-ping")):
+            observer = Observer(server.url, pings=pings)
+            client = Client(server.url, keepalive=Keepalive(enabled=False))
+            observer.follow(client, [])
+            async with client:
+                await client.wait_connected()
+                assert observer.hint == ""
+                observer.since -= 6.0  # as long ago
+                assert told in "\n".join(drawn(observer, 100, 20))
+
+
+async def test_the_picture_tells_old_latency_from_new() -> None:
+    """What was measured before the connection was lost is not shown as if it were so now."""
+    async with EmbeddedServer() as server:
+        observer = Observer(server.url)
+        client = Client(server.url, retry=RetryPolicy(base=60, cap=60), keepalive=Keepalive(interval=0.05, timeout=5))
+        observer.follow(client, [])
+        async with client:
+            await eventually(lambda: len(observer.latencies) > 1)
+            assert any(line.startswith("  latency ") for line in drawn(observer, 80, 20))
+            server.reset_all()
+            await eventually(lambda: client.state == "waiting")
+            assert any(line.startswith("  last latency ") for line in drawn(observer, 80, 20))
+
+
 async def test_what_is_logged_is_shown_and_nothing_else_sees_it(caplog: pytest.LogCaptureFixture) -> None:
     """A warning of the library is news; it is not printed over a picture."""
     import logging
@@ -461,6 +507,7 @@ def test_small_things() -> None:
     """Sparklines, values and addresses."""
     assert sparkline([0.0, 1.0, 2.0]) == "▁▅█"
     assert sparkline([]) == ""
+    assert (size("%LOR", 1234), size("%EPH", 2)) == ("1,234 operations", "2 keys")
     assert beginning({"a": "x" * 1000})[:9] == '{"a": "xx'
     assert len(beginning({"a": "x" * 1000})) == 400
     assert beginning({"t": b"\x00"}) == '{"t": "b\'\\\\x00\'"}'
@@ -529,21 +576,26 @@ async def test_serve_read_only() -> None:
         assert (await serve.interrupted())[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--port", "70000"], "is no port"),
-        (["--status", "100"], "is no HTTP status"),
-        (["--code", "70000"], "is no close code"),
-        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
-    ],
-)
-def test_serve_what_cannot_be(capsys: Capture, options: list[str], complaint: str) -> None:
-    """What it cannot do is refused in one line."""
-    assert main(["serve", *options]) == 2
+def test_serve_where_it_cannot(capsys: Capture) -> None:
+    """An address that is not this machine's is refused in one line."""
+    assert main(["serve", "--host", "192.0.2.1"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert complaint in captured.err
+    assert "cannot listen on 192.0.2.1" in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("serve", "--misbehave", "reset", "--every", "0.05"), ("watch", "ws://127.0.0.1:9/")]
+)
+async def test_the_reader_of_what_goes_on_goes_away(arguments: tuple[str, ...]) -> None:
+    """A pipe that is closed while the command runs ends it without a word, with exit code 141."""
+    async with running(*arguments) as command:
+        await command.line()
+        command.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+        async with asyncio.timeout(PATIENCE):
+            assert await command.process.wait() == 141
+        assert command.process.stderr is not None
+        assert await command.process.stderr.read() == b""
 
 
 async def test_serve_on_a_port_that_is_taken() -> None:
@@ -577,7 +629,8 @@ async def test_inspect(what: list[str]) -> None:
         ([], "either the URL of a server, or --demo"),
         (["--demo", "ws://127.0.0.1:9/"], "either the URL of a server, or --demo"),
         (["ws://127.0.0.1:9/", "--rooms", "3"], "--rooms is for --demo"),
-        (["--demo", "--port", "70000"], "is no port"),
+        (["--demo", "--room", "notes"], "are for the URL of a server"),
+        (["--demo", "-H", "X-Key: 1"], "are for the URL of a server"),
         (["nonsense"], "ws://"),
     ],
 )

@@ -32,6 +32,7 @@ __all__ = [
     "Failed",
     "Unusable",
     "add_command",
+    "add_headers",
     "complain",
     "count",
     "header",
@@ -39,9 +40,12 @@ __all__ = [
     "load_fsm",
     "loading",
     "needing",
+    "port",
+    "positive",
     "run_until_interrupted",
     "seconds",
     "use_utf8",
+    "whole",
 ]
 
 PROGRAM: Final = "reconnect-fsm"
@@ -129,20 +133,33 @@ def needing(extra: str, *packages: str) -> Generator[None, None, None]:
 # Types of arguments: what they raise is shown as it is, so that no header's value is
 
 
-def seconds(text: str) -> float:
-    """A positive number of seconds."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: give a positive one, such as 2.5")
+def positive(what: str) -> Callable[[str], float]:
+    """A positive number, which is ``what``."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 < float(text) < float("inf"):
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: give a positive one, such as 2.5")
+
+    return parse
 
 
-def count(text: str) -> int:
-    """A number of things, from 1."""
-    with contextlib.suppress(ValueError):
-        if int(text) > 0:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of things: give a whole one from 1")
+def whole(what: str, least: int, most: int) -> Callable[[str], int]:
+    """A whole number from ``least`` to ``most``, which is ``what``."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: give a whole number from {least} to {most}")
+
+    return parse
+
+
+seconds: Final = positive("number of seconds")
+count: Final = whole("number of things", 1, 10_000_000)
+port: Final = whole("port", 0, 65535)
 
 
 def header(text: str) -> list[tuple[str, str]]:
@@ -158,6 +175,19 @@ def header(text: str) -> list[tuple[str, str]]:
     if not (name and colon and is_name and value.isprintable()):
         raise argparse.ArgumentTypeError("a header is written 'Name: value', in one line (its value is not shown here)")
     return [(name, value)]
+
+
+def add_headers(parser: argparse.ArgumentParser) -> None:
+    """``--header``: ``headers`` is then a list of names and values."""
+    parser.add_argument(
+        *("-H", "--header"),
+        action="extend",
+        default=[],
+        type=header,
+        dest="headers",
+        metavar="HEADER",
+        help="'Name: value', or @FILE with one in each line; never shown",
+    )
 
 
 def _why(error: OSError | ValueError) -> str:

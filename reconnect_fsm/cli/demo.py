@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from .common import Commands, Failed, add_command
+from .common import Commands, add_command, needing
 
 __all__ = ["add"]
-
-NO_DEMO: Final = "the demo needs the package loro, which is not installed: pip install 'reconnect-fsm[loro]'"
 
 DEMO: Final = """\
 A server, two clients and the document that both edit, all in this process. The
@@ -34,10 +32,6 @@ def add(commands: Commands) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    try:
+    with needing("loro", "loro"):
         from .. import demo
-    except ModuleNotFoundError as error:
-        if error.name != "loro":
-            raise
-        raise Failed(NO_DEMO) from error
     return demo.run(plain=arguments.plain, seed=arguments.seed, log=arguments.log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from .common import Commands, Unusable, add_command, count, header, run_until_interrupted
+from .common import DONE, Commands, Unusable, add_command, add_headers, count, port, run_until_interrupted
 
 __all__ = ["add"]
 
@@ -34,18 +34,9 @@ def add(commands: Commands) -> None:
         "--room", action="append", default=[], dest="rooms", metavar="ID", help="a room to join; may be given often"
     )
     inspect.add_argument("--rooms", type=count, metavar="N", dest="demo_rooms", help="of the demo (default: 40)")
-    inspect.add_argument(
-        "-H",
-        "--header",
-        action="append",
-        default=[],
-        type=header,
-        dest="headers",
-        metavar="HEADER",
-        help="'Name: value', or @FILE with one in each line; never shown",
-    )
+    add_headers(inspect)
     inspect.add_argument("--no-ping", action="store_true", help="for servers that do not answer the text 'ping'")
-    inspect.add_argument("--port", type=int, default=0, metavar="N", help="of the page (default: 0, any that is free)")
+    inspect.add_argument("--port", type=port, default=0, metavar="N", help="of the page (default: 0, any that is free)")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -53,8 +44,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise Unusable("say what to inspect: either the URL of a server, or --demo")
     if arguments.demo_rooms is not None and not arguments.demo:
         raise Unusable("--rooms is for --demo; to join rooms of a server, say --room ID")
-    if not 0 <= arguments.port < 65536:
-        raise Unusable(f"{arguments.port} is no port: give one from 1 to 65535, or 0 for any that is free")
+    if arguments.demo and (arguments.rooms or arguments.headers or arguments.no_ping):
+        raise Unusable("--room, --header and --no-ping are for the URL of a server; --demo has rooms of its own")
     from ..inspector import run, run_demo
     from ..keepalive import Keepalive
 
@@ -67,17 +58,19 @@ def _inspect(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             tell=_tell,
             keepalive=Keepalive(enabled=not arguments.no_ping),
-            headers=[pair for pairs in arguments.headers for pair in pairs],
+            headers=arguments.headers,
         )
 
     async def until_interrupted() -> int:
         await running
-        return 0
+        return DONE
 
     try:
         return run_until_interrupted(until_interrupted())
     except (ValueError, TypeError) as error:  # of the URL and the rooms
         raise Unusable(str(error)) from error
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:
         raise Unusable(f"cannot serve the page on port {arguments.port}: {error.strerror or error}") from error
 

@@ -12,9 +12,10 @@ from rich.console import Console, Group
 from rich.live import Live as RichLive
 from rich.text import Text
 
-from ..status import RoomStatus, presentable
+from ..explain import duration
+from ..status import ClientStatus, RoomStatus, presentable
 from .observer import News, Observer, WatchedRoom
-from .views import in_words, rooms_of, why
+from .views import counted, in_words, rooms_of, size, why
 
 __all__ = ["Live", "picture", "sparkline"]
 
@@ -34,6 +35,7 @@ SIGNS: Final[Mapping[str, str]] = {  # a colour alone does not tell everybody
     "disconnected": "○",
     "error": "✖",
 }
+ORDER: Final = {RoomStatus.ERROR: 0, RoomStatus.JOINED: 2}  # of the rooms; all others are between
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 NARROW: Final = 70  # columns; below, less is said in a line
 FEWEST_LINES: Final = 12
@@ -67,7 +69,7 @@ class Live:
 
 def picture(observer: Observer, width: int, height: int) -> Group:
     """How it stands, in so many columns and lines; a line that is too long is cut."""
-    lines = [_status(observer), *_words(observer, width), _counted(observer), _latency(observer, width)]
+    lines = [_status(observer), *_words(observer, width), _counts(observer), _latency(observer, width)]
     left = max(height, FEWEST_LINES) - len(lines) - 3  # an empty line, a heading, and where the cursor is
     if observer.rooms:
         rooms = _rooms(observer.rooms, width, max(left // 2 - 2, 1))
@@ -83,10 +85,10 @@ def picture(observer: Observer, width: int, height: int) -> Group:
 def _status(observer: Observer) -> Text:
     status = str(observer.status)
     line = _line(f"{SIGNS[status]} {status}", f"bold {STYLES[status]}")
-    line.append(f" for {_duration(observer.now - observer.since)}")
+    line.append(f" for {duration(observer.now - observer.since)}")
     if observer.next_attempt is not None and observer.state == "waiting":
         due = max(observer.next_attempt - observer.now, 0.0)
-        line.append(f", attempt {observer.attempt} in ").append(f"{due:.1f} s", "bold")
+        line.append(f", attempt {observer.attempt} in ").append(duration(due), "bold")
     return line.append(f"  {observer.url}", "dim")
 
 
@@ -98,17 +100,19 @@ def _words(observer: Observer, width: int) -> list[Text]:
     return [*lines, *([_line(f"  {observer.hint}", "bold")] if observer.hint else [])]
 
 
-def _counted(observer: Observer) -> Text:
-    return _line(f"  connects {observer.connects} · failed attempts {observer.failures} · losses {observer.losses}")
+def _counts(observer: Observer) -> Text:
+    return _line(f"  {counted(observer.connects, observer.failures, observer.losses)}")
 
 
 def _latency(observer: Observer, width: int) -> Text:
     if not observer.latencies:
-        return _line("  no latency measured yet", "dim")
-    kept = [each * 1000 for each in observer.latencies]
-    line = _line(f"  latency {kept[-1]:.1f} ms ")
-    line.append(sparkline(kept[-max(width - 45, 8) :][-40:]), "cyan")
-    return line.append(f" {min(kept):.1f} to {max(kept):.1f} ms", "dim")
+        return _line("  no latency measured yet" if observer.pings else "  no latency is measured: --no-ping", "dim")
+    lately = [each * 1000 for each in observer.latencies][-min(max(width - 45, 8), 40) :]
+    is_current = observer.status is ClientStatus.CONNECTED
+    line = _line(f"  {'' if is_current else 'last '}latency {lately[-1]:.1f} ms ", "" if is_current else "dim")
+    if len(lately) > 1:
+        line.append(sparkline(lately), "cyan").append(f" {min(lately):.1f} to {max(lately):.1f} ms", "dim")
+    return line
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -118,8 +122,8 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _rooms(rooms: Sequence[WatchedRoom], width: int, most: int) -> list[Text]:
-    """Those that are not joined first; all that there is no space for are counted."""
-    ordered = sorted(rooms, key=lambda each: each.room.status is RoomStatus.JOINED)
+    """Those that were refused first, then others that are not joined; those without space are counted."""
+    ordered = sorted(rooms, key=lambda each: ORDER.get(each.room.status, 1))
     shown, rest = (ordered, []) if len(ordered) <= most else (ordered[: most - 1], ordered[most - 1 :])
     names = min(max((cell_len(each.room.id) for each in shown), default=0), width // 3)
     lines = [_room(each, width, names) for each in shown]
@@ -137,8 +141,7 @@ def _room(watched: WatchedRoom, width: int, names: int) -> Text:
     if room.status is not RoomStatus.JOINED:
         return line.append(room.reason)
     if width >= NARROW:
-        what = "keys" if watched.is_ephemeral else "operations"
-        line.append(f"{room.permission or '':<5} {watched.operations:,} {what}  ")
+        line.append(f"{room.permission or '':<5} {size(room.crdt_type, watched.operations)}  ")
     return line.append(watched.value, "dim")
 
 
@@ -161,10 +164,3 @@ def _line(words: str, style: str = "") -> Text:
 
 def _fitting(words: str, cells: int) -> str:
     return set_cell_size(words if cell_len(words) <= cells else set_cell_size(words, cells - 1) + "…", cells)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

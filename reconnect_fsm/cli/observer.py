@@ -31,6 +31,7 @@ KEPT: Final = 200  # of what happened, and round trips
 WAITING: Final = 10_000  # news that nobody has shown yet; then the oldest are dropped
 MOST_OPERATIONS: Final = 200_000  # of a document whose value is still looked at: that takes a tenth of a second
 MOST_VALUE: Final = 400  # characters
+PATIENCE: Final = 5.0  # seconds; who answers no ping by then hardly will
 PRESENCE: Final = 60_000  # milliseconds after which an entry of an ephemeral store is forgotten
 STOPPED: Final = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 
@@ -52,7 +53,7 @@ class WatchedRoom:
     room: Room
     operations: int = 0
     """Of a document; of an ephemeral store, how many keys it has."""
-    value: str = ""
+    value: str = "{}"
     """The beginning of what it holds."""
 
     @property
@@ -76,8 +77,10 @@ class WatchedRoom:
 class Observer:
     """Follows a client and its rooms. Raises InvalidURL for an address that is none."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pings: bool = True) -> None:
         self.url = shown_url(url)
+        self.pings = pings
+        """Whether the latency is measured."""
         self.rooms: list[WatchedRoom] = []
         self.news: deque[News] = deque(maxlen=WAITING)
         """What nobody has shown yet."""
@@ -97,7 +100,6 @@ class Observer:
         self.attempt = 0
         self.next_attempt: float | None = None
         """When it is due; a time of `now`."""
-        self._settled = str(self.status), ""
         self._client: Client | None = None
         self._began = time.monotonic()
         self._woken = asyncio.Event()
@@ -188,19 +190,15 @@ class Observer:
                     value=each.value,
                 )
 
-    def settle(self) -> None:
-        """What follows is only the client being closed."""
-        self._settled = str(self.status), self.reason
-
     def end(self, code: int) -> None:
-        """It is over, with this exit code."""
-        status, reason = self._settled
+        """It is over, with this exit code; what follows is only the client being closed."""
         self._tell(
             "end",
-            status=status,
-            reason=reason,
+            status=str(self.status),
+            reason=self.reason,
             connects=self.connects,
             failures=self.failures,
+            losses=self.losses,
             exit_code=code,
         )
 
@@ -269,7 +267,10 @@ class Observer:
     @property
     def hint(self) -> str:
         """What a person may try, if there is something to try; else empty."""
-        if self.losses and not self.latencies and any(each.get("event") == "pong_missed" for each in self.history):
+        if not self.pings or self.latencies or not self.connects:
+            return ""
+        is_silent = self.status is ClientStatus.CONNECTED and self.now - self.since > PATIENCE
+        if is_silent or any(each.get("event") == "pong_missed" for each in self.history):
             return "the server never answered a ping; if it does not know the text 'ping', say --no-ping"
         return ""
 

@@ -9,7 +9,18 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from .common import DONE, Commands, Unusable, add_command, complain, count, run_until_interrupted, seconds, use_utf8
+from .common import (
+    DONE,
+    Commands,
+    Unusable,
+    add_command,
+    complain,
+    port,
+    run_until_interrupted,
+    seconds,
+    use_utf8,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..embedded_server import EmbeddedServer
@@ -19,6 +30,7 @@ __all__ = ["add"]
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 STEADY: Final = ("refuse", "drop", "ignore-joins", "hold-acks")
+GLANCE: Final = 0.1  # seconds between two looks at who is connected
 RECURRING: Final = ("close", "reset", "freeze", "restart")
 
 SERVE: Final = """\
@@ -51,26 +63,34 @@ examples:
 def add(commands: Commands) -> None:
     serve = add_command(commands, "serve", _serve, "a server to try things out with", SERVE, EPILOG)
     serve.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine only)")
-    serve.add_argument("--port", type=int, default=0, metavar="N", help="default: 0, any that is free")
+    serve.add_argument("--port", type=port, default=0, metavar="N", help="default: 0, any that is free")
     serve.add_argument("--read-only", action="store_true", help="clients may join rooms, but change nothing in them")
     serve.add_argument(
         "--misbehave", action="append", default=[], choices=[*STEADY, *RECURRING], metavar="HOW", help="see below"
     )
     serve.add_argument("--every", type=seconds, default=10.0, metavar="SECONDS", help="default: 10")
-    serve.add_argument("--status", type=count, default=503, metavar="N", help="the HTTP status of refuse")
-    serve.add_argument("--code", type=count, default=1012, metavar="N", help="the close code of close")
+    serve.add_argument(
+        "--status",
+        type=whole("HTTP status that ends an answer", 200, 599),
+        default=503,
+        metavar="N",
+        help="the HTTP status of refuse (default: 503)",
+    )
+    serve.add_argument(
+        "--code",
+        type=whole("close code", 0, 65535),
+        default=1012,
+        metavar="N",
+        help="the close code of close (default: 1012)",
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    if not 0 <= arguments.port < 65536:
-        raise Unusable(f"{arguments.port} is no port: give one from 1 to 65535, or 0 for any that is free")
-    if not 200 <= arguments.status < 600:
-        raise Unusable(f"{arguments.status} is no HTTP status that ends an answer: give one from 200 to 599")
-    if arguments.code > 65535:
-        raise Unusable(f"{arguments.code} is no close code: it has 16 bits")
     use_utf8()
     try:
         return run_until_interrupted(_run(arguments))
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:
         raise Unusable(f"cannot listen on {arguments.host} port {arguments.port}: {error.strerror or error}") from error
 
@@ -79,11 +99,21 @@ async def _run(arguments: argparse.Namespace) -> int:
     from ..embedded_server import EmbeddedServer
 
     began = time.monotonic()
+    attempts = connections = 0
 
     def tell(what: str) -> None:
         print(f"{time.monotonic() - began:8.2f}  {what}", flush=True)
 
+    def tell_who_is_there() -> None:
+        nonlocal attempts, connections
+        if (server.stats.attempts, server.connections) != (attempts, connections):
+            came = server.stats.attempts - attempts
+            attempts, connections = server.stats.attempts, server.connections
+            tried = f"{came} attempt{'s' if came != 1 else ''} to connect; " if came else ""
+            tell(f"{tried}{connections} client{'s are' if connections != 1 else ' is'} connected")
+
     def authenticate(room_id: str, crdt: CrdtType, auth: bytes) -> Permission:
+        tell_who_is_there()
         shown = f"{len(auth)} bytes of authentication" if auth else "no authentication"
         tell(f"a client joins {_shown(room_id)} ({crdt}), with {shown}")
         return "read" if arguments.read_only else "write"
@@ -100,23 +130,21 @@ async def _run(arguments: argparse.Namespace) -> int:
         print(f"listening on {server.url}", flush=True)
         print(f"try: reconnect-fsm watch {server.url} --room notes", flush=True)
         print("Ctrl-C ends it\n", flush=True)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_tell_who_is_there(server, tell))
-            recurring = [each for each in dict.fromkeys(arguments.misbehave) if each in RECURRING]
-            if recurring:
-                tasks.create_task(_misbehave(server, recurring, arguments.every, arguments.code, tell))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_again_and_again(tell_who_is_there))
+                recurring = [each for each in dict.fromkeys(arguments.misbehave) if each in RECURRING]
+                if recurring:
+                    tasks.create_task(_misbehave(server, recurring, arguments.every, arguments.code, tell))
+        except BaseExceptionGroup as group:  # such as that the reader of a pipe went away
+            raise group.exceptions[0] from None
     return DONE
 
 
-async def _tell_who_is_there(server: EmbeddedServer, tell: Callable[[str], object]) -> None:
-    attempts = connections = 0
+async def _again_and_again(look: Callable[[], object]) -> None:
     while True:
-        if (server.stats.attempts, server.connections) != (attempts, connections):
-            came = server.stats.attempts - attempts
-            attempts, connections = server.stats.attempts, server.connections
-            tried = f"{came} attempt{'s' if came != 1 else ''} to connect; " if came else ""
-            tell(f"{tried}{connections} client{'s are' if connections != 1 else ' is'} connected")
-        await asyncio.sleep(0.1)
+        look()
+        await asyncio.sleep(GLANCE)
 
 
 async def _misbehave(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .common import DONE, Commands, Unusable, add_command, count, load_fsm, loading, seconds, use_utf8
+from .common import DONE, Commands, Unusable, add_command, count, load_fsm, loading, positive, seconds, use_utf8
 
 if TYPE_CHECKING:
     from ..herd import HerdRun, PolicyFactory
@@ -21,13 +22,15 @@ __all__ = ["add"]
 
 NAMES: Final = ("ours", "reference", "after-cap", "full", "equal", "decorrelated")
 COMPARED: Final = ("ours", "reference", "full", "equal")
+LONGEST: Final = 3000.0  # seconds of an outage
 WIDEST: Final = 120  # characters; wider shows no more
 
 SIMULATE: Final = """\
 Many clients are connected to one server, and lose it in the same moment. For a
 while nobody gets in; then the server accepts so many a second. Shown are the
 attempts to connect in each 100 ms, for one or several ways to wait between
-them, and how long it takes until 99 % are back.
+them. Beside each name are the most attempts in 100 ms that the server meets
+once it is back, and how long it then takes until 99 % of the clients are, too.
 
 Every client is a real ClientFSM with its policy; the network and the time are
 simulated, so it takes a second or two for each 10,000 clients and policy.
@@ -59,10 +62,13 @@ def add(commands: Commands) -> None:
     )
     simulate.add_argument("--clients", type=count, default=10_000, metavar="N", help="how many (default: 10000)")
     simulate.add_argument(
-        "--outage", type=_duration, default=30.0, metavar="SECONDS", help="for which nobody gets in (default: 30)"
+        "--outage", type=_outage, default=30.0, metavar="SECONDS", help="for which nobody gets in (default: 30)"
     )
     simulate.add_argument(
-        "--accepts", type=seconds, metavar="N", help="how many a second the server then accepts (default: all, at once)"
+        "--accepts",
+        type=positive("number a second"),
+        metavar="N",
+        help="how many a second the server then accepts (default: all, at once)",
     )
     simulate.add_argument(
         "--backlog", type=count, default=128, metavar="N", help="how many may wait to be accepted (default: 128)"
@@ -82,8 +88,14 @@ def add(commands: Commands) -> None:
     simulate.add_argument("--svg", type=Path, metavar="FILE", help="draw it into this file, too")
 
 
-def _duration(text: str) -> float:
-    return 0.0 if text == "0" else seconds(text)
+def _outage(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if float(text) == 0:
+            return 0.0
+    outage = seconds(text)
+    if outage > LONGEST:
+        raise argparse.ArgumentTypeError(f"an hour is simulated, so that nobody would come back: at most {LONGEST:g}")
+    return outage
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TextIO
 
+from ..loro_protocol import CrdtType
 from .observer import News, Observer
 
-__all__ = ["JsonLines", "Lines", "View", "in_words", "rooms_of", "why"]
+__all__ = ["Lines", "View", "as_json", "as_line", "counted", "in_words", "rooms_of", "size", "why"]
 
 
 class View(Protocol):
@@ -26,9 +27,12 @@ class View(Protocol):
         ...
 
 
-class _Stream:
-    def __init__(self, out: TextIO) -> None:
+class Lines:
+    """A line for each piece of news that ``line`` has one for."""
+
+    def __init__(self, out: TextIO, line: Callable[[News], str | None]) -> None:
         self._out = out
+        self._line = line
         reconfigure = getattr(out, "reconfigure", None)  # of a file; somebody may have put something else there
         if reconfigure is not None:
             reconfigure(errors="replace")
@@ -42,31 +46,24 @@ class _Stream:
 
     def show(self, observer: Observer) -> None:
         while observer.news:
-            if (line := self.line(observer.news.popleft())) is not None:
+            if (line := self._line(observer.news.popleft())) is not None:
                 print(line, file=self._out)
         self._out.flush()
 
-    def line(self, news: News) -> str | None:
-        raise NotImplementedError
+
+def as_json(news: News) -> str:
+    """An object in one line, in ASCII: what reads it may have any locale."""
+    return json.dumps(news)
 
 
-class JsonLines(_Stream):
-    """One JSON object a line."""
-
-    def line(self, news: News) -> str:
-        return json.dumps(news)  # in ASCII: what reads it may have any locale
-
-
-class Lines(_Stream):
-    """A line for each change, with no colours."""
-
-    def line(self, news: News) -> str | None:
-        words = in_words(news)
-        return None if words is None else f"{news['at']:8.2f}  {words}"
+def as_line(news: News) -> str | None:
+    """When, and in words what; None for what another line tells already."""
+    words = in_words(news)
+    return None if words is None else f"{news['at']:8.2f}  {words}"
 
 
 def in_words(news: News) -> str | None:
-    """What happened, in one line; None for what another line tells already."""
+    """What happened; None for what is told already by other news."""
     tell = WORDS.get(news["kind"])
     return tell(news) if tell else None
 
@@ -84,9 +81,23 @@ def rooms_of(news: Mapping[str, Any]) -> str:
     return f"room {news['room']}" if news.get("rooms", 1) == 1 else f"{news['rooms']:,} rooms"
 
 
+def size(crdt: str, operations: int) -> str:
+    """How large a document is, or an ephemeral store."""
+    return f"{operations:,} {'keys' if crdt == CrdtType.EPHEMERAL else 'operations'}"
+
+
+def counted(connects: int, failures: int, losses: int) -> str:
+    """The same words in the live view and in the end."""
+    return f"connects {connects} · failed attempts {failures} · losses {losses}"
+
+
 def _room(news: Mapping[str, Any]) -> str:
     allowed = f" ({news['permission']})" if news["permission"] else ""
     return f"{rooms_of(news)}: {news['old']} → {news['new']}{allowed}: {why(news)}"
+
+
+def _end(news: Mapping[str, Any]) -> str:
+    return f"the end: {news['status']}; {counted(news['connects'], news['failures'], news['losses'])}"
 
 
 WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -94,7 +105,7 @@ WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "transition": lambda news: f"{news['old']} → {news['new']}: {why(news)}",
     "latency": lambda news: f"latency {news['seconds'] * 1000:.1f} ms",
     "room": _room,
-    "document": lambda news: f"room {news['room']}: {news['operations']:,} operations: {news['value']}",
+    "document": lambda news: f"room {news['room']}: {size(news['crdt'], news['operations'])}: {news['value']}",
     "log": lambda news: f"{news['level']}: {news['message']}",
-    "end": lambda news: f"the end: {news['status']}; {news['connects']} connects, {news['failures']} failed attempts",
+    "end": _end,
 }

@@ -20,9 +20,9 @@ from .common import (
     Failed,
     Unusable,
     add_command,
+    add_headers,
     complain,
     count,
-    header,
     load_fsm,
     needing,
     run_until_interrupted,
@@ -60,9 +60,10 @@ JSON lines have these fields, and no secrets:
   status           old, new, reason, attempt, retry_in
   latency          seconds
   room             room, crdt, old, new, reason, permission
-  document         room, crdt, operations, value (the beginning of it, as JSON)
+  document         room, crdt, value (the beginning of it, as JSON), operations
+                   (of an ephemeral store: how many keys it has)
   log              level, message
-  end              status, reason, connects, failures, exit_code
+  end              status, reason, connects, failures, losses, exit_code
 
 examples:
   reconnect-fsm watch wss://sync.example.org/ --room notes --room here:ephemeral
@@ -96,27 +97,26 @@ def add(commands: Commands) -> None:
     watch.add_argument(
         "--auth", type=_auth, default=b"", metavar="TEXT", help="for the rooms; @FILE reads it from there"
     )
-    watch.add_argument(
-        "-H",
-        "--header",
-        action="append",
-        default=[],
-        type=header,
-        dest="headers",
-        metavar="HEADER",
-        help="'Name: value', or @FILE with one in each line; never shown",
-    )
+    add_headers(watch)
     watch.add_argument("--protocol", action="append", default=[], metavar="NAME", help="a WebSocket subprotocol")
     watch.add_argument("--insecure", action="store_true", help="do not verify the certificate of the server")
     watch.add_argument("--once", action="store_true", help="end as soon as all is well, or after 30 s (or --for)")
-    watch.add_argument("--for", type=seconds, dest="lasting", metavar="SECONDS", help="end then")
+    watch.add_argument("--for", type=seconds, dest="lasting", metavar="SECONDS", help="end after so long")
     watch.add_argument(
         "--format", choices=("live", "lines", "json"), help="default: live in a terminal, json into a pipe or a file"
     )
     watch.add_argument("--record", type=Path, metavar="FILE", help="a flight record of it, for 'replay'")
     watch.add_argument("--no-ping", action="store_true", help="for servers that do not answer the text 'ping'")
-    watch.add_argument("--ping-interval", type=seconds, default=5.0, metavar="SECONDS", help="default: 5")
-    watch.add_argument("--ping-timeout", type=seconds, default=10.0, metavar="SECONDS", help="default: 10")
+    watch.add_argument(
+        "--ping-interval", type=seconds, default=5.0, metavar="SECONDS", help="between two pings (default: 5)"
+    )
+    watch.add_argument(
+        "--ping-timeout",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="without an answer the connection is taken for dead (default: 10)",
+    )
     watch.add_argument("--attempts", type=count, metavar="N", help="give up after so many in a row (default: never)")
     watch.add_argument("--fsm", metavar="MODULE:CLASS", help="a subclass of ClientFSM, instead of it")
 
@@ -147,7 +147,7 @@ def _watch(arguments: argparse.Namespace) -> int:
         with needing("loro", "loro"):
             importlib.import_module("loro")  # before anything is connected
     try:
-        observer, client = Observer(arguments.url), _client(arguments)
+        observer, client = Observer(arguments.url, pings=not arguments.no_ping), _client(arguments)
     except InvalidURL as error:
         raise Unusable(str(error)) from error
     return run_until_interrupted(_run(client, observer, _view(arguments.format), arguments))
@@ -159,7 +159,7 @@ def _client(arguments: argparse.Namespace) -> Client:
     from ..keepalive import Keepalive
     from ..retry import RetryPolicy
 
-    options: dict[str, Any] = {"headers": [pair for pairs in arguments.headers for pair in pairs]}
+    options: dict[str, Any] = {"headers": arguments.headers}
     if arguments.insecure:
         options["ssl"] = False
     if arguments.protocol:
@@ -174,10 +174,10 @@ def _client(arguments: argparse.Namespace) -> Client:
 
 
 def _view(wanted: str | None) -> View:
-    from .views import JsonLines, Lines
+    from .views import Lines, as_json, as_line
 
     if wanted == "json" or (wanted is None and not sys.stdout.isatty()):
-        return JsonLines(sys.stdout)
+        return Lines(sys.stdout, as_json)
     if wanted != "lines" and os.environ.get("TERM") != "dumb":
         try:
             with needing("cli", "rich"):
@@ -188,29 +188,24 @@ def _view(wanted: str | None) -> View:
             if wanted == "live":
                 raise
             complain(f"{error}; until then, a line for each change")
-    return Lines(sys.stdout)
+    return Lines(sys.stdout, as_line)
 
 
 async def _run(client: Client, observer: Observer, view: View, arguments: argparse.Namespace) -> int:
     limit = arguments.lasting or (ONCE if arguments.once else float("inf"))
-    code, why = DONE, ""
-    with view, observer.listening_to_the_log():
-        try:
-            with _recording(client, arguments.record):
-                observer.follow(client, arguments.rooms, arguments.auth)
-                async with client, _pinging(client, enabled=not arguments.no_ping) as pinged:
-                    try:
-                        is_well = await _until_settled(observer, view, pinged, limit, once=arguments.once)
-                        if not is_well:
-                            code, why = NOT_CONNECTED, _what_is_wrong(observer, pinged.done())
-                    finally:
-                        observer.settle()
-        finally:
-            observer.end(code)
-            view.show(observer)
-    if code != DONE:
-        raise Failed(why, code)
-    return code
+    wrong = ""
+    with _recording(client, arguments.record), view, observer.listening_to_the_log():
+        observer.follow(client, arguments.rooms, arguments.auth)
+        async with client, _pinging(client, enabled=observer.pings) as pinged:
+            try:
+                if not await _until_settled(observer, view, pinged, limit, once=arguments.once):
+                    wrong = _what_is_wrong(observer, pinged.done())
+            finally:  # also of Ctrl-C, which is no failure
+                observer.end(NOT_CONNECTED if wrong else DONE)
+                view.show(observer)
+    if wrong:
+        raise Failed(wrong, NOT_CONNECTED)
+    return DONE
 
 
 async def _until_settled(
@@ -269,9 +264,10 @@ def _what_is_wrong(observer: Observer, was_answered: bool) -> str:
         return f"the room {room.id} is not joined: {room.reason}"
     if observer.is_well and not was_answered:
         return f"connected to {observer.url}, but it does not answer the text 'ping'; if it is not to, say --no-ping"
-    what = "the client stopped" if observer.has_stopped else f"{observer.status.value} after {observer.now:.0f} s"
+    after = f"{observer.now:.0f} s"
     if observer.status is ClientStatus.CONNECTED:
-        waiting = [each.room for each in observer.rooms if each.room.status is not RoomStatus.JOINED]
-        return f"{what}, but the room {waiting[0].id} is not joined: {waiting[0].reason}"
+        waiting = [each.room.id for each in observer.rooms if each.room.status is not RoomStatus.JOINED]
+        return f"connected to {observer.url}, but the room {waiting[0]} is not joined after {after}: no answer"
+    what = "the client stopped" if observer.has_stopped else f"{observer.status.value} after {after}"
     hint = f" ({observer.hint})" if observer.hint else ""
     return f"{observer.url}: {what}: {observer.reason}{hint}"
