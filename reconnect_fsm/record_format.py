@@ -50,25 +50,25 @@ Json: TypeAlias = Any
 
 
 class Transition(NamedTuple):
-    """One transition of one machine: ``diagrams.Step(*transition)`` makes of it what `diagrams.sequence` draws."""
+    """One transition of one machine; `diagrams.sequence` draws them."""
 
     time: float
-    """When, in seconds of the event loop's clock."""
+    """When, in seconds of the event loop's clock; a picture counts from the first."""
     machine: str
     """``"client"``, or a room's id."""
     event: str
-    """The fact that led to it."""
+    """The fact that led to it; empty where only a change of status is known."""
     old: str
     """The state before."""
     new: str
     """The state afterwards."""
     status: str
     """The public status afterwards."""
-    reason: str
+    reason: str = ""
     """Why, in words."""
-    attempt: int
+    attempt: int = 0
     """The number of the retry; 0: none."""
-    retry_in: float | None
+    retry_in: float | None = None
     """Seconds until the next attempt, where one is scheduled."""
 
 

@@ -65,11 +65,11 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _draw(recording: Path, picture: Path) -> None:
-    from ..diagrams import Step, sequence
+    from ..diagrams import sequence
     from ..recorder import transitions_in
 
     with recording.open(encoding="utf-8") as lines:
-        drawn = sequence((Step(*each) for each in transitions_in(lines)), title=recording.name)
+        drawn = sequence(transitions_in(lines), title=recording.name)
     try:
         picture.write_text(drawn, encoding="utf-8", newline="\n")
     except OSError as error:

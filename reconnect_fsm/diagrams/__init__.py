@@ -19,13 +19,12 @@ from .as_markdown import matrix
 from .as_mermaid import mermaid
 from .files import load, main_machines, picture, write
 from .plan import Detail, Machine
-from .timeline import Step, sequence
+from .timeline import sequence
 
 __all__ = [
     "CannotDraw",
     "Detail",
     "Machine",
-    "Step",
     "cards",
     "digest",
     "dot",

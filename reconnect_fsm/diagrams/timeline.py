@@ -12,15 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from ..status import StateChange, StatusChange
+from ..record_format import CLIENT, Transition
 from .ink import BORDER, COLOURS, FAINT, INK, PAPER, Colour, colours_of, document, escaped, fitting, text_width, wrapped
 
-__all__ = ["CLIENT", "Step", "sequence"]
+__all__ = ["sequence"]
 
-CLIENT: Final = "client"
-"""What the client is called among the machines of a record; all others are rooms."""
 INSTANT: Final = 0.005
 """Seconds within which what rooms do belongs to the fact that moved the first of them."""
 MOST_LINES: Final = 48
@@ -28,41 +26,11 @@ EVENT, SMALL = 13, 12
 PAD: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One transition of one machine, at a time in seconds."""
-
-    time: float
-    """Of any clock: what counts is the distance from the first."""
-    machine: str
-    """``"client"``, or a room's id."""
-    event: str
-    """The fact that led to it; empty where only the change of status is known."""
-    old: str
-    new: str
-    status: str
-    """The public status afterwards."""
-    reason: str = ""
-    attempt: int = 0
-    retry_in: float | None = None
-    """Seconds until the next attempt, where one is scheduled."""
-
-    @classmethod
-    def of(cls, time: float, change: StateChange | StatusChange[Any], machine: str = CLIENT) -> Step:
-        """What ``on_transition`` of a client, or ``on_status`` of a room, told at ``time`` seconds."""
-        if isinstance(change, StateChange):
-            event, status = change.event, str(change.status)
-        else:
-            event, status = "", str(change.new)
-        old, new = str(change.old), str(change.new)
-        return cls(time, machine, event, old, new, status, change.reason, change.attempt, change.retry_in)
-
-
 @dataclass(slots=True)
 class _Line:
     """What is told in one line: a fact and what it led to, or many of them."""
 
-    steps: list[Step]
+    steps: list[Transition]
     top: float = 0.0
     is_sum: bool = False
 
@@ -88,10 +56,10 @@ class _Lane:
     name: str
     x: float = 0.0
     width: float = 0.0
-    steps: list[Step] = field(default_factory=list[Step])
+    steps: list[Transition] = field(default_factory=list[Transition])
 
 
-def sequence(steps: Iterable[Step], *, title: str = "", width: int = 820, rooms: int = 4) -> str:
+def sequence(steps: Iterable[Transition], *, title: str = "", width: int = 820, rooms: int = 4) -> str:
     """Draw a record as an SVG, ``width`` pixels wide (360 suits a phone), with at most ``rooms`` columns for rooms.
 
     Steps may come in any order; those of one instant, in the order in which they happened. The rooms that did most are
@@ -108,7 +76,7 @@ def sequence(steps: Iterable[Step], *, title: str = "", width: int = 820, rooms:
 
 
 class _Sequence:
-    def __init__(self, steps: list[Step], title: str, width: int, rooms: int) -> None:
+    def __init__(self, steps: list[Transition], title: str, width: int, rooms: int) -> None:
         self.steps = steps
         self.title = title
         self.width = width
@@ -345,7 +313,7 @@ class _Sequence:
             f"{escaped(text)}</text></g>"
         )
 
-    def status_before(self, step: Step) -> str:
+    def status_before(self, step: Transition) -> str:
         """The status of the state in which a machine was before its first step, as far as the record tells."""
         known = self.statuses.get((step.machine == CLIENT, step.old))
         return known or (step.old if step.old in COLOURS else "")
