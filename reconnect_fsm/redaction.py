@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from os.path import commonprefix
@@ -64,10 +65,11 @@ def _text(words: object) -> str:
 
 
 def _forms(text: str) -> frozenset[str]:
-    """As it is, unquoted, and its parts; of ``name=value`` the value."""
+    """As it is, unquoted, and its parts; of ``name=value`` the value. Each also as JSON would write it."""
     parts = [part.partition("=") for part in re.split(r'[\s;,"{}]+', text, maxsplit=PARTS)]
     values = [value or name for name, _, value in parts if name.lower() not in SCHEMES]
-    return frozenset(each for each in (text, unquote_plus(text), *values) if len(each) >= SHORTEST)
+    forms = [each for each in (text, unquote_plus(text), *values) if len(each) >= SHORTEST]
+    return frozenset((*forms, *(json.dumps(each)[1:-1] for each in forms)))
 
 
 def _spans(text: str, secret: str) -> Iterator[tuple[int, int]]:

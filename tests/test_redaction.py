@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import aiohttp
 import pytest
@@ -149,3 +150,13 @@ async def test_where_nothing_is_given_nothing_is_learned() -> None:
     async with aiohttp.ClientSession() as session:
         learn_secrets(known, URL("ws://127.0.0.1/path"), {}, session)
     assert known("anything at all: /path 127.0.0.1") == "anything at all: /path 127.0.0.1"
+
+
+def test_a_secret_that_comes_back_as_json_is_replaced() -> None:
+    """Quotes, backslashes and other alphabets are escaped there."""
+    known = Redaction()
+    secret = 'pä"ss\\word'
+    known.learn(secret)
+    said = json.dumps({"denied": secret})
+    assert secret not in said
+    assert known(said) == '{"denied": "…"}'
