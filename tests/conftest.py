@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -39,6 +40,12 @@ def figures(request: pytest.FixtureRequest) -> Figures:
     """Where a proof leaves what it counted; its file's docstring begins with the heading on the page of figures."""
     heading, _, _ = (request.module.__doc__ or request.module.__name__).partition("\n")
     return Figures(heading.rstrip("."))
+
+
+def pytest_configure() -> None:
+    """A shell's ``&`` has Ctrl-C ignored, which programs that the tests start, and interrupt, would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
