@@ -877,7 +877,7 @@ async def test_the_example_of_the_hook() -> None:
     async with ScriptedServer() as server:
         client = client_of(server)
         names = {**vars(reconnect_fsm.telemetry), "statsd": statsd, "client": client}
-        exec(compile(code, "the package's text", "exec"), names)
+        exec(compile(code, "<the package's text>", "exec"), names)
         async with client:
             await client.wait_connected()
     assert [what[0] for what in said] == ["reconnect.attempt.connected"]
