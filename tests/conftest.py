@@ -48,6 +48,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that may take longest begin first, so that one worker does not end long after the others."""
+
+    def allowed(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker is not None and marker.args else 0.0
+
+    items.sort(key=allowed, reverse=True)
+
+
 def pytest_collection_finish() -> None:
     """Spare the collection after each test all that was imported: 40 ms become 2."""
     gc.collect()
