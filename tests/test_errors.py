@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reconnect_fsm import errors
-from reconnect_fsm.errors import ClientStopped, JoinRefused, ReconnectError
+from reconnect_fsm.errors import ClientStopped, JoinRefused, ReconnectError, twin
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -51,3 +51,19 @@ def test_rejoin_3_a_refusal_can_be_told_by_its_codes() -> None:
     error = JoinRefused(0x7F, "no seat left", "full")
     assert (error.code, error.message, error.app_code) == (0x7F, "no seat left", "full")
     assert JoinRefused(0, "no").app_code is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [JoinRefused(0x7F, "no seat left", "full", put_out=True), ClientStopped("closed"), KeyError("mine", 7)],
+)
+def test_a_twin_is_the_same_and_another(error: Exception) -> None:
+    """In type, words and attributes; what happens to it does not happen to the first."""
+    again = twin(error)
+    assert again is not error
+    assert (type(again), again.args, str(again), vars(again)) == (type(error), error.args, str(error), vars(error))
+    again.add_note("raised")
+    with pytest.raises(type(error)):
+        raise again
+    assert error.__traceback__ is None
+    assert not hasattr(error, "__notes__")

@@ -104,7 +104,7 @@ def test_d_jitter_two_policies_made_alike_do_not_wait_alike() -> None:
     assert one.random is two.random
     assert isinstance(one.random, random.SystemRandom)
     assert [one.delay(9) for _ in range(5)] != [two.delay(9) for _ in range(5)]
-    assert one == two
+    assert one == two == RetryPolicy(random=random.Random(1))  # how chance is drawn is no part of what was decided
     assert "random" not in repr(one)
 
 
@@ -116,7 +116,9 @@ def test_d_http_no_sooner_than_asked_and_not_much_later(asked: float, jitter: fl
     """D-HTTP: never a moment sooner, and at most (1 + 2 · jitter) times as long; what was not asked for is nothing."""
     policy = RetryPolicy(jitter=jitter, random=random.Random(seed))
     assert asked <= policy.no_sooner(asked) <= asked * (1 + 2 * jitter) * (1 + 1e-12)
+    drawn = policy.random.getstate()
     assert policy.no_sooner(0.0) == 0.0
+    assert policy.random.getstate() == drawn  # where nothing is asked for, a seeded run goes on as ever
 
 
 @pytest.mark.parametrize(("point", "wait"), [(0.0, 60.0), (0.5, 75.0), (1.0, 90.0)])
