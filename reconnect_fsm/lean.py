@@ -29,12 +29,14 @@ class LeanTransition(transitions.Transition):
     def leaving(self, machine: transitions.Machine) -> tuple[str, ...]:
         """What is called before the state is set."""
         left = machine.states[self.source].on_exit if self.dest is not None else ()
-        return cast("tuple[str, ...]", (*self.before, *left))
+        called: tuple[Any, ...] = (*self.before, *left)
+        return called
 
     def arriving(self, machine: transitions.Machine) -> tuple[str, ...]:
         """What is called once it is."""
         entered = machine.states[self.dest].on_enter if self.dest is not None else ()
-        return cast("tuple[str, ...]", (*entered, *machine.after_state_change))
+        called: tuple[Any, ...] = (*entered, *machine.after_state_change)
+        return called
 
 
 class LeanEvent(transitions.Event):
@@ -43,9 +45,10 @@ class LeanEvent(transitions.Event):
     @cached_property
     def plans(self) -> dict[str, list[tuple[tuple[tuple[str, object], ...], tuple[str, ...], Any, tuple[str, ...]]]]:
         """For each state its rows, as `trigger` reads them; drawn up at the first trigger, when all rows are there."""
+        transitions: dict[str, list[LeanTransition]] = cast(Any, self.transitions)
         return {
             source: [(row.guards, row.leaving(self.machine), row.dest, row.arriving(self.machine)) for row in rows]
-            for source, rows in cast("dict[str, list[LeanTransition]]", self.transitions).items()
+            for source, rows in transitions.items()
         }
 
     def trigger(self, model: Any) -> bool:
