@@ -516,13 +516,14 @@ class Connection:
         """Take messages until there is something else to do: that goes first, as it would between two reads."""
         if socket is not self._socket or self._heartbeat is None:
             return
+        heartbeat, received, pump = self._heartbeat, self._received, self._pump
         for data in messages:
-            if data == PONG and self._heartbeat.is_owed:
-                self._ponged(self._heartbeat)
+            if data == PONG and heartbeat.is_owed:
+                self._ponged(heartbeat)
             else:
-                self._received(data)
-            if self._pump.waiting:
-                self._pump.post(self._take, socket, messages)
+                received(data)
+            if pump.waiting:
+                pump.post(self._take, socket, messages)
                 return
 
     def _ponged(self, heartbeat: Heartbeat) -> None:

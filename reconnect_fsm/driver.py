@@ -19,8 +19,8 @@ __all__ = ["Driver", "Memory", "Step", "Tap", "broken", "memory_of", "remembered
 T = TypeVar("T")
 logger = logging.getLogger("reconnect_fsm")
 
-LOG: Final = 400  # steps kept, or a few more
-CLIENTS: Final = 100  # of the client's own, however many its rooms take
+LOG: Final = 400  # of the last steps that are kept
+OLDER: Final = 100  # and of the client's own before them, which what its rooms do must not push out
 
 Memory: TypeAlias = tuple[Any, ...]
 """What a machine remembers besides its state; `remembered` gives it names."""
@@ -49,7 +49,8 @@ class Driver(Pump):
     def __init__(self) -> None:
         super().__init__()
         self.log: list[Step] = []
-        """The last steps, `LOG` at least."""
+        """The last steps, `LOG` of them, and before those the last `OLDER` of the client's own that are older."""
+        self._older = 0  # how many those are
         self.now = 0.0
         """When the last fact was told, in the loop's seconds."""
         self.tap: Tap | None = None
@@ -83,9 +84,8 @@ class Driver(Pump):
             self.now = loop.time()
         step = (self.now, whose, fsm, event, args, old, fsm.state, fsm.reason, fsm.attempt, effects, memory)
         self.log.append(step)
-        if len(self.log) > 2 * LOG:
-            # What its rooms do must not push out the client's own steps.
-            self.log[:LOG] = [step for step in self.log[:LOG] if not step[1]][-CLIENTS:]
+        if len(self.log) > LOG + self._older:
+            self._forget_one()
         if self.tap is not None:
             self.tap.told(step)
         if self.observers:
@@ -96,6 +96,15 @@ class Driver(Pump):
             except (Exception, asyncio.CancelledError) as error:
                 logger.exception("running %s raised", type(effect).__name__)  # its repr may tell a secret of the user's
                 self.post(broke, subject, raised(f"running {type(effect).__name__}", error))
+
+    def _forget_one(self) -> None:
+        """One for one: if many were let go at once, Python would search through the new ones for garbage."""
+        if self.log[self._older][1]:
+            del self.log[self._older]
+        elif self._older < OLDER:
+            self._older += 1
+        else:
+            del self.log[0]
 
     def end_recording(self) -> None:
         """A recording ends with the client, if not before."""

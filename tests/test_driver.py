@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reconnect_fsm import ClientFSM, ClientStopped, Connection, RoomFSM
-from reconnect_fsm.driver import LOG, Driver, Step
+from reconnect_fsm.driver import LOG, OLDER, Driver, Step
 from reconnect_fsm.effects import Dial, Effect, FailWaiters, NotifyStatus, Release, RequestJoin, StartTimer, TellRooms
 
 BROKEN = "the machine {} raised LookupError; the log tells where"
@@ -105,14 +105,28 @@ async def test_a_step_says_when() -> None:
 
 
 def test_the_log_is_bounded_and_holds_the_last_steps() -> None:
-    """`LOG` of them at least, and never more than twice as many."""
+    """`LOG` of them, and `OLDER` of the client's own before those."""
     desk = Desk()
     for number in range(5 * LOG):
         desk.tell("connect_requested", number)
-        assert min(number + 1, LOG) <= len(desk.driver.log) <= 2 * LOG
+        assert len(desk.driver.log) == min(number + 1, LOG + OLDER)
     numbers = [told(step)[2][0] for step in desk.driver.log]
-    assert numbers[-LOG:] == list(range(4 * LOG, 5 * LOG))
-    assert numbers == sorted(numbers)
+    assert numbers == list(range(4 * LOG - OLDER, 5 * LOG))
+
+
+@pytest.mark.parametrize("every", [2, 10, 50])
+def test_what_rooms_do_does_not_push_out_the_clients_own_steps(every: int) -> None:
+    """The last `OLDER` of its own that are not among the last `LOG` of all stay, in order."""
+    desk, room = Desk(), RoomFSM()
+    steps: list[tuple[str, int]] = []
+    for number in range(OLDER * every + 3 * LOG):
+        whose, fsm = ("notes", room) if number % every else ("", desk.fsm)
+        steps.append((whose, number))
+        desk.driver.fire(whose, fsm, "broke", (number,), desk._run, Desk._broke, desk)
+        if number % 97:
+            continue
+        older = [step for step in steps[:-LOG] if not step[0]]
+        assert [(told(step)[0], told(step)[2][0]) for step in desk.driver.log] == older[-OLDER:] + steps[-LOG:]
 
 
 async def test_a_connection_keeps_its_steps() -> None:

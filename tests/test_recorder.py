@@ -24,7 +24,7 @@ import faulty
 from faulty import eventually
 from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connection, JoinRefused, RetryPolicy, RoomFSM
 from reconnect_fsm.diagrams.timeline import sequence
-from reconnect_fsm.driver import LOG, Driver
+from reconnect_fsm.driver import LOG, OLDER, Driver
 from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, StartTimer, TellRooms, VersionChoice
 from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.keepalive import Keepalive
@@ -314,7 +314,7 @@ async def test_the_last_steps_can_be_exported_at_any_time(tmp_path: Path) -> Non
 
 
 def test_a_flood_of_rooms_does_not_push_out_the_clients_own_steps() -> None:
-    """Its last hundred are kept, however much its rooms do; and what begins in the middle replays exactly."""
+    """Its last `OLDER` are kept, however much its rooms do; and what begins in the middle replays exactly."""
     run = Run()
     run.recording.close()
     for number in range(150):
@@ -325,8 +325,8 @@ def test_a_flood_of_rooms_does_not_push_out_the_clients_own_steps() -> None:
         run.tell("connection_opened", "connected", room=room)
         run.tell("connection_lost", "lost", room=room)
     own = [step for step in run.driver.log if not step[1]]
-    assert len(own) == 100
-    assert len(run.driver.log) <= 2 * LOG + 1
+    assert len(own) == OLDER
+    assert len(run.driver.log) == LOG + OLDER
     assert own[-1][3] == "retry_requested"
 
 

@@ -31,6 +31,7 @@ Work = Callable[[str, int], Coroutine[Any, Any, None] | None]
 
 def begin(section: str) -> None:
     """Say that a section begins, and wait for leave. The loop stands still meanwhile, and nothing is under way."""
+    gc.collect()  # a section pays for its own garbage, not for what went before
     print(json.dumps({"begin": section}), flush=True)
     if not sys.stdin.readline():
         raise SystemExit("the runner is gone")

@@ -20,6 +20,7 @@ const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const say = (message) => process.stdout.write(`${JSON.stringify(message)}\n`);
 
 async function begin(section) {
+  globalThis.gc(); // a section pays for its own garbage, not for what went before
   say({ begin: section });
   if ((await lines.next()).done) throw new Error("the runner is gone");
 }
