@@ -63,7 +63,7 @@ from reconnect_fsm.rooms import Rooms
 from reconnect_fsm.testing.schedules import ShuffledLoop, every_schedule, many_schedules
 from reconnect_fsm.transport import Socket
 
-IN_SMALL, IN_REAL = 4_000, 1_000  # seeds for each scenario; with the exhaustive search more than 200,000 schedules
+IN_SMALL, IN_REAL = 5_000, 1_000  # seeds for each scenario; with the exhaustive search more than 200,000 schedules
 FEW = 8  # seeds for each scenario where it is no proof
 
 PATIENCE = 90.0  # seconds of virtual time: a suggested rejoin may take 30
@@ -289,7 +289,7 @@ async def small() -> AsyncIterator[Server]:
     """Everything of ours, over queues."""
     server = SmallServer()
     server.thaw()
-    with mock.patch.object(connection, "make_session", return_value=server):
+    with mock.patch.object(connection, "make_session", lambda given: server):
         yield server
     server.reset_all()
 
