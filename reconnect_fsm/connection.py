@@ -67,7 +67,7 @@ from .transport import (
 )
 
 if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most programs never do
-    from .explain import SeenRoom
+    from .explain import Account, SeenRoom
     from .recorder import File, Recorder, Recording, Transition
 
 __all__ = ["Connection"]
@@ -346,11 +346,15 @@ class Connection:
 
     def explain(self) -> str:
         """Say in some sentences how things stand: why it is not connected, what happened last, and what comes next."""
-        from .explain import explained
+        return str(self._account(self._all_rooms()))
+
+    def _account(self, rooms: Collection[SeenRoom] = ()) -> Account:
+        """The same in parts, of the client alone if no rooms are given."""
+        from .explain import account_of
 
         now = 0.0 if self._loop is None else self._loop.time()
         due = None if self._timer is None else self._timer.when()
-        return explained(self._fsm, self._pump.log, now, due, self._connect_timeout, self._latency, self._all_rooms())
+        return account_of(self._fsm, self._pump.log, now, due, self._connect_timeout, self._latency, rooms)
 
     def record(self, file: File, *, most: int = MOST_RECORDED, hide_rooms: bool = False) -> Recording:
         """Write all that the machines are told and do into a file, as JSON lines, from now on until it is closed.

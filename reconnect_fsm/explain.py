@@ -13,10 +13,10 @@ asked to wait          … The next attempt, retry 1, is in 28 s, 31 s after the
                        sooner than 30 s. …
 retrying               Not connected, and reconnecting for 16 s: … Retry 3 is under way, and may take 9.7 s more.
 paused                 Not connected, and reconnecting for 2 min 5 s: offline. It waits to hear that there is a network
-                       again, and tries at once then; retry_now() tries now.
+                       again, and tries at once then. retry_now() tries now.
 disconnected           Stopped 4.0 s ago, for good: closed by this program. connect() or retry_now() starts it again.
 refused                Stopped 4.0 s ago, for good: closed with code 4401. That says not to come back. …
-error                  Stopped 4.0 s ago, in error: … Trying again will not help before that is put right; then …
+error                  Stopped 4.0 s ago, in error: … Trying again will not help before that is put right. Then …
 =====================  =============================================================================================
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from operator import attrgetter
 from typing import Final, Protocol
@@ -35,7 +36,7 @@ from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .status import ClientStatus, RoomStatus
 
-__all__ = ["SeenRoom", "explained"]
+__all__ = ["Account", "SeenRoom", "account_of"]
 
 LAST: Final = 5  # of what happened, are told
 MOST_REASONS: Final = 5  # of rooms, are told
@@ -55,7 +56,35 @@ class SeenRoom(Protocol):
         ...
 
 
-def explained(
+@dataclass(frozen=True, slots=True)
+class Account:
+    """How things stand with a client, in words; `str` is the whole of it, a paragraph a line."""
+
+    standing: str
+    """Its status, since when, and why."""
+    next: str
+    """What comes next, when, and why then; may be empty."""
+    by_hand: str
+    """What a program can do about it; may be empty."""
+    lately: str = ""
+    """The last facts that changed something."""
+    rooms: tuple[str, ...] = ()
+    """How the rooms are, and which were refused."""
+
+    @property
+    def present(self) -> str:
+        """How it stands and what comes next, without what was and without the rooms."""
+        return _lines(self.standing, " ".join(each for each in (self.next, self.by_hand) if each))
+
+    def __str__(self) -> str:
+        return _lines(self.present, self.lately, *self.rooms)
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
+
+
+def account_of(
     fsm: ClientFSM,
     steps: Sequence[Step],
     now: float,
@@ -63,28 +92,23 @@ def explained(
     connect_timeout: float,
     latency: float | None,
     rooms: Collection[SeenRoom],
-) -> str:
+) -> Account:
     """Say how things stand. Times are in seconds of the loop; ``due`` is when the machine's timer runs out."""
     own = [step for step in steps if not step[1]]
     if fsm.state == fsm.initial.name and all(old == new for _, _, _, _, _, old, new, *_ in own):
-        return " ".join(
-            ['Not started. Start it with start() or connect(), or enter it with "async with".', *_of(rooms)]
-        )
+        begin = 'Start it with start() or connect(), or enter it with "async with".'
+        return Account("Not started.", "", begin, rooms=tuple(_of(rooms)))
     since, is_whole = _since(fsm, own)
     lasts = ("" if is_whole else "more than ") + duration(now - since)
     left = None if due is None else max(due - now, 0.0)
-    parts = [
+    refused = [step for step in steps if step[1] and step[6] != step[5] and _is_refused(step)]
+    return Account(
         _standing(fsm, lasts, latency),
         _next(fsm, own, now, left, connect_timeout),
+        _by_hand(fsm, left),
         _lately(own, now),
-        *_of(rooms),
-    ]
-    refused = [step for step in steps if step[1] and step[6] != step[5] and _is_refused(step)]
-    parts += [
-        f"Room {step[1]!r} was refused or put out {duration(now - step[0])} ago: {_sentence(step[7])}"
-        for step in refused[-LAST:]
-    ]
-    return "\n".join(part for part in parts if part)
+        (*_of(rooms), *(_refusal(step, now) for step in refused[-LAST:])),
+    )
 
 
 def _since(fsm: ClientFSM, own: Sequence[Step]) -> tuple[float, bool]:
@@ -116,30 +140,44 @@ def _standing(fsm: ClientFSM, lasts: str, latency: float | None) -> str:
 def _next(fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float) -> str:
     """What comes next, when, and why then."""
     if fsm.status is ClientStatus.DISCONNECTED:
-        return f"{_verdict(fsm, own)}connect() or retry_now() starts it again."
+        return _verdict(fsm, own)
     if fsm.status is ClientStatus.ERROR:
-        return "Trying again will not help before that is put right; then connect() or retry_now() starts it again."
-    failed = f"It has failed {_times(fsm.attempt)} in a row. " if fsm.attempt else ""
-    began = next((step[0] for step in reversed(own) if any(type(each) is Dial for each in step[9])), now)
+        return "Trying again will not help before that is put right."
+    failed = f"It has failed {_times(fsm.attempt)} in a row." if fsm.attempt else ""
+    if fsm.status is ClientStatus.CONNECTED and (left is None or not failed):
+        return failed
+    return f"{failed} {_coming(fsm, own, now, left, connect_timeout)}".strip()
+
+
+def _coming(fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float) -> str:
     if fsm.states[fsm.state] in fsm.DIALING:
+        began = next((step[0] for step in reversed(own) if any(type(each) is Dial for each in step[9])), now)
         attempt = f"Retry {fsm.attempt}" if fsm.attempt else "An attempt"
-        return f"{failed}{attempt} is under way, and may take {duration(connect_timeout - (now - began))} more."
-    if fsm.status is ClientStatus.CONNECTED:
-        stable = (
-            f"The connection counts as stable in {duration(left)}, and that is forgotten then."
-            if left is not None
-            else ""
-        )
-        return f"{failed}{stable}" if failed else ""
+        return f"{attempt} is under way, and may take {duration(connect_timeout - (now - began))} more."
+    if left is not None and fsm.status is ClientStatus.CONNECTED:
+        return f"The connection counts as stable in {duration(left)}, and that is forgotten then."
     if left is not None and fsm.retry_in is not None:
         bound = "" if fsm.policy.max_attempts is None else f" of at most {fsm.policy.max_attempts}"
         return (
-            f"{failed}The next attempt, retry {fsm.attempt}{bound}, is in {duration(left)}, "
-            f"{duration(fsm.retry_in)} after the last one failed: {_why_then(fsm)}. retry_now() makes it now."
+            f"The next attempt, retry {fsm.attempt}{bound}, is in {duration(left)}, "
+            f"{duration(fsm.retry_in)} after the last one failed: {_why_then(fsm)}."
         )
     if not fsm.online:
-        return f"{failed}It waits to hear that there is a network again, and tries at once then; retry_now() tries now."
-    return failed if left is None else f"{failed}Something is due in {duration(left)}."
+        return "It waits to hear that there is a network again, and tries at once then."
+    return "" if left is None else f"Something is due in {duration(left)}."
+
+
+def _by_hand(fsm: ClientFSM, left: float | None) -> str:
+    """What a program can do."""
+    if fsm.status is ClientStatus.DISCONNECTED:
+        return "connect() or retry_now() starts it again."
+    if fsm.status is ClientStatus.ERROR:
+        return "Then connect() or retry_now() starts it again."
+    if fsm.status is ClientStatus.CONNECTED or fsm.states[fsm.state] in fsm.DIALING:
+        return ""
+    if left is not None and fsm.retry_in is not None:
+        return "retry_now() makes it now."
+    return "" if fsm.online else "retry_now() tries now."
 
 
 def _verdict(fsm: ClientFSM, own: Sequence[Step]) -> str:
@@ -148,10 +186,10 @@ def _verdict(fsm: ClientFSM, own: Sequence[Step]) -> str:
     if event not in ("socket_closed", "dial_failed", "pong_missed", "went_offline"):
         return ""
     if not fsm.policy.enabled:
-        return "The policy says not to retry. "
+        return "The policy says not to retry."
     if fsm.policy.max_attempts is not None and fsm.attempt >= fsm.policy.max_attempts:
-        return f"It has failed {_times(fsm.attempt + 1)} in a row, and max_attempts is {fsm.policy.max_attempts}. "
-    return "That says not to come back. "
+        return f"It has failed {_times(fsm.attempt + 1)} in a row, and max_attempts is {fsm.policy.max_attempts}."
+    return "That says not to come back."
 
 
 def _why_then(fsm: ClientFSM) -> str:
@@ -210,6 +248,10 @@ def _name_some(rooms: Iterable[SeenRoom], names: Mapping[tuple[str, str], list[s
             del short[each]  # `compress` skips the rest of them
             if not short:
                 return
+
+
+def _refusal(step: Step, now: float) -> str:
+    return f"Room {step[1]!r} was refused or put out {duration(now - step[0])} ago: {_sentence(step[7])}"
 
 
 def _is_refused(step: Step) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import time
 from collections import deque
 from collections.abc import Generator
@@ -277,12 +276,10 @@ class Observer:
     def explained(self) -> str:
         """In words: why it is as it is, and what comes next; without what a program could call."""
         assert self._client is not None
-        standing, _, _ = self._client.explain().partition("\nWhat happened last")
-        _, _, after = standing.partition("\n")
-        sentences = [each for each in re.split(r"(?<=\.)\s", after) if each and "()" not in each]
-        if self.status is not ClientStatus.CONNECTED:
-            sentences.insert(0, self.reason if self.reason.endswith(".") else f"{self.reason}.")
-        return " ".join(sentences)
+        coming = self._client._account().next
+        if self.status is ClientStatus.CONNECTED:
+            return coming
+        return f"{self.reason if self.reason.endswith('.') else f'{self.reason}.'} {coming}".strip()
 
 
 class _LogNews(logging.Handler):

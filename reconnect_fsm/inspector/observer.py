@@ -15,7 +15,6 @@ from yarl import URL
 
 from ..client_fsm import ClientFSM
 from ..connection import Connection
-from ..explain import explained
 from ..recorder import transitions
 from ..status import ClientStatus, StateChange
 
@@ -25,7 +24,6 @@ T = TypeVar("T")
 
 TRANSITIONS: Final = 300  # kept, and shown
 ROUND_TRIPS: Final = 600  # likewise
-THE_REST: Final = "What happened last"
 EVENTS: Final = {"connect": "connect_requested", "retry": "retry_requested", "close": "close_requested"}
 
 
@@ -111,16 +109,8 @@ class Observer:
         self._changed()
 
     def explanation(self) -> str:
-        """Why the client is as it is and what comes next; the rest of its account is on the page in other ways.
-
-        So this is not ``client.explain()``, which counts the rooms.
-        """
-        client = self.client
-        due = None if client._timer is None else client._timer.when()
-        text = explained(
-            client._fsm, client._pump.log, client._time() or 0.0, due, client._connect_timeout, client._latency, ()
-        )
-        return text.partition(f"\n{THE_REST}")[0]
+        """Why the client is as it is and what comes next; the rest of its account is on the page in other ways."""
+        return self.client._account().present
 
     # What happens
 
