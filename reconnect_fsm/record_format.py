@@ -33,6 +33,7 @@ __all__ = [
     "decoded",
     "encoded",
     "in_words",
+    "is_too_deep",
     "is_whole",
     "private",
     "same",
@@ -45,6 +46,7 @@ CLIENT: Final = "client"
 LONGEST: Final = 1000  # characters of a text
 MOST_ITEMS: Final = 100  # of a list; of one in another far fewer
 DEEPEST: Final = 6  # of one value in another
+MOST_LEVELS: Final = 3 + 2 * DEEPEST  # of lists and objects in a line: itself, a list of values, two a value, the last
 
 Json: TypeAlias = Any
 
@@ -198,6 +200,15 @@ def is_whole(value: Json) -> bool:
     if (told := as_object(value)) is not None:
         return "opaque" not in told and all(map(is_whole, told.values()))
     return all(map(is_whole, as_list(value) or ()))
+
+
+def is_too_deep(line: Json) -> bool:
+    """Whether more lies inside one another than is ever written: reading it would run into Python's own limit."""
+    level: list[Json] = [line]
+    for _ in range(MOST_LEVELS + 1):
+        inside = [as_list(each) or (as_object(each) or {}).values() for each in level]
+        level = [each for some in inside for each in some]
+    return bool(level)
 
 
 def same(text: str) -> str:

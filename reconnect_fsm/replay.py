@@ -30,6 +30,7 @@ from .record_format import (
     decoded,
     encoded,
     in_words,
+    is_too_deep,
     is_whole,
     same,
     shortened,
@@ -143,6 +144,8 @@ class _Reader:
                 continue
             if (fields := as_object(told)) is None:
                 raise UnreadableRecording(number, f"a line must be a JSON object, not {_beginning(line)}")
+            if is_too_deep(fields):
+                raise UnreadableRecording(number, "its lists and objects lie too deep inside one another")
             yield number, fields
         if cut is not None:
             self.notes.add(f"line {cut.line}, the last, is cut short and was left out")

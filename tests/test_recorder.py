@@ -30,7 +30,7 @@ from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import STAY, event, row
-from reconnect_fsm.record_format import LONGEST, Opaque, decoded, encoded, same
+from reconnect_fsm.record_format import DEEPEST, LONGEST, MOST_LEVELS, Opaque, decoded, encoded, is_too_deep, same
 from reconnect_fsm.recorder import Recorder, Recording, UnreadableRecording, export, replay, transitions_in
 from reconnect_fsm.status import AttemptFailure, FailureKind, StatusChange, presentable
 from reconnect_fsm.testing.server import (
@@ -769,8 +769,9 @@ def nested(depth: int) -> str:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"args": ["DEEP"]}, "makes no sense|no JSON"),
-        ({"effects": ["DEEP"], "new": "waiting"}, None),
+        ({"args": ["DEEP"]}, "too deep inside one another"),
+        ({"effects": ["DEEP"], "new": "waiting"}, "too deep inside one another"),
+        ({"note": "DEEP"}, "too deep inside one another"),
         ({"effects": [{"is": []}, 1, [[]], None, {"is": "StartTimer", "seconds": []}]}, None),
         ({"args": [{"is": []}]}, "no value can be made"),
         ({"args": [1, 2, 3]}, None),
@@ -797,6 +798,16 @@ def test_a_hostile_file_does_no_harm(changes: dict[str, Any], what: str | None) 
     else:
         with pytest.raises(UnreadableRecording, match=f"line 2: .*({what})"):
             replay(lines)
+
+
+def test_what_is_written_is_never_too_deep_to_be_read() -> None:
+    """However deep a value is; and there is an end to what is read."""
+    value: Any = 1
+    for _ in range(DEEPEST + 20):
+        value = (value,) if value == 1 else StatusChange(value, value, "why")
+    assert not is_too_deep({"args": [encoded(value, same)]})
+    assert not is_too_deep(json.loads(f"{'[' * MOST_LEVELS}1{']' * MOST_LEVELS}"))
+    assert is_too_deep(json.loads(f"[{'[' * MOST_LEVELS}1{']' * MOST_LEVELS}]"))
 
 
 def test_a_line_without_an_end_is_not_read_to_its_end() -> None:
