@@ -349,7 +349,7 @@ class Connection:
         return str(self._account(self._all_rooms()))
 
     def _account(self, rooms: Collection[SeenRoom] = ()) -> Account:
-        """The same in parts, of the client alone if no rooms are given."""
+        """The same in parts. Rooms that are not given are not counted; those refused lately are told all the same."""
         from .explain import account_of
 
         now = 0.0 if self._loop is None else self._loop.time()

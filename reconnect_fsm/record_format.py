@@ -46,7 +46,7 @@ CLIENT: Final = "client"
 LONGEST: Final = 1000  # characters of a text
 MOST_ITEMS: Final = 100  # of a list; of one in another far fewer
 DEEPEST: Final = 6  # of one value in another
-MOST_LEVELS: Final = 3 + 2 * DEEPEST  # of lists and objects in a line: itself, a list of values, two a value, the last
+MOST_LEVELS: Final = 4 + 2 * DEEPEST  # of lists and objects: 3 around a header's codes, 2 for a value, 1 for the last
 
 Json: TypeAlias = Any
 
@@ -203,11 +203,12 @@ def is_whole(value: Json) -> bool:
 
 
 def is_too_deep(line: Json) -> bool:
-    """Whether more lies inside one another than is ever written: reading it would run into Python's own limit."""
+    """Whether more lies inside one another than is ever written; far deeper, Python itself would give up."""
     level: list[Json] = [line]
     for _ in range(MOST_LEVELS + 1):
-        inside = [as_list(each) or (as_object(each) or {}).values() for each in level]
-        level = [each for some in inside for each in some]
+        if not level:
+            return False
+        level = [each for some in level for each in as_list(some) or (as_object(some) or {}).values()]
     return bool(level)
 
 

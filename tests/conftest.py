@@ -65,10 +65,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown() -> Generator[None, None, None]:
-    """And what stays from test to test: what others import, make once and cache, which is 350 ms in the end."""
-    yield
-    gc.freeze()  # what was garbage is gone: `no_leaks` has just collected it
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """And what stays from test to test: what others import, make once and cache, which is 350 ms in the end.
+
+    Not before the test is quite over: only then has pytest let go of its fixtures, whose garbage may complain too. What
+    a fixture of a whole module keeps is frozen while it lives, and complains no more if it becomes garbage later.
+    """
+    result = yield
+    gc.collect()
+    gc.freeze()
+    return result
 
 
 # ----------------------------------------------------------------------------------------------------------- real parts

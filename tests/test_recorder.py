@@ -801,11 +801,16 @@ def test_a_hostile_file_does_no_harm(changes: dict[str, Any], what: str | None) 
 
 
 def test_what_is_written_is_never_too_deep_to_be_read() -> None:
-    """However deep a value is; and there is an end to what is read."""
-    value: Any = 1
+    """However deep a value is, in a step or in a header; and there is an end to what is read."""
+    deep: Any = 1
     for _ in range(DEEPEST + 20):
-        value = (value,) if value == 1 else StatusChange(value, value, "why")
-    assert not is_too_deep({"args": [encoded(value, same)]})
+        deep = StatusChange(deep, 1, "why")
+    for tuples in range(DEEPEST):
+        value = deep
+        for _ in range(tuples):
+            value = (value,)
+        for line in ({"args": [encoded(value, same)]}, {"policy": {"codes": [encoded(value, same)]}}):
+            assert not is_too_deep(line)
     assert not is_too_deep(json.loads(f"{'[' * MOST_LEVELS}1{']' * MOST_LEVELS}"))
     assert is_too_deep(json.loads(f"[{'[' * MOST_LEVELS}1{']' * MOST_LEVELS}]"))
 
