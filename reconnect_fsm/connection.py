@@ -352,8 +352,7 @@ class Connection:
         """The same in parts. Rooms that are not given are not counted; those refused lately are told all the same."""
         from .explain import account_of
 
-        now = 0.0 if self._loop is None else self._loop.time()
-        due = None if self._timer is None else self._timer.when()
+        now, due = self._time() or 0.0, None if self._timer is None else self._timer.when()
         return account_of(self._fsm, self._pump.log, now, due, self._connect_timeout, self._latency, rooms)
 
     def record(self, file: File, *, most: int = MOST_RECORDED, hide_rooms: bool = False) -> Recording:

@@ -32,6 +32,7 @@ from typing import Final, Protocol
 from .client_fsm import ClientFSM
 from .driver import Step
 from .effects import Dial
+from .record_format import shortened
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .status import ClientStatus, RoomStatus
@@ -74,7 +75,7 @@ class Account:
     @property
     def present(self) -> str:
         """How it stands and what comes next, without what was and without the rooms."""
-        return _lines(self.standing, " ".join(each for each in (self.next, self.by_hand) if each))
+        return _lines(self.standing, f"{self.next} {self.by_hand}".strip())
 
     def __str__(self) -> str:
         return _lines(self.present, self.lately, *self.rooms)
@@ -104,8 +105,7 @@ def account_of(
     refused = [step for step in steps if step[1] and step[6] != step[5] and _is_refused(step)]
     return Account(
         _standing(fsm, lasts, latency),
-        _next(fsm, own, now, left, connect_timeout),
-        _by_hand(fsm, left),
+        *_next(fsm, own, now, left, connect_timeout),
         _lately(own, now),
         (*_of(rooms), *(_refusal(step, now) for step in refused[-LAST:])),
     )
@@ -137,47 +137,36 @@ def _standing(fsm: ClientFSM, lasts: str, latency: float | None) -> str:
             return f"Stopped {lasts} ago, in error: {why}"
 
 
-def _next(fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float) -> str:
-    """What comes next, when, and why then."""
+def _next(
+    fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float
+) -> tuple[str, str]:
+    """What comes next, when, and why then; and what a program can do about it."""
     if fsm.status is ClientStatus.DISCONNECTED:
-        return _verdict(fsm, own)
+        return _verdict(fsm, own), "connect() or retry_now() starts it again."
     if fsm.status is ClientStatus.ERROR:
-        return "Trying again will not help before that is put right."
+        return "Trying again will not help before that is put right.", "Then connect() or retry_now() starts it again."
     failed = f"It has failed {_times(fsm.attempt)} in a row." if fsm.attempt else ""
-    if fsm.status is ClientStatus.CONNECTED and (left is None or not failed):
-        return failed
-    return f"{failed} {_coming(fsm, own, now, left, connect_timeout)}".strip()
-
-
-def _coming(fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float) -> str:
+    coming = by_hand = ""
     if fsm.states[fsm.state] in fsm.DIALING:
         began = next((step[0] for step in reversed(own) if any(type(each) is Dial for each in step[9])), now)
         attempt = f"Retry {fsm.attempt}" if fsm.attempt else "An attempt"
-        return f"{attempt} is under way, and may take {duration(connect_timeout - (now - began))} more."
-    if left is not None and fsm.status is ClientStatus.CONNECTED:
-        return f"The connection counts as stable in {duration(left)}, and that is forgotten then."
-    if left is not None and fsm.retry_in is not None:
+        coming = f"{attempt} is under way, and may take {duration(connect_timeout - (now - began))} more."
+    elif fsm.status is ClientStatus.CONNECTED:
+        if failed and left is not None:
+            coming = f"The connection counts as stable in {duration(left)}, and that is forgotten then."
+    elif left is not None and fsm.retry_in is not None:
         bound = "" if fsm.policy.max_attempts is None else f" of at most {fsm.policy.max_attempts}"
-        return (
+        coming = (
             f"The next attempt, retry {fsm.attempt}{bound}, is in {duration(left)}, "
             f"{duration(fsm.retry_in)} after the last one failed: {_why_then(fsm)}."
         )
-    if not fsm.online:
-        return "It waits to hear that there is a network again, and tries at once then."
-    return "" if left is None else f"Something is due in {duration(left)}."
-
-
-def _by_hand(fsm: ClientFSM, left: float | None) -> str:
-    """What a program can do."""
-    if fsm.status is ClientStatus.DISCONNECTED:
-        return "connect() or retry_now() starts it again."
-    if fsm.status is ClientStatus.ERROR:
-        return "Then connect() or retry_now() starts it again."
-    if fsm.status is ClientStatus.CONNECTED or fsm.states[fsm.state] in fsm.DIALING:
-        return ""
-    if left is not None and fsm.retry_in is not None:
-        return "retry_now() makes it now."
-    return "" if fsm.online else "retry_now() tries now."
+        by_hand = "retry_now() makes it now."
+    elif not fsm.online:
+        coming = "It waits to hear that there is a network again, and tries at once then."
+        by_hand = "retry_now() tries now."
+    elif left is not None:
+        coming = f"Something is due in {duration(left)}."
+    return f"{failed} {coming}".strip(), by_hand
 
 
 def _verdict(fsm: ClientFSM, own: Sequence[Step]) -> str:
@@ -259,7 +248,7 @@ def _is_refused(step: Step) -> bool:
 
 
 def _sentence(reason: str) -> str:
-    text = reason if len(reason) <= LONGEST else f"{reason[: LONGEST - 1]}…"
+    text = shortened(reason, LONGEST)
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 

@@ -45,10 +45,10 @@ class LeanEvent(transitions.Event):
     @cached_property
     def plans(self) -> dict[str, list[tuple[tuple[tuple[str, object], ...], tuple[str, ...], Any, tuple[str, ...]]]]:
         """For each state its rows, as `trigger` reads them; drawn up at the first trigger, when all rows are there."""
-        transitions: dict[str, list[LeanTransition]] = cast(Any, self.transitions)
+        rows_in: dict[str, list[LeanTransition]] = cast(Any, self.transitions)
         return {
             source: [(row.guards, row.leaving(self.machine), row.dest, row.arriving(self.machine)) for row in rows]
-            for source, rows in transitions.items()
+            for source, rows in rows_in.items()
         }
 
     def trigger(self, model: Any) -> bool:
