@@ -328,6 +328,10 @@ def test_a_flood_of_rooms_does_not_push_out_the_clients_own_steps() -> None:
     assert len(own) == OLDER
     assert len(run.driver.log) == LOG + OLDER
     assert own[-1][3] == "retry_requested"
+    file = io.StringIO()
+    export(run.driver.log, Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), presentable, False), file, 0.0)
+    again = replay(file.getvalue().splitlines(), words=True)
+    assert (again.steps, again.divergences) == (LOG + OLDER, ())
 
 
 @pytest.mark.virtual_time
