@@ -1,0 +1,80 @@
+"""The one place that calls code of the user's: callbacks, adaptors, url and auth functions, network sources (D-GUARD).
+
+Whatever such code raises is logged with its traceback and reported to the event loop's exception handler, here, and
+changes nothing else. That includes errors that are no `Exception`: loro raises bare BaseExceptions, pyo3's panics and
+``pytest.fail`` are such, too. Only what means to end the program, or the task that is running, goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, TypeVarTuple, Unpack
+
+__all__ = ["UserCodeFailed", "await_user", "call_user", "is_fault", "notify_user", "report"]
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+logger = logging.getLogger("reconnect_fsm")
+
+
+class UserCodeFailed(Exception):
+    """Code of the user's raised; `report` has told of it. ``error`` is what it raised."""
+
+    def __init__(self, what: str, error: BaseException) -> None:
+        super().__init__(f"{what} raised {type(error).__name__}")  # its own words may hold secrets
+        self.error = error
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether it is a fault of what was called, and not a wish to end the program or the running task."""
+    return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | asyncio.CancelledError)
+
+
+def call_user(what: str, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+    """Call a plain function of the user's and return what it returns.
+
+    ``what`` names it in the log: "the auth function of room 'a'". Raises UserCodeFailed, once reported, if it raises. A
+    CancelledError is a fault here, too: nothing was awaited, so it can only be that of some other task's ``result()``.
+    """
+    try:
+        return function(*args)
+    except BaseException as error:
+        if not is_fault(error) and not isinstance(error, asyncio.CancelledError):
+            raise
+        report(what, error)
+        raise UserCodeFailed(what, error) from error
+
+
+async def await_user(what: str, awaitable: Awaitable[T]) -> T:
+    """Wait for an awaitable of the user's. Raises as `call_user`; the running task's own cancellation goes on."""
+    try:
+        return await awaitable
+    except BaseException as error:
+        task = asyncio.current_task()
+        is_cancelled = isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+        if is_cancelled or not (is_fault(error) or isinstance(error, asyncio.CancelledError)):
+            raise
+        report(what, error)
+        raise UserCodeFailed(what, error) from error
+
+
+def notify_user(what: str, function: Callable[[Unpack[Args]], object], *args: *Args) -> None:
+    """Call a function of the user's whose outcome matters to no one here; what it raises is reported."""
+    try:
+        function(*args)
+    except BaseException as error:
+        if not is_fault(error) and not isinstance(error, asyncio.CancelledError):
+            raise
+        report(what, error)
+
+
+def report(what: str, error: BaseException) -> None:
+    """Log the error with its traceback, and tell the running loop's exception handler (D-GUARD)."""
+    logger.error("%s raised %s", what, type(error).__name__, exc_info=error)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    loop.call_exception_handler({"message": f"reconnect_fsm: {what} raised", "exception": error})
