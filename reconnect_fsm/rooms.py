@@ -651,8 +651,10 @@ class Rooms:
         room._reassembler = None
         self._watch_fragments(room)
 
-    def _local_update(self, room: Room, update: bytes) -> None:
+    def _local_update(self, room: Room, update: bytes | None) -> None:
         """An edit was made here, in whatever thread."""
+        if update is None:  # no adaptor says so yet
+            return
         if self._loop is None or threading.get_ident() == self._thread:
             self._pump.post(self._send_local_update, room, update)
         elif not self._loop.is_closed():

@@ -10,8 +10,8 @@ from typing import Final, TypeAlias
 
 from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, VersionVector
 
-from reconnect_fsm.adaptors.base import is_fault
 from reconnect_fsm.loro_protocol.messages import FRAGMENT_SIZE, CrdtType, UpdateStatusCode
+from reconnect_fsm.user_code import is_fault
 
 __all__ = ["EphemeralAdaptor", "LoroAdaptor", "updates_lacking"]
 
@@ -94,7 +94,7 @@ class LoroAdaptor(_Adaptor):
         """Import the updates, one by one: a batch is slower, and is lost whole if one of them is bad."""
         _each(self.doc.import_, updates)
 
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+    def attach(self, send: Callable[[bytes | None], None]) -> Callable[[], None]:
         """Pass every local commit to ``send``."""
         return self.doc.subscribe_local_update(_returning_true(send)).unsubscribe
 
@@ -131,7 +131,7 @@ class EphemeralAdaptor(_Adaptor):
         """Apply the updates."""
         _each(self.store.apply, updates)
 
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+    def attach(self, send: Callable[[bytes | None], None]) -> Callable[[], None]:
         """Pass every local change to ``send``."""
         return self.store.subscribe_local_updates(_returning_true(send)).unsubscribe
 

@@ -284,11 +284,11 @@ class _Fallible:
     def covers(self, server_version: bytes) -> bool:
         return self._adaptor.covers(server_version)
 
-    def apply(self, updates: Sequence[bytes]) -> None:
+    def apply(self, updates: Sequence[bytes]) -> bool | None:
         self._trip("apply")
-        self._adaptor.apply(updates)
+        return self._adaptor.apply(updates)
 
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
+    def attach(self, send: Callable[[bytes | None], None]) -> Callable[[], None]:
         return self._adaptor.attach(send)
 
     def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
