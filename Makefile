@@ -32,7 +32,8 @@ help: ## show this list
 demo: $(DEMO) ## see it reconnect, in the terminal
 	@$(BIN)/python -m reconnect_fsm demo $(ARGS)
 
-test: $(DEV) ## run the tests; ARGS="..." goes to pytest
+test: $(DEV) ## run the tests; ARGS="..." goes to pytest, such as ARGS=--shuffle=1 (random order)
+	@$(BIN)/python tests/node_peers.py
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: lint types diagrams-drift coverage ## everything that has to pass: lint, types, diagrams, tests with coverage
@@ -96,17 +97,21 @@ $(BIN)/python:
 		{ echo "$(PYTHON) is not Python 3.11 or newer; name another with: make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot make virtual environments: install its venv package (on Debian: apt-get install python3-venv)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "making a virtual environment in $(VENV) with $(PYTHON): some seconds …"
+	@$(PYTHON) -m venv $(VENV)
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	@echo "installing the library and all that its tests, checks and docs use into $(VENV), with pip: one to three minutes …"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $(DEMO) $(BENCH) $@
 
 # The demo needs no tools; what the line above installs is more than enough for it.
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[loro]'
+	@echo "installing the library and what it depends on into $(VENV), with pip: some ten seconds …"
+	@$(PIP) install -c constraints.txt -e '.[loro]'
 	@touch $@
 
 $(BENCH): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[bench]'
+	@echo "installing the library and those that it is measured against into $(VENV), with pip: under a minute …"
+	@$(PIP) install -c constraints.txt -e '.[bench]'
 	@touch $(DEMO) $@

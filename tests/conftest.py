@@ -1,9 +1,10 @@
-"""What holds for every test: nothing is left over, and in CI nothing that needs a real part is skipped."""
+"""What holds for every test: chance repeats, nothing is left over, and what needs a real part runs in CI."""
 
 from __future__ import annotations
 
 import gc
 import os
+import random
 import shutil
 import signal
 from collections.abc import Generator
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import settings
 
 from figures import Figures
+from reconnect_fsm import retry
 
-pytest_plugins = ["reconnect_fsm.testing.pytest_plugin"]
+pytest_plugins = ["reconnect_fsm.testing.pytest_plugin", "shuffle"]
 
 REAL_PARTS = {"node": "node", "dot": "dot", "browser": "chromium"}  # marker -> program
 
@@ -33,6 +35,20 @@ settings.load_profile("project")
 @pytest.fixture(autouse=True)
 def _nothing_is_left(no_leaks: None) -> None:
     """Every test, always."""
+
+
+@pytest.fixture(autouse=True)
+def _chance_repeats(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws whenever this test runs: those of policies without a source of their own, and Python's own.
+
+    The instance of the system's source that policies share becomes a seeded one, in place: policies that were made
+    before, while a file was imported, draw from it too.
+    """
+    name = request.node.nodeid
+    random.seed(name)
+    seeded = random.Random(name)
+    for method in ("random", "getrandbits", "randbytes"):  # of which all others are made
+        monkeypatch.setattr(retry.SYSTEM, method, getattr(seeded, method), raising=True)
 
 
 @pytest.fixture

@@ -565,7 +565,7 @@ async def peer_process(url: str, path: Path) -> None:
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     adaptor = StoringAdaptor(path)
-    async with impatient(url, Random()) as client:
+    async with impatient(url, Random(0)) as client:
         room = client.join("room", adaptor)
         while line := await lines.readline():
             token = line.decode().strip()

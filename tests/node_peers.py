@@ -394,3 +394,19 @@ class NodeClient(NodePeer):
     async def close(self) -> None:
         """Close the connection; it does not reconnect."""
         await self.call("close")
+
+
+def main() -> None:
+    """Install the packages before the tests begin, whose time is short, and say what is done or why not."""
+    finished = NODE_DIR / "node_modules" / ".installed"
+    if not (finished.is_file() and finished.read_text() == (NODE_DIR / "package.json").read_text()):
+        print("tests/node: npm install of the reference server and client, up to a minute …", flush=True)
+    if reason := node_available():
+        print(f"the tests against the reference server and client will be skipped: {reason}")
+    for program, what in (("dot", "pictures that Graphviz draws"), ("chromium", "pages in a real browser")):
+        if not shutil.which(program):
+            print(f"the tests of {what} will be skipped: {program} is not installed")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -32,6 +32,7 @@ from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, DocUpdateFragment, 
 
 __all__ = ["ClientProcess", "ServerProcess", "established", "write_at"]
 
+BATCHES: Final = itertools.count(1 << 40)  # ids of a test's own batches
 PATIENCE: Final = 30.0  # for a process to start, answer or end: only a test that fails waits so long
 ROOM: Final = "notes"
 KEEPALIVE: Final = Keepalive(interval=0.5, timeout=2.0)  # of the client process
@@ -54,7 +55,7 @@ async def write_at(server: EmbeddedServer, room: str, words: str) -> None:
     text.insert(text.len_unicode, words)
     doc.commit()
     update = doc.export(ExportMode.Updates(before))
-    await server.send(room, CrdtType.LORO, DocUpdate(CrdtType.LORO, room, (update,), secrets.randbits(64)))
+    await server.send(room, CrdtType.LORO, DocUpdate(CrdtType.LORO, room, (update,), next(BATCHES)))
 
 
 # ---------------------------------------------------------------------------------------------------- from the outside

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -323,12 +323,12 @@ def test_loro_a_version_that_makes_no_sense_gets_what_one_export_gives(history: 
 
 def test_loro_a_large_document_goes_in_pieces_that_need_no_fragments() -> None:
     """Twelve megabytes of small, middling and large operations: each piece fits a frame, but for single operations."""
-    doc = new_doc(1)
+    doc, chance = new_doc(1), Random(1)
     for number in range(8):
         write(doc, "word " * 100_000)
         for each in range(500):
-            doc.get_map("map").insert(f"{number}.{each}", os.urandom(1000))
-        doc.get_map("map").insert(f"large {number}", os.urandom(500_000))
+            doc.get_map("map").insert(f"{number}.{each}", chance.randbytes(1000))
+        doc.get_map("map").insert(f"large {number}", chance.randbytes(500_000))
     pieces = list(LoroAdaptor(doc).missing_from(b""))
     assert sum(map(len, pieces)) > 12_000_000
     large = [piece for piece in pieces if len(piece) > of_loro.PIECE_LIMIT]

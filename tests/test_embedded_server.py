@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from random import Random
 from typing import Any, ClassVar
 
 import aiohttp
@@ -646,7 +647,7 @@ async def test_a_large_update_travels_in_fragments_both_ways(server: EmbeddedSer
     author, member, late = [await connect(server) for _ in range(3)]
     await author.join()
     await member.join()
-    large = os.urandom(2 * FRAGMENT_SIZE).hex()
+    large = Random(1).randbytes(2 * FRAGMENT_SIZE).hex()
     (batch,) = split(LORO, "r", [write(author.document, large)], lambda: 9)
     assert len(batch.frames) > 2
     for frame in batch.frames:
@@ -826,7 +827,7 @@ async def test_nothing_is_read_from_a_client_that_does_not_read(server: Embedded
     joins, persisted = 60, CrdtType.EPHEMERAL_PERSISTED
     author, lazy = await connect(server), await connect(server)
     await author.join(crdt=persisted)
-    update = os.urandom(200_000)
+    update = Random(1).randbytes(200_000)
     for _ in range(10):
         await author.update(update, crdt=persisted)
     for _ in range(joins):
@@ -876,7 +877,7 @@ async def test_a_large_log_is_sent_in_fragments(server: EmbeddedServer, connect:
     """An update that came in fragments goes out in fragments, also from a log."""
     peer = await connect(server)
     await peer.join(crdt=EPHEMERAL)
-    large = os.urandom(FRAGMENT_SIZE + 1)
+    large = Random(1).randbytes(FRAGMENT_SIZE + 1)
     (batch,) = split(EPHEMERAL, "r", [large], lambda: 1)
     for frame in batch.frames:
         await peer.ws.send_bytes(frame)
@@ -922,7 +923,7 @@ async def test_without_loro(serve: Serve, connect: Connect, monkeypatch: pytest.
 async def test_a_state_too_large_for_the_protocol(server: EmbeddedServer, connect: Connect) -> None:
     """A document that exports more than any client would take is refused, with its size."""
     document = server.document("r")
-    document.get_map("map").insert("key", os.urandom(Reassembler.MAX_BATCH_BYTES + 1))
+    document.get_map("map").insert("key", Random(1).randbytes(Reassembler.MAX_BATCH_BYTES + 1))
     document.commit()
     peer = await connect(server)
     answer = await peer.join()

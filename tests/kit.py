@@ -1,0 +1,109 @@
+"""How tests wait: for what stays by looking again and again, for what passes by listening.
+
+A status that a client is in for a millisecond is missed by whoever looks every few, on a busy machine more often than
+on a quiet one. So what may pass is recorded by a listener that was there before, and only what stays, once it is so,
+is polled for::
+
+    seen = Statuses(room)
+    await server.room_error("r", RoomErrorCode.REJOIN_SUGGESTED)
+    await seen.all_of("reconnecting", "joined")     # in this order, with anything between them
+    await until(lambda: server.stats.joins == 2)    # counts do not go back
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from reconnect_fsm.testing.virtual_time import VirtualTimeLoop
+
+__all__ = ["PATIENCE", "States", "Statuses", "patience", "until"]
+
+PATIENCE: Final = 30.0
+"""Seconds for what must come: only a test that fails waits so long. Well below pytest's own timeout of a test."""
+
+VIRTUAL_PATIENCE: Final = 300.0  # costs nothing
+EVERY: Final = 1 / 256  # seconds between two looks; virtual clocks count it exactly
+
+
+def patience() -> float:
+    """Seconds of the running loop's time for what must come."""
+    return VIRTUAL_PATIENCE if isinstance(asyncio.get_running_loop(), VirtualTimeLoop) else PATIENCE
+
+
+async def until(condition: Callable[[], object], within: float | None = None) -> None:
+    """Wait until something that stays holds. Raises AssertionError, with the condition's source, if it never does."""
+    within = patience() if within is None else within
+    try:
+        async with asyncio.timeout(within):
+            while not condition():  # noqa: ASYNC110  # conditions are about anything
+                await asyncio.sleep(EVERY)
+    except TimeoutError:
+        raise AssertionError(f"did not hold within {within:g} s: {_source(condition)}") from None
+
+
+class _Recorded(list[str]):
+    """What a listener heard, in order, beginning with what was there when it began."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__([first])
+        self._news = asyncio.Event()
+
+    async def all_of(self, *wanted: str, within: float | None = None) -> None:
+        """Wait until these have been heard since the recording began, in this order, with anything between them.
+
+        Raises AssertionError, with all that was heard, if that never comes.
+        """
+        within = patience() if within is None else within
+        try:
+            async with asyncio.timeout(within):
+                while not self._holds(wanted):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise AssertionError(f"{wanted} did not come within {within:g} s; heard {self[:]}") from None
+
+    def _holds(self, wanted: tuple[str, ...]) -> bool:
+        heard = iter(self[1:])  # the first was there before
+        return all(each in heard for each in wanted)
+
+    def _hear(self, what: str) -> None:
+        self.append(what)
+        self._news.set()
+
+
+class _HasStatus(Protocol):
+    @property
+    def status(self) -> Any: ...
+    def on_status(self, callback: Callable[[Any], None], /) -> object: ...
+
+
+class _HasState(Protocol):
+    @property
+    def state(self) -> str: ...
+    def on_transition(self, callback: Callable[[Any], None], /) -> object: ...
+
+
+class Statuses(_Recorded):
+    """The statuses of a client or a room."""
+
+    def __init__(self, of: _HasStatus) -> None:
+        super().__init__(of.status.value)
+        of.on_status(lambda change: self._hear(change.new.value))
+
+
+class States(_Recorded):
+    """The states of a client's machine."""
+
+    def __init__(self, of: _HasState) -> None:
+        super().__init__(of.state)
+        of.on_transition(lambda step: self._hear(step.new))
+
+
+def _source(condition: Callable[[], object]) -> str:
+    try:
+        return " ".join(inspect.getsource(condition).split())
+    except (OSError, TypeError):
+        return repr(condition)
