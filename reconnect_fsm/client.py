@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .adaptors.base import Adaptor
 from .client_fsm import ClientFSM
 from .connection import Connection
 from .effects import TellRooms
-from .errors import NotConnected, ProtocolError
+from .errors import ProtocolError
 from .keepalive import PING, PONG, Keepalive
 from .loro_protocol import MAX_MESSAGE_SIZE
 from .network import NetworkSource
@@ -77,14 +77,13 @@ class Client(Connection):
             raise ValueError(f"joins_at_once must be a number of rooms, or None for no bound, not {joins_at_once!r}")
         self._rooms = Rooms(
             self._pump,
-            self._send_frames,
-            self._frames_written,
             self._own_task,
             lambda: room_fsm(self._retry),
             joins_at_once,
             self._retry.random.getrandbits,
-            self._frames_waiting,
             self._redaction,
+            self._stopped_error,
+            self._check_loop,
         )
 
     @property
@@ -137,19 +136,23 @@ class Client(Connection):
         super()._bind()
         self._rooms.bind(asyncio.get_running_loop())
 
-    def _tell_rooms(self, effect: TellRooms) -> None:
-        self._rooms.tell(effect.event, effect.why)
+    def _outlive_loop(self) -> None:
+        self._rooms.outlive_loop()
+        super()._outlive_loop()
 
-    def _received(self, data: Data) -> None:
+    def _tell_rooms(self, effect: TellRooms) -> None:
+        self._rooms.tell(effect.event, effect.why, self._socket if effect.event == "connection_opened" else None)
+
+    def _received(self, data: Data) -> Iterator[object] | None:
         """Binary messages are the protocol's; text other than its ping and pong is passed on."""
         if isinstance(data, bytes):
             if len(data) > MAX_MESSAGE_SIZE:
                 self._rooms.complain(
                     "dropped a message of %d bytes: the protocol's limit is %d", len(data), MAX_MESSAGE_SIZE
                 )
-                return
+                return None
             try:
-                self._rooms.received(data)
+                return self._rooms.received(data)
             except ProtocolError as error:
                 # Nothing else is lost by it: the connection and its rooms go on.
                 self._rooms.complain("dropped a malformed message of %d bytes: %s", len(data), error)
@@ -158,15 +161,4 @@ class Client(Connection):
                 self._socket.send_urgent(PONG)
         elif data != PONG:
             super()._received(data)
-
-    def _send_frames(self, frames: bytes | list[bytes]) -> None:
-        if self._socket is not None:
-            self._socket.send(frames)
-
-    def _frames_waiting(self) -> int:
-        return 0 if self._socket is None else self._socket.backlog
-
-    async def _frames_written(self) -> None:
-        if self._socket is None:
-            raise NotConnected("there is no connection")
-        await self._socket.written()
+        return None

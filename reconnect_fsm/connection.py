@@ -3,7 +3,8 @@
 It decides nothing. It turns what happens (a dial ended, a frame came, a timer ran out, somebody called a method) into
 facts for the machine, and runs the effects that the machine asks for. Its laws:
 
-1. Facts queue and run one at a time, each to its end (`Driver`).
+1. Events run one at a time, each to its end, and never wait for long work; what came over a socket is handled in its
+   order, all of it before that socket's close (`Pump`).
 2. A fact from a dial or socket that is no longer the current one is dropped, in one place (`_is_current`).
 3. Entering a state starts what lives in it, leaving stops it: the machine says so, the effects below do so.
 4. The state has changed, rooms have been told, resources are torn down; then listeners hear of it.
@@ -19,9 +20,9 @@ import contextlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 from weakref import ref
 
 from yarl import URL
@@ -47,7 +48,7 @@ from .effects import (
 from .errors import ClientStopped, NotConnected
 from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
 from .network import NetworkSource
-from .pump import Lazily, Listeners, Outcome, Promise, raised
+from .pump import LazyCoroutine, Listeners, Outcome, Promise
 from .redaction import Redaction
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
@@ -65,6 +66,7 @@ from .transport import (
     make_session,
     open_socket,
 )
+from .user_code import UserCodeFailed, call_user, notify_user, report
 
 if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most programs never do
     from .explain import Account, SeenRoom
@@ -114,11 +116,13 @@ class Connection:
         "_close_timeout",
         "_connect_timeout",
         "_connected",
+        "_connections",
         "_deadlines",
         "_dial",
         "_ending",
         "_fsm",
         "_given_session",
+        "_given_up",
         "_heartbeat",
         "_heartbeat_timer",
         "_keepalive",
@@ -140,9 +144,11 @@ class Connection:
         "_thread",
         "_timer",
         "_timers_started",
+        "_transitions_to_come",
         "_unsubscribe",
         "_url",
         "_waiting_outcomes",
+        "_was_started",
     )
 
     def __init__(
@@ -198,7 +204,11 @@ class Connection:
         self._ending: set[asyncio.Task[Any]] = set()  # what was stopped and is not quite gone yet
 
         self._latency: float | None = None
-        self._connected: Promise[None] = Promise()  # CONN-5
+        self._connected: Promise[int] = Promise()  # CONN-5; kept with the number of the connection
+        self._connections = 0
+        self._given_up = 0  # the number of the last one that this program itself ended
+        self._was_started = False
+        self._transitions_to_come = 0  # of which the callbacks have not heard yet
         # Of what was asked for; those that nobody keeps are nobody's business
         self._waiting_outcomes: list[ref[Outcome]] = []
         self._pong: Promise[float] = Promise()
@@ -247,7 +257,7 @@ class Connection:
         """
         self._ask(self._fsm.start_requested)
 
-    def connect(self, reset_backoff: bool = False) -> Awaitable[None]:
+    def connect(self, reset_backoff: bool = False) -> LazyCoroutine[None]:
         """Make sure that it is connected or on its way: if it waits, is paused or is stopped, it dials now (CTRL-1).
 
         ``reset_backoff`` makes the waits begin anew at their shortest. Acts at once. The result may be awaited: it
@@ -255,41 +265,55 @@ class Connection:
         """
         return self._ask(self._fsm.connect_requested, reset_backoff)
 
-    def retry_now(self) -> Awaitable[None]:
+    def retry_now(self) -> LazyCoroutine[None]:
         """Force a fresh attempt now: a dial under way or a connection is dropped for it (CTRL-1, D-FORCE).
 
         Acts at once; the result may be awaited as that of `connect`.
         """
         return self._ask(self._fsm.retry_requested)
 
-    def close(self) -> Awaitable[None]:
-        """Stop (CTRL-2). Acts at once; await the result to know that no task, timer, socket or descriptor is left.
+    def close(self) -> LazyCoroutine[None]:
+        """Stop (CTRL-2). Acts at once (D-NOW); await the result to know that no task, timer or socket is left.
 
         That takes ``close_timeout`` seconds at most, and little more; 2 ``close_timeout`` + 1 s if a coroutine of yours
         refuses to be cancelled, which is then left behind.
 
         `connect` or `retry_now` starts it again.
         """
-        if self._loop is not None and self.status not in STOPPED:
-            self._bind()
+        self._check_loop()
         outcome = Outcome()
         self._pump.post(self._close_requested, outcome)
-        return Lazily(lambda: self._closed(outcome))
+        return LazyCoroutine(lambda: self._closed(outcome))
 
-    async def wait_connected(self) -> None:
+    def wait_connected(self) -> LazyCoroutine[None]:
         """Wait for the next time it is connected; return at once if it is now (CONN-5).
 
-        Never fails: while the client is stopped it goes on waiting. Put ``asyncio.timeout`` around it to wait for less.
+        The result is an awaitable that may be taken now, kept, shared and awaited twice. It never fails: while the
+        client is stopped it goes on waiting. Put ``asyncio.timeout`` around it to wait for less. It does not return for
+        a connection that this program has given up in the same moment.
+
+        Raises RuntimeError in another thread or event loop than the client's (D-THREAD).
         """
-        if self.status is not ClientStatus.CONNECTED:
-            await self._connected.wait()
+        self._check_loop()
+        return LazyCoroutine(self._until_connected)
+
+    async def _until_connected(self) -> None:
+        self._check_loop()
+        while self.status is not ClientStatus.CONNECTED:
+            number = await self._connected.wait()
+            if number != self._given_up:  # lost meanwhile: it was connected all the same
+                return
 
     async def ping(self, timeout: float = 5.0) -> float:
         """Send a ping and return the round trip in seconds. A ping that is in flight already is shared.
 
-        Raises NotConnected if there is no connection or it is lost meanwhile, ClientStopped if the client stops,
-        TimeoutError after ``timeout`` seconds; that alone does not end the connection.
+        Raises NotConnected if there is no connection or it is lost meanwhile, ClientStopped if the client is stopped or
+        stops (D-STOP), TimeoutError after ``timeout`` seconds; that alone does not end the connection. Raises
+        RuntimeError in another thread or event loop than the client's (D-THREAD).
         """
+        self._check_loop()
+        if (stopped := self._stopped_error()) is not None:
+            raise stopped
         if self._heartbeat is None or self._socket is None:
             raise NotConnected(f"cannot ping while {self.status.value}: {self.reason}")
         if not self._heartbeat.in_flight or self._heartbeat.is_overdue(self._now()):
@@ -304,6 +328,7 @@ class Connection:
         ValueError for a str that cannot be encoded.
         Cancelling it never harms the connection; the message may be sent all the same.
         """
+        self._check_loop()
         if not isinstance(data, str | bytes):
             raise TypeError(f"send() takes str or bytes, not {type(data).__name__}")
         if isinstance(data, str):
@@ -408,30 +433,53 @@ class Connection:
 
     # Facts
 
-    def _ask(self, fact: Callable[..., list[Effect]], *args: Any) -> Outcome:
+    def _ask(self, fact: Callable[..., list[Effect]], *args: Any) -> LazyCoroutine[None]:
         self._bind()
         outcome = Outcome()
         self._pump.post(self._asked, outcome, fact, *args)
-        return outcome
+        return LazyCoroutine(lambda: self._came_out(outcome))
+
+    async def _came_out(self, outcome: Outcome) -> None:
+        self._check_loop()
+        await outcome.wait()
 
     def _asked(self, outcome: Outcome, fact: Callable[..., list[Effect]], *args: Any) -> None:
+        self._was_started = True
         self._waiting_outcomes = [*(each for each in self._waiting_outcomes if each() is not None), ref(outcome)]
         if self._network is not None and self._unsubscribe is None:
             # First what the source knows, then what was asked for: a person's word overrides the pause (CTRL-1).
-            try:
-                self._unsubscribe = self._network.subscribe(self.set_online)
-            except Exception as error:
-                logger.exception("the network source raised")
-                what = raised("the network source", error)
-                self._fire(self._fsm.broke, what)
-                if not outcome.done:  # it was in error before
-                    outcome.fail(ClientStopped(what))
+            if self._subscribe(self._network):
+                self._pump.post(self._asked, outcome, fact, *args)
                 return
-            self._pump.post(self._asked, outcome, fact, *args)
-            return
-        self._fire(fact, *args)
-        if self.status is ClientStatus.CONNECTED:
-            outcome.succeed()
+        else:
+            self._fire(fact, *args)
+            if self.status is ClientStatus.CONNECTED:
+                outcome.succeed()
+        if not outcome.done and (stopped := self._stopped_error()) is not None:
+            outcome.fail(stopped)  # D-STOP: it was stopped before, and still is
+
+    def _subscribe(self, network: NetworkSource) -> bool:
+        """Hear from the source from now on; False if it cannot be, which is an error of the program's (D-ERROR)."""
+        what = "the network source's subscribe()"
+        try:
+            unsubscribe: object = call_user(what, network.subscribe, self.set_online)
+            if not callable(unsubscribe):
+                kind = type(unsubscribe).__name__
+                error = TypeError(f"{what} must return a function that ends the subscription; it returned {kind}")
+                report(what, error)
+                raise UserCodeFailed(what, error)
+        except UserCodeFailed as failed:
+            why = str(failed.error) if type(failed.error) is TypeError else f"{failed}; the log tells where"
+            self._fire(self._fsm.broke, why)
+            return False
+        self._unsubscribe = cast("Callable[[], None]", unsubscribe)
+        return True
+
+    def _stopped_error(self) -> ClientStopped | None:
+        """What an operation raises that waits while the client is stopped (D-STOP); None if it was never started."""
+        if not self._was_started or self.status not in STOPPED:
+            return None
+        return ClientStopped(self.reason)
 
     def _bind(self) -> None:
         """Belong to the running loop; to another one than before only if nothing of the old one is left."""
@@ -444,21 +492,40 @@ class Connection:
         if loop is self._loop:
             return
         if self._loop is not None and self.status not in STOPPED:
-            if not self._loop.is_closed():
-                raise RuntimeError("this client runs in another event loop")
-            self._outlive_loop()
+            self._check_loop()
         self._loop, self._thread = loop, threading.get_ident()
         self._deadlines = Deadlines.shared(loop)
         self._pump.bind(loop)
+
+    def _check_loop(self) -> None:
+        """Raise RuntimeError in another thread or event loop than the client's (D-THREAD)."""
+        if self._loop is None:
+            return
+        if self._loop.is_closed():
+            self._outlive_loop()
+            return
+        loop = asyncio._get_running_loop()  # None where none runs, and ten times as fast as the exception
+        if threading.get_ident() != self._thread or (loop is not None and loop is not self._loop):
+            raise RuntimeError(
+                "this client belongs to the event loop of another thread, or to another event loop: all but "
+                "set_online() and tell() must be called there, as in "
+                "asyncio.run_coroutine_threadsafe(a_coroutine_of_yours_that_calls_it(), loop)"
+            )
 
     def _outlive_loop(self) -> None:
         """The loop ended without `close`, and everything that lived in it has ended with it."""
         if self._session is not None:
             self._session.detach()
         self._dial = self._socket = self._timer = self._heartbeat = self._heartbeat_timer = self._session = None
+        self._loop = self._deadlines = None
         self._ending.clear()
         self._pump.reset()
-        self._fire(self._fsm.close_requested)
+        self._transitions_to_come = 0
+        self._waiting_outcomes = []
+        self._connected.forget()
+        self._pong.forget()
+        if self.status not in STOPPED:
+            self._fire(self._fsm.close_requested)
 
     def _fire(self, fact: Callable[..., list[Effect]], *args: Any) -> None:
         """Tell the machine a fact and run the effects."""
@@ -469,10 +536,13 @@ class Connection:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))
         if fsm.state != old:
             logger.debug("%s: %s → %s: %s", event, old, fsm.state, fsm.reason)
-            self._pump.post(
-                self._on_transition.tell,
-                StateChange(event, old, fsm.state, fsm.status, fsm.reason, fsm.attempt, fsm.retry_in),
-            )
+            change = StateChange(event, old, fsm.state, fsm.status, fsm.reason, fsm.attempt, fsm.retry_in)
+            self._transitions_to_come += 1
+            self._pump.schedule_call(self._tell_transition, change)
+
+    def _tell_transition(self, change: StateChange) -> None:
+        self._transitions_to_come -= 1
+        self._on_transition.tell(change)
 
     def _broke(self, what: str) -> None:
         self._fire(self._fsm.broke, what)
@@ -491,9 +561,9 @@ class Connection:
         if socket is not None:
             self._socket = socket
             socket.start(
-                lambda batch: self._pump.post(self._heard, socket, batch),
-                lambda: self._pump.post(self._heard, socket, ()),
-                lambda info: self._pump.post(self._socket_closed, socket, info),
+                lambda batch: self._heard(socket, batch),
+                lambda: self._heard(socket, ()),
+                lambda info: self._pump.schedule_call(self._socket_closed, socket, info),
                 self._pump.idle,
             )
             self._fire(self._fsm.socket_opened)
@@ -509,25 +579,27 @@ class Connection:
     def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
         if self._is_current(socket):
             self._fire(self._fsm.socket_closed, info)
+            self._given_up = 0  # it is lost: nobody here gave it up
 
     def _heard(self, socket: Socket, messages: Sequence[Data]) -> None:
         if self._is_current(socket) and self._heartbeat is not None:
             self._heartbeat.heard(self._now())
-            self._take(socket, iter(messages))
+            if messages:
+                self._pump.schedule(self._take(socket, self._heartbeat, messages))
 
-    def _take(self, socket: Socket, messages: Iterator[Data]) -> None:
-        """Take messages until there is something else to do: that goes first, as it would between two reads."""
-        if socket is not self._socket or self._heartbeat is None:
-            return
-        heartbeat, received, pump = self._heartbeat, self._received, self._pump
+    def _take(self, socket: Socket, heartbeat: Heartbeat, messages: Sequence[Data]) -> Iterator[None]:
+        """Handle what came together, one message a step, for as long as the socket is the current one (D-ORDER)."""
         for data in messages:
+            if socket is not self._socket:
+                return
             if data == PONG and heartbeat.is_owed:
                 self._ponged(heartbeat)
             else:
-                received(data)
-            if pump.waiting:
-                pump.post(self._take, socket, messages)
-                return
+                for _ in self._received(data) or ():
+                    yield
+                    if socket is not self._socket:
+                        return
+            yield
 
     def _ponged(self, heartbeat: Heartbeat) -> None:
         round_trip = heartbeat.ponged(self._now())
@@ -538,9 +610,10 @@ class Connection:
             if self._on_latency:
                 self._pump.post(self._on_latency.tell, round_trip)
 
-    def _received(self, data: Data) -> None:
-        """A message came. A client with rooms takes the binary ones for itself."""
+    def _received(self, data: Data) -> Iterator[object] | None:
+        """A message came; return what is left to do for it, in steps. A client with rooms takes the binary ones."""
         self._on_message.tell(data)
+        return None
 
     def _timer_fell_due(self, number: int) -> None:
         if self._timer is not None and number == self._timers_started:  # else it was stopped while this waited
@@ -586,10 +659,7 @@ class Connection:
     def _release(self, _: Release) -> None:
         unsubscribe, self._unsubscribe = self._unsubscribe, None
         if unsubscribe is not None:
-            try:
-                unsubscribe()
-            except Exception:
-                logger.exception("the network source raised when it was left")
+            notify_user("the network source's function that ends the subscription", unsubscribe)
         # Most of it was stopped when the last state was left; after a fault nothing is certain, so all of it, always.
         self._cancel_dial()
         self._stop_timer()
@@ -628,6 +698,7 @@ class Connection:
     def _close_socket(self, effect: CloseSocket) -> None:
         socket, self._socket = self._socket, None
         if socket is not None:
+            self._given_up = self._connections
             self._own(socket.close(effect.code, effect.reason))
 
     def _start_timer(self, effect: StartTimer) -> None:
@@ -650,7 +721,8 @@ class Connection:
         self._set_heartbeat_timer()
 
     def _announce_connected(self, _: AnnounceConnected) -> None:
-        self._connected.keep(None)
+        self._connections += 1
+        self._connected.keep(self._connections)
         for outcome in self._settled_outcomes():
             outcome.succeed()
 
@@ -681,7 +753,7 @@ class Connection:
                 "retry_in": change.retry_in,
             },
         )
-        self._pump.post(self._on_status.tell, change)
+        self._pump.schedule_call(self._on_status.tell, change)  # law 4: the rooms are notified before
 
     # Helpers
 
@@ -741,7 +813,8 @@ class Connection:
         outcome.succeed()
 
     async def _closed(self, outcome: Outcome) -> None:
-        await outcome
+        self._check_loop()
+        await outcome.wait()
         await self._pump.idle()  # all rooms and listeners have heard of it
         while self._ending:
             await self._ended(self._ending)

@@ -69,6 +69,12 @@ class Deadlines:
             self._set_timer(loop)
         return deadline
 
+    def forget(self) -> None:
+        """Drop all of them: their event loop has ended."""
+        self._heap.clear()
+        self._live = 0
+        self._timer = None
+
     def cancel(self, deadline: Deadline) -> None:
         """It is not to run; cancelling what has run or was cancelled does nothing."""
         if deadline.job is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -13,11 +12,11 @@ from .client_fsm import ClientFSM
 from .effects import Effect
 from .pump import Listeners, Pump, raised
 from .room_fsm import RoomFSM
+from .user_code import is_fault, notify_user, report
 
 __all__ = ["Driver", "Memory", "Step", "Tap", "broken", "memory_of", "remembered"]
 
 T = TypeVar("T")
-logger = logging.getLogger("reconnect_fsm")
 
 LOG: Final = 400  # of the last steps that are kept
 OLDER: Final = 100  # and of the client's own before them, which what its rooms do must not push out
@@ -77,8 +76,10 @@ class Driver(Pump):
         memory = None if whose and self.tap is None else memory_of(fsm)
         try:
             effects = fsm.events[event].fire(fsm, *args)
-        except (Exception, asyncio.CancelledError) as error:
-            logger.exception("%s raised on %s in state %s", type(fsm).__name__, event, old)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            report(f"{type(fsm).__name__}, on {event} in state {old},", error)
             effects = broken(fsm, error)
         if (loop := self._loop or _running_loop()) is not None:
             self.now = loop.time()
@@ -87,14 +88,16 @@ class Driver(Pump):
         if len(self.log) > LOG + self._older:
             self._forget_one()
         if self.tap is not None:
-            self.tap.told(step)
+            notify_user("the recorder", self.tap.told, step)
         if self.observers:
             self.observers.tell((step, subject))
         for effect in effects:
             try:
                 run[type(effect)](subject, effect)
-            except (Exception, asyncio.CancelledError) as error:
-                logger.exception("running %s raised", type(effect).__name__)  # its repr may tell a secret of the user's
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                report(f"running {type(effect).__name__}", error)  # its repr may tell a secret of the user's
                 self.post(broke, subject, raised(f"running {type(effect).__name__}", error))
 
     def _forget_one(self) -> None:
@@ -109,7 +112,7 @@ class Driver(Pump):
     def end_recording(self) -> None:
         """A recording ends with the client, if not before."""
         if self.tap is not None:
-            self.tap.closed()
+            notify_user("the recorder", self.tap.closed)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -125,8 +128,10 @@ def broken(fsm: ClientFSM | RoomFSM, error: BaseException) -> list[Effect]:
     what = raised(f"the machine {type(fsm).__name__}", error)
     try:
         return fsm.broke(what)
-    except Exception:
-        logger.exception("%s raised again on its way to error", type(fsm).__name__)
+    except BaseException as again:
+        if not is_fault(again):
+            raise
+        report(f"{type(fsm).__name__}, on its way to error,", again)
         return fsm.give_up(what)
 
 

@@ -1,121 +1,159 @@
-"""The small parts of the drivers: facts run one at a time, promises can be awaited, listeners are told."""
+"""The small parts of the drivers: events run one at a time, promises can be awaited, listeners are notified."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
-from types import FunctionType
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from types import FunctionType, TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from .errors import twin
+from .user_code import FaultCounter, is_fault, notify_user, report
 
-__all__ = ["Lazily", "Listeners", "Outcome", "Promise", "Pump", "raised"]
+__all__ = ["LazyCoroutine", "Listeners", "Outcome", "Promise", "Pump", "raised"]
 
 T = TypeVar("T")
-logger = logging.getLogger("reconnect_fsm")
 
 
 Job: TypeAlias = tuple[Callable[..., None], tuple[Any, ...]]
-NONE: Final[deque[Job]] = deque()  # never written to; an empty deque takes 600 bytes, and connections are many
+Work: TypeAlias = Iterator[object]
+"""Steps, each of which is one `next()`; what they give does not matter."""
+NO_JOBS: Final[deque[Job]] = deque()  # never written to; an empty deque takes 600 bytes, and connections are many
+NO_WORK: Final[deque[Work]] = deque()
+DONE: Final = object()
 
 
 class Pump:
-    """Runs jobs one at a time, in order, each to its end (the driver's first law).
+    """Runs what happens one at a time, each to its end (laws 1 to 3 of the drivers).
 
-    A job posted while another runs waits its turn, so nothing re-enters. A job posted otherwise runs at once. Long
-    queues are run in slices, between which the event loop gets its turn; the slices are counted, not timed, so that a
-    run under virtual time can be repeated.
+    An *event* (`post`) runs at once; if another is under way, as soon as that one is complete. *Work* (`schedule`) is
+    long: what came over a socket, ten thousand rooms to be notified. It is done step by step, and works follow each
+    other in the order in which they were scheduled: nothing that waits is ever overtaken or put back (D-ORDER). Events
+    do not wait for work, they run between two steps of it (D-NOW).
+
+    After `SLICE` steps the event loop gets its turn. Steps are counted, not timed, so that a run under virtual time can
+    be repeated.
     """
 
     SLICE = 128
 
     def __init__(self) -> None:
-        self.waiting: deque[Job] = NONE
-        """Jobs that wait for their turn."""
+        self._events = NO_JOBS
+        self._works = NO_WORK
         self._running = False
-        self._rest: asyncio.Handle | None = None  # what goes on with a long queue in the loop's next turn
+        self._rest: asyncio.Handle | None = None  # what goes on in the loop's next turn
         self._idle: Promise[None] = Promise()
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def has_work(self) -> bool:
+        """Whether work is under way or waits for its turn."""
+        return bool(self._works)
+
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let long queues give way to this loop; until then a queue runs to its end."""
+        """Let long work give way to this loop; until then it is done at once."""
         self._loop = loop
         if self._rest is not None:  # it waited for a loop that has ended
             self._rest.cancel()
-            self._rest = loop.call_soon(self._run)
+            self._rest = loop.call_soon(self._go_on)
 
     async def idle(self) -> None:
-        """Wait until no job runs or waits for its turn."""
-        while self._running:
+        """Wait until no event and no work is left."""
+        while self._works or self._events:
             await self._idle.wait()
 
     def reset(self) -> None:
         """Forget what waits: the loop that it waited for has ended."""
-        self.waiting.clear()
+        self._events, self._works, self._rest = NO_JOBS, NO_WORK, None
         self._running = False
-        self._rest = None
+        self._idle.forget()
 
     def post(self, job: Callable[..., None], *args: Any) -> None:
-        """Run the job: now if nothing runs or waits, else in its turn."""
-        if self._running or self.waiting:
-            self._queue().append((job, args))
-            if not self._running:  # its loop was closed with jobs in the queue
-                self._running = True
-                self._run()
+        """Run an event: now, or as soon as the one under way is complete."""
+        if self._running or self._events:
+            if self._events is NO_JOBS:
+                self._events = deque()
+            self._events.append((job, args))
+            if not self._running:  # an interrupt, or very many of them, left some behind
+                self._run(self.SLICE)
             return
         self._running = True
         try:
-            job(*args)
-        except (Exception, asyncio.CancelledError):
-            _complain()
+            _call(job, args)
         finally:
-            self._run(self.SLICE - 1)
+            self._running = False
+            if self._events or self._works:
+                self._run(self.SLICE - 1)
 
-    def _queue(self) -> deque[Job]:
-        if self.waiting is NONE:
-            self.waiting = deque()
-        return self.waiting
+    def schedule(self, work: Work) -> None:
+        """Do this work after all that was scheduled before."""
+        if self._works is NO_WORK:
+            self._works = deque()
+        self._works.append(work)
+        if not self._running and self._rest is None:
+            self._run(self.SLICE)
 
-    def post_each(self, job: Callable[..., None], items: Iterable[Any], *args: Any) -> None:
-        """Run the job for every item, in its turn, before anything that is posted later."""
-        iterator = iter(items)
+    def schedule_call(self, job: Callable[..., None], *args: Any) -> None:
+        """Make this call after all that was scheduled before."""
+        self.schedule(_once(job, args))
 
-        def step() -> None:
-            for item in iterator:
-                self._queue().appendleft((step, ()))
-                job(item, *args)
-                return
-
-        self.post(step)
-
-    def _run(self, left: int = SLICE) -> None:
-        # _running stays True while a rest waits for the loop: whatever is posted then queues up behind it.
+    def _go_on(self) -> None:
         self._rest = None
+        if not self._running:  # else whoever runs the loop from within an event sees to it
+            self._run(self.SLICE)
+
+    def _run(self, left: int) -> None:
+        """Run the events that wait, then work, unless that waits for the loop's next turn."""
+        self._running = True
         try:
-            while self.waiting:
-                if left == 0 and self._loop is not None:
-                    return
+            while left or self._loop is None:
+                if self._events:
+                    job, args = self._events.popleft()
+                    _call(job, args)
+                elif self._works and self._rest is None:
+                    self._step(self._works[0])
+                else:
+                    break
                 left -= 1
-                job, args = self.waiting.popleft()
-                try:
-                    job(*args)
-                except (Exception, asyncio.CancelledError):
-                    _complain()
         finally:
-            if self.waiting and self._loop is not None and not self._loop.is_closed():
-                self._rest = self._loop.call_soon(self._run)
+            self._running = False
+            if self._events or self._works:
+                if self._rest is None and self._loop is not None and not self._loop.is_closed():
+                    self._rest = self._loop.call_soon(self._go_on)
             else:
-                self._running = False
-                self.waiting = self.waiting or NONE
+                self._events, self._works = NO_JOBS, NO_WORK
                 if self._idle:
                     self._idle.keep(None)
 
+    def _step(self, work: Work) -> None:
+        try:
+            if next(work, DONE) is not DONE:
+                return
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            report(OURS, error)
+        if self._works and self._works[0] is work:  # not after `reset`
+            self._works.popleft()
 
-def _complain() -> None:
-    logger.exception("a job of the driver raised; this is a fault of reconnect_fsm, please report it")
+
+OURS: Final = "an event of reconnect_fsm's own (this is a fault of reconnect_fsm, please report it)"
+
+
+def _once(job: Callable[..., None], args: tuple[Any, ...]) -> Work:
+    job(*args)
+    yield None
+
+
+def _call(job: Callable[..., None], args: tuple[Any, ...]) -> None:
+    try:
+        job(*args)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        report(OURS, error)
 
 
 class Promise(Generic[T]):
@@ -138,6 +176,10 @@ class Promise(Generic[T]):
             return await waiter
         finally:
             self._waiters.pop(waiter, None)
+
+    def forget(self) -> None:
+        """Leave those who wait alone: their event loop has ended."""
+        self._waiters = {}
 
     def keep(self, value: T) -> None:
         """Give everyone who waits the value."""
@@ -177,33 +219,61 @@ class Outcome:
         self._error = error
         self._promise.fail(error)
 
-    def __await__(self) -> Generator[Any, None, None]:
+    async def wait(self) -> None:
+        """Return or raise as it came out, once it has."""
         if not self.done:
-            yield from self._promise.wait().__await__()
+            await self._promise.wait()
         elif self._error is not None:
             raise twin(self._error)
 
 
-class Lazily:
-    """Work that begins only if it is awaited; left alone it neither runs nor warns."""
+class LazyCoroutine(Coroutine[Any, Any, T]):
+    """A coroutine that is made when it is first awaited, or run by a task; left alone it neither runs nor warns.
 
-    __slots__ = ("_begin",)
+    Awaited again it is made again, so it may be kept and shared.
+    """
 
-    def __init__(self, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    __slots__ = ("_begin", "_coroutine")
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._begin = begin
+        self._coroutine: Coroutine[Any, Any, T] | None = None
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, Any, T]:
         return self._begin().__await__()
 
+    def send(self, value: Any) -> Any:
+        """As a coroutine's: what a task calls."""
+        if self._coroutine is None:
+            self._coroutine = self._begin()
+        return self._coroutine.send(value)
 
-class Listeners(Generic[T]):
+    def throw(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: BaseException | object = None,
+        traceback: TracebackType | None = None,
+    ) -> Any:
+        """As a coroutine's: what a task that is cancelled calls."""
+        if self._coroutine is None:
+            self._coroutine = self._begin()
+        error = kind if isinstance(kind, BaseException) else value if isinstance(value, BaseException) else kind()
+        return self._coroutine.throw(error.with_traceback(traceback) if traceback is not None else error)
+
+    def close(self) -> None:
+        """As a coroutine's."""
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+
+class Listeners(FaultCounter, Generic[T]):
     """Callbacks for one kind of news (D-LISTEN)."""
 
-    __slots__ = ("_callbacks", "_faults", "_what")
+    __slots__ = ("_callbacks", "_what")
 
     def __init__(self, what: str) -> None:
-        self._what = what
-        self._faults = 0
+        super().__init__()
+        self._what = f"a callback of {what}"
         self._callbacks: tuple[tuple[object, Callable[[T], object]], ...] = ()  # each with a token of its own
 
     def __bool__(self) -> bool:
@@ -213,10 +283,10 @@ class Listeners(Generic[T]):
     def add(self, callback: Callable[[T], object]) -> Callable[[], None]:
         """Add a plain function; returns one that takes it out again. Raises TypeError for anything else."""
         if not callable(callback):
-            raise TypeError(f"{self._what} takes a function, not {callback!r}")
+            raise TypeError(f"{self._what} is a function, not {callback!r}")
         if _is_coroutine_function(callback):
             raise TypeError(
-                f"{self._what} takes a plain function, but {callback!r} is a coroutine function, which nobody would "
+                f"{self._what} is a plain function, but {callback!r} is a coroutine function, which nobody would "
                 "await. Start a task of your own from a plain function"
             )
         token = object()
@@ -228,19 +298,9 @@ class Listeners(Generic[T]):
         return remove
 
     def tell(self, news: T) -> None:
-        """Call every callback; one that raises is logged and harms nothing."""
+        """Call every callback; one that raises is reported and harms nothing (D-GUARD)."""
         for _, callback in self._callbacks:
-            try:
-                callback(news)
-            except (Exception, asyncio.CancelledError):  # the latter from the result() of some cancelled task
-                self._complain()
-
-    def _complain(self) -> None:
-        """A callback that raises at each message must not flood the log; it is not forgotten either."""
-        self._faults += 1
-        if self._faults <= 10 or self._faults.bit_count() == 1:
-            times = "" if self._faults == 1 else f" ({self._faults} times so far)"
-            logger.exception("a callback of %s raised%s; the others are told all the same", self._what, times)
+            notify_user(self._what, callback, news, counter=self)
 
 
 def _is_coroutine_function(callback: Callable[..., object]) -> bool:

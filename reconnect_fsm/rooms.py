@@ -14,8 +14,8 @@ import logging
 import threading
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from typing import Any, Final, Protocol, TypeAlias
 
 from .adaptors.base import Adaptor, guarded
 from .deadlines import Deadline, Deadlines
@@ -34,7 +34,7 @@ from .effects import (
     Untrack,
     VersionChoice,
 )
-from .errors import JoinRefused, NotConnected, ProtocolError, Unauthorized, twin
+from .errors import ClientStopped, JoinRefused, NotConnected, ProtocolError, Unauthorized, twin
 from .loro_protocol import (
     FRAGMENT_SIZE,
     Ack,
@@ -60,7 +60,7 @@ from .loro_protocol import (
     split,
 )
 from .loro_protocol.frames import header_of, join_request, read_join_response_ok, read_ok, read_update, single_update
-from .pump import Lazily, Listeners
+from .pump import LazyCoroutine, Listeners
 from .redaction import Redaction
 from .room_fsm import RoomFSM
 from .status import RoomStatus, StatusChange
@@ -190,7 +190,7 @@ class Room:
         Await the result to know that the server has been told, if it can be. Leaving what was left does nothing.
         """
         self._rooms.leave(self)
-        return Lazily(self._rooms.written)
+        return LazyCoroutine(self._rooms.written)
 
     def _is_synced(self) -> bool:
         sent = not self._unacked and self._upload is None
@@ -239,32 +239,50 @@ Answer: TypeAlias = tuple[Permission, bytes]
 """What a JoinResponseOk says: the permission, and the version of the server."""
 
 
+class Link(Protocol):
+    """The connection, as far as rooms use it. Once it is closed, what is sent is dropped."""
+
+    @property
+    def backlog(self) -> int:
+        """How many frames, or groups of frames, wait to be written."""
+        ...
+
+    def send(self, data: bytes | list[bytes]) -> None:
+        """Write a frame, or a list of them which may be cleared until then."""
+        ...
+
+    async def written(self) -> None:
+        """Wait until all that was sent so far is written; raises NotConnected if it cannot be."""
+        ...
+
+
 class Rooms:
     """The tracked rooms of one client (REJOIN-1)."""
 
     def __init__(
         self,
         pump: Driver,
-        send: Callable[[bytes | list[bytes]], None],
-        written: Callable[[], Coroutine[Any, Any, None]],
         own: Callable[[asyncio.Task[Any]], None],
         make_fsm: Callable[[], RoomFSM],
         at_once: int | None,
         random_bits: Callable[[int], int],
-        backlog: Callable[[], int],
         redaction: Redaction,
+        client_stopped: Callable[[], ClientStopped | None],
+        check_loop: Callable[[], None],
     ) -> None:
-        """``send`` writes a frame, or a list of them which may be cleared until then, or drops them if there is no
-        connection; ``written`` waits until all are written; ``own`` takes charge of a cancelled task until it ends;
-        ``at_once`` is how many rooms may be asked for and not answered at the same time."""
+        """``own`` takes charge of a cancelled task until it ends; ``at_once`` is how many rooms may be asked for and
+        not answered at the same time; ``client_stopped`` says why, while the client is stopped (D-STOP); ``check_loop``
+        raises RuntimeError in another thread or event loop than the client's (D-THREAD)."""
         self._pump = pump
-        self._send = send
-        self._written = written
+        self._link: Link | None = None  # what the rooms know of; the client may have dropped it, or have another by now
+        self._client_stopped = client_stopped
+        self._check_loop = check_loop
         self._own = own
         self._make_fsm = make_fsm
         self._tracked: dict[bytes, Room] = {}  # by what their frames begin with
         self._turns: Turns[Turn] = Turns(at_once)
         self._opened: str | None = None  # why there is a connection, if there is one
+        self._will_admit = False  # that is scheduled, and has not begun
         self._deadlines = Deadlines(pump.post)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
@@ -287,7 +305,6 @@ class Rooms:
             NotifyStatus: self._notify_status,
         }
         self._random_bits = random_bits
-        self._backlog = backlog
         self._redaction = Redaction(also=redaction)
         self._last_batch_id: int | None = None
 
@@ -328,31 +345,43 @@ class Rooms:
         self._pump.post(self.fire, room, "leave_requested")
 
     async def written(self) -> None:
-        await self._pump.idle()
+        link = self._link
         with contextlib.suppress(NotConnected):  # then the server noticed by itself
-            await self._written()
+            if link is not None:
+                await link.written()
 
     # Facts
 
-    def tell(self, event: str, why: str) -> None:
-        """Something happened to the connection, or the client: every room hears of it, before anything else happens.
+    def tell(self, event: str, why: str, link: Link | None) -> None:
+        """Something happened to the connection, or to the client: every room hears of it, in slices (law 3).
 
-        But for an open connection: of that they hear by turns.
+        ``link`` is the connection if it was opened; of that the rooms hear by turns. What happens meanwhile waits for
+        none of this, and each room hears of each thing once and in order.
         """
+        self._pump.schedule(self._tell_all(event, why, link))
+
+    def _tell_all(self, event: str, why: str, link: Link | None) -> Iterator[None]:
+        self._link = link
         self._orphans.clear()
         self._complaints = 0
         self._turns.clear()
-        self._opened = why if event == "connection_opened" else None
-        if self._opened is not None:
+        self._opened = None if link is None else why
+        if link is not None:
             for room in self._tracked.values():
                 self._turns.wait((room, None), room._priority)
-            self._pump.post_each(self._turn_came, iter(self._turns.next, None))
-        elif self._tracked:
-            self._pump.post_each(self._hear, tuple(self._tracked.values()), event, why)
+            yield from self._admit()
+            return
+        for room in tuple(self._tracked.values()):
+            room._in_flight = 0
+            self.fire(room, event, why)
+            yield
 
-    def _hear(self, room: Room, event: str, why: str) -> None:
-        room._in_flight = 0
-        self.fire(room, event, why)
+    def _admit(self) -> Iterator[None]:
+        """Let rooms ask, one after the other, until nobody waits for a turn or too many are busy."""
+        self._will_admit = False
+        while (turn := self._turns.next()) is not None:
+            self._turn_came(turn)
+            yield
 
     def _turn_came(self, turn: Turn) -> None:
         room, deadline = turn
@@ -375,20 +404,35 @@ class Rooms:
         """Belong to this event loop."""
         self._loop, self._thread = loop, threading.get_ident()
 
-    def received(self, frame: bytes) -> None:
-        """A frame came, on the present connection. Raises ProtocolError for one that cannot be read."""
+    def outlive_loop(self) -> None:
+        """The event loop ended without `close`, and with it all that lived in it: tasks, timers, those who wait."""
+        self._loop = self._link = self._opened = None
+        self._will_admit = False
+        self._deadlines.forget()
+        for room in self._tracked.values():
+            room._credentials = room._timer = room._fragments_due = room._waiting = None
+
+    def received(self, frame: bytes) -> Iterator[object] | None:
+        """A frame came, on the present connection. Raises ProtocolError for one that cannot be read.
+
+        Returns what is left to do for it, in steps.
+        """
         header = header_of(frame)
         room = self._tracked.get(header)
         # First the frames that come most, in their most common shape.
         if room is not None and len(frame) > (at := len(header)):
             kind = frame[at]
             if kind == DOC_UPDATE and (update := read_update(frame, at)) is not None:
-                return self._apply(room, update[:1], update[1])
+                self._apply(room, update[:1], update[1])
+                return None
             if kind == ACK and (batch_id := read_ok(frame, at)) is not None:
-                return self._acknowledged(room, batch_id, UpdateStatusCode.OK)
+                self._acknowledged(room, batch_id, UpdateStatusCode.OK)
+                return None
             if kind == JOIN_RESPONSE_OK and not self._orphans and (answer := read_join_response_ok(frame, at)):
-                return self._accepted(room, answer)
-        return self._received(decode(frame))
+                self._accepted(room, answer)
+                return None
+        self._received(decode(frame))
+        return None
 
     def _received(self, message: Message) -> None:
         header = room_header(message.crdt, message.room_id)  # a length may be written in several ways
@@ -430,14 +474,19 @@ class Rooms:
             self._turns.wait((room, None), room._priority)
         self.fire(room, "join_requested")
 
+    def _send(self, frames: bytes | list[bytes]) -> None:
+        if self._link is not None:
+            self._link.send(frames)
+
     def fire(self, room: Room, event: str, *args: Any) -> None:
         """Tell a room's machine a fact and run the effects; then it may be somebody else's turn."""
         self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
         self._take_turns()
 
     def _take_turns(self) -> None:
-        while self._turns.queues and (turn := self._turns.next()) is not None:
-            self._turn_came(turn)
+        if self._turns.queues and not self._will_admit and self._turns.has_place:
+            self._will_admit = True
+            self._pump.schedule(self._admit())
 
     def _broke(self, room: Room, what: str) -> None:
         self.fire(room, "broke", what)
@@ -739,7 +788,9 @@ class Rooms:
             room._notice()
 
     def _refuse(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
-        if self._backlog() < MAX_REPLIES:  # a server that sends junk and reads nothing must not fill our memory
+        if (
+            self._link is not None and self._link.backlog < MAX_REPLIES
+        ):  # a server that sends junk and reads nothing must not fill our memory
             self._send(encode(Ack(room.crdt_type, room.id, batch_id, status)))
 
     def _reassemble(self, room: Room, message: DocUpdateFragmentHeader | DocUpdateFragment) -> None:

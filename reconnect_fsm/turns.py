@@ -31,9 +31,14 @@ class Turns(Generic[T]):
             heapq.heappush(self._order, -priority)
         queue.append(one)
 
+    @property
+    def has_place(self) -> bool:
+        """Whether one more may be busy."""
+        return len(self.busy) < self._most
+
     def next(self) -> T | None:
         """Whose turn it is now; None if nobody waits, or too many are busy."""
-        if not self._order or len(self.busy) >= self._most:
+        if not self._order or not self.has_place:
             return None
         priority = -self._order[0]
         one = self.queues[priority].popleft()

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple, Unpack
 
-__all__ = ["UserCodeFailed", "await_user", "call_user", "is_fault", "notify_user", "report"]
+__all__ = ["FaultCounter", "UserCodeFailed", "await_user", "call_user", "is_fault", "notify_user", "report"]
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -27,21 +27,32 @@ class UserCodeFailed(Exception):
         self.error = error
 
 
+class FaultCounter:
+    """Counts the faults of one source, so that one which raises at each message does not flood the log."""
+
+    __slots__ = ("faults",)
+
+    def __init__(self) -> None:
+        self.faults = 0
+
+
 def is_fault(error: BaseException) -> bool:
-    """Whether it is a fault of what was called, and not a wish to end the program or the running task."""
-    return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | asyncio.CancelledError)
+    """Whether what a plain function raised is a fault of it, and not a wish to end the program.
+
+    A CancelledError is one, too: nothing was awaited, so it can only be that of some other task's ``result()``.
+    """
+    return not isinstance(error, KeyboardInterrupt | SystemExit)
 
 
 def call_user(what: str, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
     """Call a plain function of the user's and return what it returns.
 
-    ``what`` names it in the log: "the auth function of room 'a'". Raises UserCodeFailed, once reported, if it raises. A
-    CancelledError is a fault here, too: nothing was awaited, so it can only be that of some other task's ``result()``.
+    ``what`` names it in the log: "the auth function of room 'a'". Raises UserCodeFailed, once reported, if it raises.
     """
     try:
         return function(*args)
     except BaseException as error:
-        if not is_fault(error) and not isinstance(error, asyncio.CancelledError):
+        if not is_fault(error):
             raise
         report(what, error)
         raise UserCodeFailed(what, error) from error
@@ -54,27 +65,41 @@ async def await_user(what: str, awaitable: Awaitable[T]) -> T:
     except BaseException as error:
         task = asyncio.current_task()
         is_cancelled = isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
-        if is_cancelled or not (is_fault(error) or isinstance(error, asyncio.CancelledError)):
+        if is_cancelled or isinstance(error, GeneratorExit) or not is_fault(error):
             raise
         report(what, error)
         raise UserCodeFailed(what, error) from error
 
 
-def notify_user(what: str, function: Callable[[Unpack[Args]], object], *args: *Args) -> None:
+def notify_user(
+    what: str, function: Callable[[Unpack[Args]], object], *args: *Args, counter: FaultCounter | None = None
+) -> None:
     """Call a function of the user's whose outcome matters to no one here; what it raises is reported."""
     try:
         function(*args)
     except BaseException as error:
-        if not is_fault(error) and not isinstance(error, asyncio.CancelledError):
+        if not is_fault(error):
             raise
-        report(what, error)
+        if counter is None:
+            report(what, error)
+        else:
+            counter.faults += 1
+            report(what, error, counter.faults)
 
 
-def report(what: str, error: BaseException) -> None:
-    """Log the error with its traceback, and tell the running loop's exception handler (D-GUARD)."""
-    logger.error("%s raised %s", what, type(error).__name__, exc_info=error)
+def report(what: str, error: BaseException, times: int = 1) -> None:
+    """Log the error with its traceback, and tell the running loop's exception handler (D-GUARD).
+
+    Of one source that raises again and again, for the ``times``-th time now, the log gets the first ten faults and then
+    ever fewer. An exception handler that the program has set hears of all.
+    """
+    is_logged = times <= 10 or times.bit_count() == 1
+    if is_logged:
+        so_often = "" if times == 1 else f" ({times} times so far)"
+        logger.error("%s raised %s%s", what, type(error).__name__, so_often, exc_info=error)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return
-    loop.call_exception_handler({"message": f"reconnect_fsm: {what} raised", "exception": error})
+    if is_logged or loop.get_exception_handler() is not None:
+        loop.call_exception_handler({"message": f"reconnect_fsm: {what} raised", "exception": error})

@@ -58,9 +58,8 @@ class Observer:
         self._changed = changed
         self._since: float | None = None  # when the present state began, in seconds since the epoch
         before = earlier(client)
-        # Some of them may wait in the client's queue for their callbacks: those will come by `_transition`.
-        to_come = sum(job == client._on_transition.tell for job, _ in client._pump.waiting)
-        for when, change in before[: max(len(before) - to_come, 0)]:
+        # Those of which the callbacks have not heard yet will come by `_transition`.
+        for when, change in before[: max(len(before) - client._transitions_to_come, 0)]:
             self._add(when, change)
         self._unsubscribe = (client.on_transition(self._transition), client.on_latency(self._round_trip))
 

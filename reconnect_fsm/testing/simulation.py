@@ -449,7 +449,7 @@ class User:
         return self.client.status is ClientStatus.CONNECTED
 
     def _is_written(self) -> bool:
-        return not self.client._frames_waiting()
+        return self.client._socket is None or not self.client._socket.backlog
 
     def _is_decided(self) -> bool:
         return self._is_connected() or self.client.status in STOPPED
