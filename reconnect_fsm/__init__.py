@@ -30,9 +30,11 @@ from .status import (
     ClientStatus,
     CloseInfo,
     FailureKind,
+    FaultKind,
     RoomStatus,
     StateChange,
     StatusChange,
+    StopKind,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "CloseInfo",
     "Connection",
     "FailureKind",
+    "FaultKind",
     "InvalidURL",
     "JoinRefused",
     "Keepalive",
@@ -60,6 +63,7 @@ __all__ = [
     "RoomStatus",
     "StateChange",
     "StatusChange",
+    "StopKind",
     "Unauthorized",
 ]
 

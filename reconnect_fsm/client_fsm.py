@@ -384,4 +384,5 @@ class ClientFSM(FSM[ClientStatus]):
 
     def status_changed(self, old: ClientStatus, new: ClientStatus) -> None:
         under_way = new in (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
-        self.emit(NotifyStatus(StatusChange(old, new, self.news, self.attempt if under_way else 0, self.retry_in)))
+        attempt = self.attempt if under_way else 0
+        self.emit(NotifyStatus(StatusChange(old, new, self.news, attempt=attempt, retry_in=self.retry_in)))

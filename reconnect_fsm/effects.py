@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .status import StatusChange
+from .status import Cause, StatusChange, StopKind
 
 __all__ = [
     "AbandonRequest",
@@ -120,10 +120,12 @@ class AnnounceConnected(Effect):
 
 @dataclass(frozen=True, slots=True)
 class TellRooms(Effect):
-    """Fire the event of this name in every tracked room, and say why."""
+    """Fire the event of this name in every tracked room, and say why (D-CAUSE)."""
 
     event: str
     why: str
+    cause: Cause | None = None
+    stop: StopKind | None = None
 
 
 # A room's

@@ -19,7 +19,10 @@ query string, a token or auth bytes.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from .status import Cause, StopKind
 
 __all__ = [
     "ClientStopped",
@@ -47,10 +50,14 @@ class ClientStopped(ReconnectError):
     The client stays stopped until ``connect()`` or ``retry_now()``; rooms stay tracked and are joined then.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, cause: Cause | None = None, stop: StopKind | None = None) -> None:
         super().__init__(f"the client stopped: {reason} (connect() or retry_now() starts it again)")
         self.reason = reason
         """Why it stopped, in words."""
+        self.cause = cause
+        """What ended it, as data (D-CAUSE); None where this program itself did."""
+        self.stop = stop
+        """Which kind of stop it is."""
 
 
 class NotConnected(ReconnectError):

@@ -87,8 +87,12 @@ FIELDS: Final[dict[type, tuple[str, ...]]] = {
     for name in module.__all__
     if isinstance(value := getattr(module, name), type) and dataclasses.is_dataclass(value)
 }
+FIELDS[_status.CloseInfo] = tuple(
+    name for name in FIELDS[_status.CloseInfo] if name != "shown"
+)  # nor what it stands for
+LEFT_OUT: Final = frozenset({"cause", "stop", "fault", "is_redacted"})  # where there is none: most values have none
 ERRORS: Final[dict[type, tuple[str, ...]]] = {
-    ClientStopped: ("reason",),
+    ClientStopped: ("reason", "cause", "stop"),
     JoinRefused: ("code", "message", "app_code"),
     RoomLeft: (),
 }
@@ -96,6 +100,8 @@ ENUMS: Final[tuple[type[Enum], ...]] = (
     _status.ClientStatus,
     _status.RoomStatus,
     _status.FailureKind,
+    _status.FaultKind,
+    _status.StopKind,
     _effects.VersionChoice,
     UpdateStatusCode,
     JoinErrorCode,
@@ -119,7 +125,7 @@ def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
         return {"is": kind.__name__, "name": value.name}
     if depth < DEEPEST:
         if kind in FIELDS:
-            return {"is": kind.__name__, **_inside(value, FIELDS[kind], text, depth)}
+            return _value(value, text, depth)
         if kind in ERRORS:
             words = encoded(str(value), text)
             return {"is": kind.__name__, "words": words, **_inside(value, ERRORS[kind], text, depth)}
@@ -129,8 +135,18 @@ def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
     return {"opaque": _described(value, kind, depth)}
 
 
+def _value(value: Any, text: Callable[[str], Json], depth: int) -> Json:
+    """A value of our own. How a connection ended is written as it may be shown, and says if that is not all of it."""
+    if not isinstance(value, _status.CloseInfo):
+        return {"is": type(value).__name__, **_inside(value, FIELDS[type(value)], text, depth)}
+    shown = value.redacted()
+    told = {"is": "CloseInfo", **_inside(shown, FIELDS[_status.CloseInfo], text, depth)}
+    return told | ({"is_redacted": True} if told["reason"] != shown.reason else {})
+
+
 def _inside(value: Any, names: Iterable[str], text: Callable[[str], Json], depth: int) -> dict[str, Json]:
-    return {name: encoded(getattr(value, name, None), text, depth + 1) for name in names}
+    inside = {name: encoded(getattr(value, name, None), text, depth + 1) for name in names}
+    return {name: each for name, each in inside.items() if each or name not in LEFT_OUT}
 
 
 def private(_: str) -> Json:

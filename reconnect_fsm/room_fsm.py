@@ -441,4 +441,4 @@ class RoomFSM(FSM[RoomStatus]):
 @lru_cache(maxsize=64)
 def _news(old: RoomStatus, new: RoomStatus, reason: str, attempt: int, retry_in: float | None) -> NotifyStatus:
     """Ten thousand rooms that are joined have the same to tell."""
-    return NotifyStatus(StatusChange(old, new, reason, attempt, retry_in))
+    return NotifyStatus(StatusChange(old, new, reason, attempt=attempt, retry_in=retry_in))
