@@ -15,9 +15,11 @@ import threading
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from .adaptors.base import Adaptor, guarded
+from .credentials import UserCodeFailed, ask, names_of, wait_for_answer
 from .deadlines import Deadline, Deadlines
 from .driver import Driver
 from .effects import (
@@ -305,7 +307,8 @@ class Rooms:
             NotifyStatus: self._notify_status,
         }
         self._random_bits = random_bits
-        self._redaction = Redaction(also=redaction)
+        self._redaction = redaction
+        redaction.ask(lambda: (room._told for room in self._tracked.values()))
         self._last_batch_id: int | None = None
 
     def __iter__(self) -> Iterator[Room]:
@@ -396,9 +399,14 @@ class Rooms:
         self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
 
     def complain(self, what: str, *args: object) -> None:
-        """Log what is wrong with the server's messages; a flood of them must not flood the log."""
+        """Log what is wrong with the server's messages; a flood of them must not flood the log.
+
+        An argument that is a function is called if the line is really logged: words cost something to be made fit.
+        """
         self._complaints += 1
-        logger.log(logging.WARNING if self._complaints <= MAX_COMPLAINTS else logging.DEBUG, what, *args)
+        level = logging.WARNING if self._complaints <= MAX_COMPLAINTS else logging.DEBUG
+        if logger.isEnabledFor(level):
+            logger.log(level, what, *(each() if callable(each) else each for each in args))
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to this event loop."""
@@ -453,11 +461,11 @@ class Rooms:
             case JoinError():
                 room._in_flight = max(room._in_flight - 1, 0)
                 room._server_version = message.receiver_version or b""
-                app_code = None if message.app_code is None else self._redaction(message.app_code, room._told)
-                words = self._redaction(message.message, room._told)
+                app_code = None if message.app_code is None else self._redaction(message.app_code)
+                words = self._redaction(message.message)
                 self.fire(room, "join_refused", JoinRefused(message.code, words, app_code))
             case RoomError():
-                refusal = JoinRefused(message.code, self._redaction(message.message, room._told), put_out=True)
+                refusal = JoinRefused(message.code, self._redaction(message.message), put_out=True)
                 self.fire(room, "put_out", refusal, self._now())
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 self._reassemble(room, message)
@@ -568,11 +576,12 @@ class Rooms:
         self._turns.busy.add(room)
         auth, choice = room._auth, effect.version
         if not isinstance(auth, bytes):
+            given: Any
             try:
-                given = auth()
-            except (Exception, asyncio.CancelledError) as error:  # the latter from the result() of a cancelled task
+                given = ask(f"the auth function of room {room.id!r}", auth)
+            except UserCodeFailed as failed:
                 # Posted: an effect never fires a fact itself.
-                self._pump.post(self._credentials_failed, room, room._asked, error)
+                self._pump.post(self._credentials_failed, room, room._asked, failed.error)
                 return
             if inspect.isawaitable(given):
                 assert self._loop is not None
@@ -581,15 +590,21 @@ class Rooms:
                 if inspect.iscoroutine(given):  # one that was cancelled before its first step would warn
                     room._credentials.add_done_callback(lambda _: given.close())
                 return
+            if isinstance(given, Unauthorized):
+                self._pump.post(self._credentials_failed, room, room._asked, given)
+                return
             auth = given
         self._send_join_request(room, choice, auth)
 
     async def _await_credentials(self, room: Room, asked: int, choice: VersionChoice, given: Awaitable[bytes]) -> None:
         """Returns nothing: asyncio's debug log shows the results of tasks, and these are secrets."""
         try:
-            auth = await given
-        except (Exception, asyncio.CancelledError) as error:
-            self._pump.post(self._credentials_failed, room, asked, error)
+            auth = await wait_for_answer(f"the auth function of room {room.id!r}", given)
+        except UserCodeFailed as failed:
+            self._pump.post(self._credentials_failed, room, asked, failed.error)
+            return
+        if isinstance(auth, Unauthorized):
+            self._pump.post(self._credentials_failed, room, asked, auth)
         else:
             self._pump.post(self._credentials_came, room, asked, choice, auth)
 
@@ -601,7 +616,7 @@ class Rooms:
     def _credentials_failed(self, room: Room, asked: int, error: BaseException) -> None:
         if asked == room._asked:
             room._credentials = None
-            what = f"the auth function raised {type(error).__name__}"
+            what = f"the auth function raised {names_of(error)}"
             self.fire(room, "credentials_failed", what, isinstance(error, Unauthorized))
 
     def _abandon_request(self, room: Room, _: AbandonRequest | None = None) -> None:
@@ -637,7 +652,7 @@ class Rooms:
             return
         if auth:
             room._told = auth
-            self._redaction.learn(auth)
+            self._redaction.learn(auth, "room")
         room._in_flight += 1
         self._send(frame)
 
@@ -782,7 +797,7 @@ class Rooms:
         try:
             guarded(room.adaptor.apply, updates)
         except Exception as error:
-            self.complain("room %r: refused a batch from the server: %s", room.id, self._redaction(error, room._told))
+            self.complain("room %r: refused a batch from the server: %s", room.id, partial(self._redaction, error))
             self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
         if room._waiting:
             room._notice()

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+import reconnect_fsm.redaction as redaction_module
 from reconnect_fsm.redaction import MOST, PARTS, READ, Redaction
 from reconnect_fsm.transport import learn_secrets
 
@@ -64,14 +65,36 @@ def test_of_a_flood_of_words_only_the_beginning_is_read() -> None:
     assert redaction(SECRET)("x" * (READ - 8) + SECRET) == "x" * 200
     assert redaction(SECRET * 2)((SECRET * 2 + "…") * READ) == "…" * 200
     known = redaction(" ".join(f"word{number:06}" for number in range(20_000)))
-    assert len(known._known()[0]) <= PARTS + 3
+    assert len(known._forms()) <= 2 * (PARTS + 3)
 
 
-def test_a_room_has_a_secret_of_its_own() -> None:
-    """What one room told the server is taken out of its messages, however many other rooms there are."""
-    known = Redaction()
-    assert known(f"no such token: {SECRET}", SECRET.encode()) == "no such token: …"
-    assert known(f"no such token: {SECRET}") == f"no such token: {SECRET}"
+def test_d_judged_a_provider_is_asked_when_words_are_shown() -> None:
+    """What rooms told the server is known without being kept twice, however many rooms there are."""
+    known = redaction(SECRET)
+    rooms = [f"room-token-{number:05}".encode() for number in range(10_000)] + [b'{"token": "in-json"}', b"short"]
+    asked = []
+    known.ask(lambda: asked.append(1) or rooms)  # type: ignore[func-returns-value]
+    assert not asked
+    assert known("room-token-00000, room-token-09999 and room-token-1") == "…, … and room-token-1"
+    assert known("in-json, in short") == "…, in short"
+    rooms.clear()
+    assert known(f"room-token-00000 {SECRET}") == "room-token-00000 …"
+    assert len(asked) == 3
+    assert (known(""), known("well")) == ("", "well")
+    assert len(asked) == 3  # in so few characters there is no secret
+
+
+def test_d_judged_forms_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Showing words is what costs, learning does not, and no secret costs twice."""
+    worked_out = []
+    forms = redaction_module._forms
+    monkeypatch.setattr(redaction_module, "_forms", lambda text: worked_out.append(text) or forms(text))
+    known = redaction(*(f"secret{number:04}" for number in range(MOST)))
+    assert worked_out == []
+    for _ in range(10):
+        assert known(f"{SECRET} secret0001") == f"{SECRET} …"
+        known.learn("secret0001")
+    assert len(worked_out) == MOST
 
 
 def test_a_longer_secret_is_replaced_before_a_shorter_one_within_it() -> None:
@@ -111,14 +134,12 @@ def test_the_latest_secrets_are_kept() -> None:
     assert known(secrets[0]) == secrets[0]
 
 
-def test_what_another_one_knows_is_replaced_too() -> None:
-    """The secrets of rooms do not push out those of the connection."""
-    connection = redaction(SECRET)
-    rooms = Redaction(also=connection)
+def test_secrets_of_one_kind_do_not_push_out_those_of_another() -> None:
+    """Tokens of many rooms, and one of the connection."""
+    known = redaction(SECRET)
     for number in range(10 * MOST):
-        rooms.learn(f"secret{number:04}")
-    assert rooms(f"{SECRET} secret{10 * MOST - 1:04}") == "… …"
-    assert connection("secret0001") == "secret0001"
+        known.learn(f"secret{number:04}", "room")
+    assert known(f"{SECRET} secret{10 * MOST - 1:04} secret0001") == "… … secret0001"
 
 
 @pytest.mark.filterwarnings("ignore:BasicAuth is deprecated")

@@ -2083,7 +2083,7 @@ async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
     shown: list[object] = []
 
     def raising() -> bytes:
-        raise OSError("hunter2")
+        raise OSError("the program's own words")  # its traceback is logged as it is (D-GUARD)
 
     def unauthorized() -> bytes:
         raise Unauthorized("hunter2")

@@ -1,0 +1,64 @@
+"""Asks url and auth functions of the user's, plain or async, for what a server is to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from .errors import Unauthorized
+from .user_code import UserCodeFailed, await_user, call_user
+
+__all__ = ["UserCodeFailed", "ask", "names_of", "wait_for_answer"]
+
+T = TypeVar("T")
+
+
+def ask(what: str, function: Callable[[], T]) -> T | Unauthorized:
+    """Call it. `Unauthorized` is an answer, and so is returned; whatever else it raises is a fault: UserCodeFailed.
+
+    ``what`` names the function in the log.
+    """
+
+    def call() -> T | Unauthorized:
+        try:
+            return function()
+        except BaseException as error:
+            return _as_answer(error)
+
+    return call_user(what, call)
+
+
+async def wait_for_answer(what: str, answer: Awaitable[T]) -> T | Unauthorized:
+    """Wait for what an async function returned; as `ask`. The cancellation of the running task goes on."""
+
+    async def wait() -> T | Unauthorized:
+        try:
+            return await answer
+        except BaseException as error:
+            return _as_answer(error)
+
+    return await await_user(what, wait())
+
+
+def _as_answer(error: BaseException) -> Unauthorized:
+    """Of several tasks of a TaskGroup, all must say so (D-WORDS); the error is raised again if it means anything else.
+
+    A new Unauthorized: the one that was raised keeps the frames on its way, with all their variables, alive.
+    """
+    if all(isinstance(each, Unauthorized) for each in _leaves(error)):
+        return Unauthorized(*next(iter(_leaves(error))).args)
+    raise error
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for each in error.exceptions for leaf in _leaves(each)]
+
+
+def names_of(error: BaseException) -> str:
+    """The class of an exception; of a group also those of what it holds. Its own words may hold secrets."""
+    name = type(error).__name__
+    if not isinstance(error, BaseExceptionGroup):
+        return name
+    return f"{name} of {', '.join(dict.fromkeys(type(each).__name__ for each in _leaves(error)))}"
