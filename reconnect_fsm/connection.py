@@ -507,9 +507,8 @@ class Connection:
         loop = asyncio._get_running_loop()  # None where none runs, and ten times as fast as the exception
         if threading.get_ident() != self._thread or (loop is not None and loop is not self._loop):
             raise RuntimeError(
-                "this client belongs to the event loop of another thread, or to another event loop: all but "
-                "set_online() and tell() must be called there, as in "
-                "asyncio.run_coroutine_threadsafe(a_coroutine_of_yours_that_calls_it(), loop)"
+                "this client runs in another event loop, or in that of another thread: all but set_online() must be "
+                "called there, as in asyncio.run_coroutine_threadsafe(a_coroutine_of_yours_that_calls_it(), loop)"
             )
 
     def _outlive_loop(self) -> None:

@@ -76,8 +76,8 @@ class Pump:
             if self._events is NO_JOBS:
                 self._events = deque()
             self._events.append((job, args))
-            if not self._running:  # an interrupt, or very many of them, left some behind
-                self._run(self.SLICE)
+            if not self._running:  # an interrupt, or very many of them, left some behind: this one has its turn now
+                self._run(max(self.SLICE, len(self._events)))
             return
         self._running = True
         try:
@@ -269,10 +269,11 @@ class LazyCoroutine(Coroutine[Any, Any, T]):
 class Listeners(FaultCounter, Generic[T]):
     """Callbacks for one kind of news (D-LISTEN)."""
 
-    __slots__ = ("_callbacks", "_what")
+    __slots__ = ("_callbacks", "_name", "_what")
 
     def __init__(self, what: str) -> None:
         super().__init__()
+        self._name = what
         self._what = f"a callback of {what}"
         self._callbacks: tuple[tuple[object, Callable[[T], object]], ...] = ()  # each with a token of its own
 
@@ -283,10 +284,10 @@ class Listeners(FaultCounter, Generic[T]):
     def add(self, callback: Callable[[T], object]) -> Callable[[], None]:
         """Add a plain function; returns one that takes it out again. Raises TypeError for anything else."""
         if not callable(callback):
-            raise TypeError(f"{self._what} is a function, not {callback!r}")
+            raise TypeError(f"{self._name} takes a function, not {callback!r}")
         if _is_coroutine_function(callback):
             raise TypeError(
-                f"{self._what} is a plain function, but {callback!r} is a coroutine function, which nobody would "
+                f"{self._name} takes a plain function, but {callback!r} is a coroutine function, which nobody would "
                 "await. Start a task of your own from a plain function"
             )
         token = object()

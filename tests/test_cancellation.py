@@ -141,7 +141,7 @@ async def world(stage: str) -> AsyncIterator[World]:
             await room
             words.add(b"edit")  # which waits for its Ack
             if stage == "busy":
-                client._pump.post_each(lambda _: None, range(QUEUE))
+                client._pump.schedule(iter(range(QUEUE)))
         elif stage == "starting":
             client.start()
         yield World(server, client, room, words)

@@ -1335,9 +1335,10 @@ async def test_law_4_after_close_everybody_has_heard_of_it() -> None:
     watch = Watch(connection)
     connection.start()
     unsubscribe()
-    closed = connection.close()  # it waits its turn
-    flood(connection, 20_000)  # and the news of it will come behind these
-    assert connection.status == "connecting"
+    connection._pump.schedule(iter(range(20_000)))  # long work, which the news of it will come behind
+    closed = connection.close()
+    assert connection.status == "disconnected"  # D-NOW
+    assert watch.statuses == ["connecting"]
     await closed
     assert watch.statuses == ["connecting", "disconnected"]
 

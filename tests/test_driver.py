@@ -224,8 +224,8 @@ def test_a_machine_that_raises_again_on_its_way_to_error_is_not_asked_any_more(
     assert (desk.fsm.state, desk.fsm.reason) == ("error", BROKEN.format("BreaksTwice"))
     assert desk.kinds == ["Release", "TellRooms", "FailWaiters", "NotifyStatus"]
     assert [record.getMessage() for record in caplog.records] == [
-        "BreaksTwice raised on start_requested in state disconnected",
-        "BreaksTwice raised again on its way to error",
+        "BreaksTwice, on start_requested in state disconnected, raised LookupError",
+        "BreaksTwice, on its way to error, raised LookupError",
     ]
     desk.tell("went_offline")  # and it goes on to be told what happens
     assert told(desk.driver.log[-1])[1:5] == ("went_offline", (), "error", "error")

@@ -1,4 +1,4 @@
-"""The small parts of the drivers: `Pump`, `Promise`, `Outcome`, `Lazily`, `Listeners`."""
+"""The small parts of the drivers: `Pump`, `Promise`, `Outcome`, `LazyCoroutine`, `Listeners`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 import functools
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from reconnect_fsm.pump import NONE, Lazily, Listeners, Outcome, Promise, Pump
+from reconnect_fsm.pump import NO_JOBS, NO_WORK, LazyCoroutine, Listeners, Outcome, Promise, Pump
 
 # ----------------------------------------------------------------------------------------------------------------- Pump
 
@@ -71,23 +71,81 @@ def test_without_a_loop_a_queue_runs_to_its_end() -> None:
     assert ran == list(range(1000))
 
 
-async def test_a_long_queue_gives_way_to_the_loop() -> None:
-    """Slices of `Pump.SLICE` jobs run in one turn of the loop, and what is posted in between queues up behind."""
+def steps(ran: list[Any], numbers: Iterator[int] | range, tag: str = "") -> Iterator[None]:
+    """Work, one number a step."""
+    for number in numbers:
+        ran.append((tag, number) if tag else number)
+        yield
+
+
+async def test_law_3_long_work_gives_way_to_the_loop() -> None:
+    """`Pump.SLICE` steps run in one turn of the loop; work that is scheduled meanwhile comes after it."""
     pump = Pump()
     ran: list[Any] = []
     pump.bind(asyncio.get_running_loop())
-    pump.post(post_all, pump, ran, 2 * Pump.SLICE)
-    assert len(ran) == Pump.SLICE - 1  # the job that posted them was the first
-    pump.post(ran.append, -1)
-    assert ran[-1] != -1
+    pump.schedule(steps(ran, range(2 * Pump.SLICE)))
+    assert ran == [*range(Pump.SLICE)]
+    pump.schedule_call(ran.append, -1)
     turns = 0
     while ran[-1] != -1:
         await asyncio.sleep(0)
         turns += 1
     assert ran == [*range(2 * Pump.SLICE), -1]
     assert turns == 2
-    pump.post(ran.append, -2)  # idle again: at once
+    pump.schedule_call(ran.append, -2)  # idle again: at once
     assert ran[-1] == -2
+
+
+async def test_d_now_an_event_does_not_wait_for_work() -> None:
+    """D-NOW: it has run when `post` returns, however much work waits; inside a step, when that step is complete."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.bind(asyncio.get_running_loop())
+
+    def work() -> Iterator[None]:
+        for number in range(2 * Pump.SLICE):
+            pump.post(ran.append, f"event of {number}")
+            ran.append(number)
+            yield
+
+    pump.schedule(work())
+    assert pump.has_work
+    done = len(ran)
+    pump.post(ran.append, "now")
+    assert ran[done:] == ["now"]
+    await pump.idle()
+    assert ran[:4] == [0, "event of 0", 1, "event of 1"]
+    assert not pump.has_work
+
+
+async def test_d_order_work_is_never_overtaken() -> None:
+    """D-ORDER: whatever is posted and scheduled within its steps, a work goes on where it was, and the next follows."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.bind(asyncio.get_running_loop())
+
+    def work(tag: str) -> Iterator[None]:
+        for number in range(300):
+            ran.append((tag, number))
+            pump.post(int)
+            pump.schedule_call(int)
+            yield
+
+    for tag in "abc":
+        pump.schedule(work(tag))
+    await pump.idle()
+    assert ran == [(tag, number) for tag in "abc" for number in range(300)]
+
+
+async def test_very_many_events_give_way_to_the_loop() -> None:
+    """Events that ask for events without end do not stop the loop; their order stays."""
+    pump = Pump()
+    ran: list[Any] = []
+    pump.bind(asyncio.get_running_loop())
+    pump.post(post_all, pump, ran, 3 * Pump.SLICE)
+    assert len(ran) == Pump.SLICE - 1  # the one that posted them was the first
+    pump.post(ran.append, -1)
+    assert ran == [*range(3 * Pump.SLICE), -1]  # D-NOW
 
 
 async def test_a_raising_job_does_not_lose_the_rest_of_a_slice() -> None:
@@ -120,21 +178,6 @@ def test_a_closed_loop_is_not_asked() -> None:
     assert ran == [*range(Pump.SLICE + 1), -1]
 
 
-async def test_post_each_runs_for_every_item_before_what_comes_later() -> None:
-    """`post_each` keeps its place in the queue, gives way like any queue, and asks for each item in its turn."""
-    pump = Pump()
-    ran: list[Any] = []
-    pump.bind(asyncio.get_running_loop())
-    items = iter(range(300))
-    pump.post_each(lambda item, tag: ran.append((item, tag)), items, "x")
-    assert 0 < len(ran) <= Pump.SLICE
-    assert next(items) == len(ran)  # one taken out from under it
-    pump.post(ran.append, ("later", ""))
-    await pump.idle()
-    assert len(ran) == 300
-    assert ran[-2] == (299, "x")
-
-
 async def test_idle_waits_for_the_end_of_the_queue() -> None:
     """`idle` returns at once if nothing waits, and otherwise when all of it has run, also what was posted meanwhile."""
     pump = Pump()
@@ -151,22 +194,34 @@ async def test_idle_waits_for_the_end_of_the_queue() -> None:
     assert waiters[0].cancelled()
 
 
-def test_post_each_of_nothing() -> None:
-    """No items, no jobs; what waits behind runs."""
-    pump = Pump()
-    ran: list[Any] = []
-    pump.post_each(ran.append, [])
-    pump.post(ran.append, "behind")
-    assert ran == ["behind"]
+class Panic(BaseException):
+    """As loro's errors are: no Exception."""
 
 
-def test_post_each_survives_an_item_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """One item that raises does not keep the others from their turn."""
+@pytest.mark.parametrize("kind", [ValueError, Panic, StopIteration, asyncio.CancelledError])
+def test_d_guard_work_that_raises_keeps_no_other_from_its_turn(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """D-GUARD: what comes after it is done; the log has the traceback."""
     pump = Pump()
     ran: list[Any] = []
-    pump.post_each(lambda item: ran.append(1 // item), [1, 0, 1])
-    assert ran == [1, 1]
-    assert "ZeroDivisionError" in caplog.text
+
+    class Raises:
+        def __iter__(self) -> Raises:
+            return self
+
+        def __next__(self) -> None:
+            raise kind("on purpose")
+
+    def schedule() -> None:
+        pump.schedule(iter(Raises()))
+        pump.schedule(steps(ran, range(2)))
+        pump.schedule(steps(ran, range(0)))
+        pump.schedule_call(ran.append, "last")
+
+    pump.post(schedule)
+    assert ran == [0, 1, "last"]
+    assert ("on purpose" in caplog.text) is (kind is not StopIteration)  # which ends an iterator
 
 
 # -------------------------------------------------------------------------------------------------------------- Promise
@@ -242,7 +297,7 @@ async def test_an_outcome_can_be_awaited_often() -> None:
     outcome = Outcome()
 
     async def wait() -> str:
-        await outcome
+        await outcome.wait()
         return "well"
 
     tasks = [asyncio.create_task(wait()) for _ in range(2)]
@@ -258,7 +313,7 @@ async def test_a_failed_outcome_raises_each_time(caplog: pytest.LogCaptureFixtur
     outcome, ignored = Outcome(), Outcome()
 
     async def wait() -> None:
-        await outcome
+        await outcome.wait()
 
     task = asyncio.create_task(wait())
     await asyncio.sleep(0)
@@ -266,7 +321,7 @@ async def test_a_failed_outcome_raises_each_time(caplog: pytest.LogCaptureFixtur
     ignored.fail(ValueError("ignored"))
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
-            await outcome
+            await outcome.wait()
     with pytest.raises(ValueError, match="no"):
         await task
     del ignored
@@ -274,21 +329,52 @@ async def test_a_failed_outcome_raises_each_time(caplog: pytest.LogCaptureFixtur
     assert caplog.text == ""
 
 
-async def test_lazily_runs_only_when_awaited() -> None:
-    """Work that nobody awaits neither runs nor warns; each await begins it."""
+async def test_a_lazy_coroutine_runs_only_when_awaited() -> None:
+    """What nobody awaits neither runs nor warns; each await begins it."""
     ran: list[int] = []
 
     async def work() -> None:
         ran.append(1)
 
-    lazily = Lazily(work)
+    lazy = LazyCoroutine(work)
     await asyncio.sleep(0)
     assert ran == []
-    await lazily
-    assert ran == [1]
-    Lazily(work)
+    await lazy
+    await lazy
+    assert ran == [1, 1]
+    LazyCoroutine(work)
     gc.collect()
-    assert ran == [1]
+    assert ran == [1, 1]
+
+
+async def test_a_lazy_coroutine_can_be_a_task() -> None:
+    """`create_task`, `gather` and `wait_for` take it; cancelling and closing it reach what runs."""
+    ended: list[str] = []
+
+    async def work() -> int:
+        try:
+            await asyncio.sleep(0)
+            return 1
+        finally:
+            ended.append("ended")
+
+    assert asyncio.iscoroutine(LazyCoroutine(work))
+    assert await asyncio.create_task(LazyCoroutine(work)) == 1
+    assert await asyncio.gather(LazyCoroutine(work), LazyCoroutine(work)) == [1, 1]
+    task = asyncio.create_task(LazyCoroutine(work))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    early = asyncio.create_task(LazyCoroutine(work))  # cancelled before its first step
+    early.cancel()
+    await asyncio.wait([early])
+    assert early.cancelled()
+    lazy = LazyCoroutine(work)
+    lazy.close()  # nothing began
+    assert lazy.send(None) is None
+    lazy.close()
+    assert len(ended) == 5
 
 
 # ------------------------------------------------------------------------------------------------------------ Listeners
@@ -386,11 +472,11 @@ def test_what_waited_for_a_loop_that_ended_goes_on_in_the_next() -> None:
 
     async def first() -> None:
         pump.bind(asyncio.get_running_loop())
-        pump.post_each(done.append, range(Pump.SLICE * 50))
+        pump.schedule(steps(done, range(Pump.SLICE * 50)))
 
     async def second() -> None:
         pump.bind(asyncio.get_running_loop())
-        pump.post(done.append, -1)
+        pump.schedule_call(done.append, -1)
         await pump.idle()
 
     asyncio.run(first())
@@ -424,8 +510,10 @@ def test_an_idle_pump_holds_no_queue_of_its_own() -> None:
     ran: list[int] = []
     pump.post(post_all, pump, ran, 3)
     assert ran == [0, 1, 2]
-    assert pump.waiting is other.waiting is NONE
-    assert not NONE
+    assert pump._events is other._events is NO_JOBS
+    assert pump._works is other._works is NO_WORK
+    assert not NO_JOBS
+    assert not NO_WORK
 
 
 def test_what_waited_is_forgotten_on_demand() -> None:
@@ -438,9 +526,9 @@ def test_what_waited_is_forgotten_on_demand() -> None:
         pump.post(post_all, pump, ran, 100 * Pump.SLICE)
 
     asyncio.run(leave_some())
-    assert pump.waiting
+    assert pump._events
     ran.clear()
     pump.reset()
-    assert not pump.waiting
+    assert not pump._events
     pump.post(ran.append, 7)
     assert ran == [7]
