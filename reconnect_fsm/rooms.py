@@ -101,6 +101,7 @@ class Room:
         "_fsm",
         "_header",
         "_in_flight",
+        "_joined_after",
         "_listeners",
         "_priority",
         "_reassembler",
@@ -139,6 +140,7 @@ class Room:
         self._detach: Callable[[], None] | None = None
         self._timer: Deadline | None = None
         # What belongs to the request under way
+        self._joined_after = 0  # how many things the rooms had been told of before it was there
         self._asked = 0
         self._told = b""  # the auth bytes that the server was told last
         self._credentials: asyncio.Task[None] | None = None
@@ -283,6 +285,8 @@ class Rooms:
         self._make_fsm = make_fsm
         self._tracked: dict[bytes, Room] = {}  # by what their frames begin with
         self._turns: Turns[Turn] = Turns(at_once)
+        self._tells = 0  # that there were
+        self._begun = 0  # the last one that the rooms have begun to hear of
         self._opened: str | None = None  # why there is a connection, if there is one
         self._will_admit = False  # that is scheduled, and has not begun
         self._deadlines = Deadlines(pump.post)
@@ -361,9 +365,11 @@ class Rooms:
         ``link`` is the connection if it was opened; of that the rooms hear by turns. What happens meanwhile waits for
         none of this, and each room hears of each thing once and in order.
         """
-        self._pump.schedule(self._tell_all(event, why, link))
+        self._tells += 1
+        self._pump.schedule(self._tell_all(self._tells, event, why, link))
 
-    def _tell_all(self, event: str, why: str, link: Link | None) -> Iterator[None]:
+    def _tell_all(self, number: int, event: str, why: str, link: Link | None) -> Iterator[None]:
+        self._begun = number
         self._link = link
         self._orphans.clear()
         self._complaints = 0
@@ -371,10 +377,13 @@ class Rooms:
         self._opened = None if link is None else why
         if link is not None:
             for room in self._tracked.values():
-                self._turns.wait((room, None), room._priority)
+                if room._joined_after <= number:
+                    self._turns.wait((room, None), room._priority)
             yield from self._admit()
             return
         for room in tuple(self._tracked.values()):
+            if room._joined_after >= number:
+                continue  # it was not there when this happened
             room._in_flight = 0
             self.fire(room, event, why)
             yield
@@ -416,6 +425,7 @@ class Rooms:
         """The event loop ended without `close`, and with it all that lived in it: tasks, timers, those who wait."""
         self._loop = self._link = self._opened = None
         self._will_admit = False
+        self._begun = self._tells
         self._deadlines.forget()
         for room in self._tracked.values():
             room._credentials = room._timer = room._fragments_due = room._waiting = None
@@ -478,7 +488,8 @@ class Rooms:
         self.fire(room, "join_accepted")
 
     def _join_requested(self, room: Room) -> None:
-        if self._opened is not None:
+        room._joined_after = self._tells
+        if self._opened is not None and self._begun == self._tells:  # else its turn comes when that is told
             self._turns.wait((room, None), room._priority)
         self.fire(room, "join_requested")
 

@@ -53,7 +53,9 @@ async def listen(ws: web.WebSocketResponse) -> None:
 
 @pytest.mark.parametrize("kind", [Connection, Client])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
-async def test_d_order_messages_are_handled_in_the_order_in_which_they_came(kind: Any, turns: int) -> None:
+async def test_d_order_messages_are_handled_in_the_order_in_which_they_came(  # noqa: C901
+    kind: Any, turns: int
+) -> None:
     """D-ORDER: also when the callback calls the client at each of them; and all of them before the close."""
     bursts, size = 12, 50
 
@@ -165,8 +167,7 @@ async def many_joined() -> AsyncIterator[tuple[Client, list[Room]]]:
 async def test_d_now_calls_have_acted_when_they_return() -> None:
     """D-NOW: with rooms by the thousand, and while they are still being notified of what came before."""
     async with many_joined() as (client, rooms):
-        turns = 0
-        for _ in range(3):
+        for turns in range(1, 4):
             client.retry_now()
             assert client.status == "connecting"
             client.set_online(False)
@@ -180,7 +181,6 @@ async def test_d_now_calls_have_acted_when_they_return() -> None:
             async with asyncio.timeout(60):
                 await client.wait_connected()
             assert client.status == "connected"
-            turns += 1
             new = client.join(f"new {turns}", Notebook())
             assert new.status == "connecting"
             rooms[turns].leave()
@@ -371,10 +371,11 @@ async def test_d_thread_calls_and_waits_from_another_thread_raise(running: bool)
 
 
 def test_d_stop_a_client_that_outlived_its_loop_can_be_used_again() -> None:
-    """D-STOP, REJOIN-2: with messages unhandled, rooms half notified, somebody waiting: all of it ended with the loop."""
+    """D-STOP, REJOIN-2: with messages unhandled, rooms half notified, somebody waiting: it ended with the loop."""
     urls: list[str] = []
     client = Client(lambda: urls[-1], keepalive=OFF, retry=QUICK)
     rooms: list[Room] = []
+    waiting: list[asyncio.Future[None]] = []
 
     async def slow() -> bytes:
         await asyncio.sleep(0.2)
@@ -386,8 +387,7 @@ def test_d_stop_a_client_that_outlived_its_loop_can_be_used_again() -> None:
             client.start()
             rooms.extend(client.join(f"r{number}", Notebook()) for number in range(1_000))
             rooms.append(client.join("slow", Notebook(), auth=slow))
-            asyncio.ensure_future(client.wait_connected())
-            asyncio.ensure_future(client.connect())
+            waiting.extend(map(asyncio.ensure_future, (client.wait_connected(), client.connect())))
             await rooms[0]
             client.retry_now()  # they are not all notified when the loop ends
 
@@ -415,7 +415,7 @@ def test_d_stop_a_client_that_outlived_its_loop_can_be_used_again() -> None:
 # -------------------------------------------------------------------------------------------------------------- rooms
 
 
-async def test_d_order_the_first_update_does_not_overtake_the_answer_to_the_join() -> None:
+async def test_d_order_the_first_update_does_not_overtake_the_answer_to_the_join() -> None:  # noqa: C901
     """D-ORDER: rooms whose callbacks join others; each room's update is handled after its JoinResponseOk."""
     rooms = 150
 
