@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakValueDictionary
@@ -29,7 +30,7 @@ from yarl import URL
 from .errors import InvalidURL, NotConnected, Unauthorized
 from .pump import Promise
 from .redaction import Redaction
-from .status import AttemptFailure, CloseInfo, FailureKind
+from .status import AttemptFailure, CloseInfo, FailureKind, FaultKind
 
 if sys.platform == "linux":
     import fcntl
@@ -530,7 +531,7 @@ class Socket:
         except Exception as error:  # whatever it was: a reader that dies in silence would leave a zombie behind
             info = CloseInfo(ABNORMAL_CLOSURE, f"the connection was lost ({type(error).__name__})")
         if not self._closing:
-            on_closed(CloseInfo(info.code, info.reason, self.lasted))
+            on_closed(replace(info, lasted=self.lasted))
 
     async def _read_until_closed(
         self, on_messages: Callable[[list[Data]], None], ready: Callable[[], Awaitable[None]]
@@ -554,11 +555,12 @@ class Socket:
                 case WSMsgType.CLOSE if message.data == ABNORMAL_CLOSURE:
                     self._complaint = aiohttp.WSCloseCode.PROTOCOL_ERROR
                     why = "the server broke the WebSocket protocol: close code 1006 is for nobody to send"
-                    return CloseInfo(ABNORMAL_CLOSURE, why)
+                    return CloseInfo(ABNORMAL_CLOSURE, why, fault=FaultKind.PROTOCOL)
                 case WSMsgType.CLOSE:
-                    return CloseInfo(message.data or NO_STATUS_RECEIVED, self._shown(message.extra))
+                    said: str = message.extra or ""  # judged as it came (D-JUDGED)
+                    return CloseInfo(message.data or NO_STATUS_RECEIVED, said, shown=self._shown(said))
                 case WSMsgType.ERROR:
-                    return CloseInfo(ABNORMAL_CLOSURE, self._what_is_wrong(message.data))
+                    return self._what_is_wrong(message.data)
                 case _:  # CLOSED: no close frame came. CLOSING: we are closing it ourselves
                     return CloseInfo(ABNORMAL_CLOSURE, "the connection was lost")
             if count >= BURST:
@@ -566,12 +568,15 @@ class Socket:
                 await asyncio.sleep(0)  # receive() does not give way while there is something to read
                 await ready()
 
-    def _what_is_wrong(self, error: object) -> str:
+    def _what_is_wrong(self, error: object) -> CloseInfo:
         if isinstance(error, aiohttp.WebSocketError):
             self._complaint = error.code
         if isinstance(error, aiohttp.WebSocketError) and error.code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
-            return f"the server sent a message of more than max_msg_size={self._max_msg_size} bytes"
-        return f"the server broke the WebSocket protocol: {self._shown(error)}"
+            what = f"the server sent a message of more than max_msg_size={self._max_msg_size} bytes"
+            return CloseInfo(ABNORMAL_CLOSURE, what, fault=FaultKind.MESSAGE_TOO_BIG)
+        # The error's words may hold the server's, and no policy knows them: they are shown, not judged.
+        what = f"the server broke the WebSocket protocol: {self._shown(error)}"
+        return CloseInfo(ABNORMAL_CLOSURE, what, fault=FaultKind.PROTOCOL)
 
     # Writing
 

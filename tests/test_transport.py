@@ -920,6 +920,45 @@ async def test_a_reason_is_made_fit_to_be_shown() -> None:
         assert server.connects == 1
 
 
+class Judge(RetryPolicy):
+    """Remembers what it was asked to judge."""
+
+    def is_fatal_close(self, info: CloseInfo) -> bool:
+        judged.append(info.reason)
+        return super().is_fatal_close(info)
+
+
+judged: list[str] = []
+
+
+@pytest.mark.parametrize(
+    ("query", "said", "shown"),
+    [
+        ("filter=closed", "room_closed", "room_…"),
+        ("t=1", "session\texpired", "session\N{REPLACEMENT CHARACTER}expired"),
+        ("token=s3cr3t-t0ken", "bad token s3cr3t-t0ken", "bad token …"),
+        ("t=1", "é" * 61, "é" * 61),
+    ],
+)
+async def test_d_judged_retry_3_the_reason_is_judged_raw_and_shown_redacted(query: str, said: str, shown: str) -> None:
+    """D-JUDGED: what is taken out of the words for those who read them is there for the policy."""
+    judged.clear()
+    policy = Judge(fatal_close_codes=(), fatal_close_reasons={said})
+    async with (
+        faulty.server(faulty.accept_then_close(4000, said)) as server,
+        Connection(f"{server.url}/?{query}", retry=policy, close_timeout=0.05) as connection,
+    ):
+        changes: list[Any] = []
+        connection.on_status(changes.append)
+        connection.on_transition(changes.append)
+        await eventually(lambda: connection.state == "disconnected")
+        assert judged == [said]
+        assert connection.reason == f"closed with code 4000: {shown}"
+        assert server.connects == 1
+    if shown != said:
+        assert said not in repr(changes) + str(changes)
+
+
 BROKEN_FRAMES = {
     "reserved bits": b"\xf1\x01x",
     "unknown opcode": b"\x83\x01x",
