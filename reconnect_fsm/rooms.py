@@ -83,6 +83,7 @@ CURRENT = VersionChoice.CURRENT
 # What the server lacked goes out as it takes it: a large document neither stops the loop nor fills the memory.
 THE_END: Final[Any] = object()
 UPLOAD_AHEAD = 4 * 1024 * 1024  # bytes sent that have no Ack yet
+QUEUED_A_STEP = 64  # rooms that queue up for their turn in one step
 MAX_COMPLAINTS = 10  # warnings a connection
 MAX_REPLIES = 1_000  # frames that may wait before refusals are kept back
 MAX_FRAGMENTED_ROOMS = 16  # that may receive fragments at the same time
@@ -376,9 +377,11 @@ class Rooms:
         self._turns.clear()
         self._opened = None if link is None else why
         if link is not None:
-            for room in self._tracked.values():
+            for place, room in enumerate(tuple(self._tracked.values())):
                 if room._joined_after <= number:
                     self._turns.wait((room, None), room._priority)
+                if place % QUEUED_A_STEP == QUEUED_A_STEP - 1:
+                    yield
             yield from self._admit()
             return
         for room in tuple(self._tracked.values()):

@@ -21,9 +21,11 @@ CLAUSES = [
     *(f"OBS-{n}" for n in range(1, 4)),
     *(f"OK-{n}" for n in range(1, 5)),
     *("D-ERROR", "D-STOP", "D-HTTP", "D-CODES", "D-JITTER", "D-STABLE", "D-TIMEOUT", "D-FORCE", "D-INTENT"),
-    *("D-DEDUPE", "D-LEAVE", "D-ROOMERR", "D-VERSION", "D-ACK", "D-LISTEN"),
+    *("D-DEDUPE", "D-LEAVE", "D-ROOMERR", "D-VERSION", "D-ACK", "D-LISTEN", "D-CAUSE", "D-JUDGED", "D-ORDER", "D-NOW"),
+    *("D-GUARD", "D-RESYNC", "D-ANYWAY", "D-JOINERR", "D-PRESENCE", "D-SEND", "D-THREAD", "D-URL", "D-WORDS"),
+    *("D-SESSION", "D-HEARD", "D-TOOBIG", "NET-ADDR", "NET-DNS"),
 ]
-MENTION = re.compile(r"(?<![A-Z0-9-])(?:D-[A-Z]+|(?:CONN|RETRY|LIVE|OFF|JOIN|REJOIN|CTRL|OBS|OK)-[0-9]+)(?![A-Z0-9])")
+MENTION = re.compile(r"(?<![A-Z0-9-])(?:D-[A-Z]+|NET-[A-Z]+|(?:CONN|RETRY|LIVE|OFF|JOIN|REJOIN|CTRL|OBS|OK)-[0-9]+)(?![A-Z0-9])")
 
 
 def by_clause() -> dict[str, list[str]]:
