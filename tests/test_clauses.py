@@ -25,7 +25,9 @@ CLAUSES = [
     *("D-GUARD", "D-RESYNC", "D-ANYWAY", "D-JOINERR", "D-PRESENCE", "D-SEND", "D-THREAD", "D-URL", "D-WORDS"),
     *("D-SESSION", "D-HEARD", "D-TOOBIG", "NET-ADDR", "NET-DNS"),
 ]
-MENTION = re.compile(r"(?<![A-Z0-9-])(?:D-[A-Z]+|NET-[A-Z]+|(?:CONN|RETRY|LIVE|OFF|JOIN|REJOIN|CTRL|OBS|OK)-[0-9]+)(?![A-Z0-9])")
+MENTION = re.compile(
+    r"(?<![A-Z0-9-])(?:D-[A-Z]+|NET-[A-Z]+|(?:CONN|RETRY|LIVE|OFF|JOIN|REJOIN|CTRL|OBS|OK)-[0-9]+)(?![A-Z0-9])"
+)
 
 
 def by_clause() -> dict[str, list[str]]:
