@@ -63,9 +63,9 @@ async def await_user(what: str, awaitable: Awaitable[T]) -> T:
     try:
         return await awaitable
     except BaseException as error:
-        task = asyncio.current_task()
-        is_cancelled = isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
-        if is_cancelled or isinstance(error, GeneratorExit) or not is_fault(error):
+        if isinstance(error, GeneratorExit) or not is_fault(error):
+            raise
+        if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
             raise
         report(what, error)
         raise UserCodeFailed(what, error) from error

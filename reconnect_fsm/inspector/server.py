@@ -7,7 +7,6 @@ the client's machine, and the WebSocket.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from aiohttp import hdrs, web
 from ..client import Client
 from ..connection import Connection
 from ..diagrams import Machine, cards, picture
+from ..user_code import UserCodeFailed, await_user, call_user
 from .census import Census
 from .guard import Guard, check_host
 from .observer import Observer
@@ -29,7 +29,6 @@ from .viewer import Viewer
 
 __all__ = ["Inspector", "inspect"]
 
-logger = logging.getLogger("reconnect_fsm")
 
 VIEWERS: Final = 8  # at the same time
 SCRIPTS: Final = ("main", "link", "dom", "machine", "timeline", "latency", "rooms", "controls")
@@ -211,14 +210,14 @@ class Inspector:
             self._wake()
 
     async def _run(self, name: str, fault: Callable[[], object]) -> None:
+        what = f"the fault {name!r}"
         try:
-            result = fault()
+            result = call_user(what, fault)
             if isawaitable(result):
-                await result
-        except Exception as error:
-            logger.exception("the fault %r raised", name)
+                await await_user(what, result)
+        except UserCodeFailed as failed:
             for viewer in self._viewers:
-                viewer.notice(f"{name}: raised {type(error).__name__}; the log tells where")
+                viewer.notice(f"{name}: raised {type(failed.error).__name__}; the log tells where")
 
     def _ended(self, name: str) -> None:
         del self._running[name]
