@@ -553,7 +553,7 @@ class Rooms:
         if room in self._turns.busy:  # the server had its time
             room._timer = None
             self.fire(room, "timer_fell_due")
-        else:  # it may ask again, when it is its turn
+        elif self._opened is not None:  # it may ask again, when it is its turn; else it will hear of the loss next
             self._turns.wait((room, deadline), room._priority)
             self._take_turns()
 
