@@ -13,6 +13,7 @@ It works under real and under virtual time. What a behaviour raises fails the te
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import contextlib
 import hashlib
@@ -23,11 +24,14 @@ from contextlib import asynccontextmanager
 from ssl import SSLContext
 from typing import Final, TypeAlias
 
+from kit import PATIENCE
+from kit import until as eventually
 from reconnect_fsm.connection import Connection
 from reconnect_fsm.embedded_server import reset_connection
 from reconnect_fsm.status import ClientStatus, StateChange, StatusChange
 
 __all__ = [
+    "PATIENCE",
     "Behaviour",
     "Peer",
     "Server",
@@ -51,7 +55,6 @@ __all__ = [
 ]
 
 HOST: Final = "127.0.0.1"
-PATIENCE: Final = 20.0  # seconds for what must come: only a test that fails waits so long
 GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA  # RFC 6455, 5.2
 
@@ -301,12 +304,15 @@ async def server(
         await served.stop()
 
 
+_BOUND: Final = socket.socket()  # and never listening: whoever connects is refused, and nobody else is given the port
+_BOUND.bind((HOST, 0))
+atexit.register(_BOUND.close)
+
+
 def unused_port() -> int:
-    """A port where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port where nobody listens, nor will: it is held, always the same one."""
+    port: int = _BOUND.getsockname()[1]
+    return port
 
 
 # ----------------------------------------------------------------------------------------------------------- behaviours
@@ -461,10 +467,3 @@ class Watch:
     def reasons(self) -> list[str]:
         """Why each state was entered."""
         return [step.reason for step in self.steps]
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds; fail if it never does."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # conditions are about anything
-            await asyncio.sleep(0.002)

@@ -33,10 +33,12 @@ from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict, cast
 
 import pytest
 
+from kit import PATIENCE
+
 NODE_DIR = Path(__file__).parent / "node"
 OLDEST_NODE = 18
 INSTALL_TIMEOUT = 180.0
-COMMAND_TIMEOUT = 20.0
+COMMAND_TIMEOUT = PATIENCE
 EXIT_TIMEOUT = 5.0
 STDERR_KEPT = 16 * 1024
 LONGEST_LINE = 64 * 1024 * 1024
@@ -130,7 +132,7 @@ def skip_without_node() -> None:
 
 
 async def eventually(
-    read: Callable[[], object], expected: object, *, within: float = 10.0, every: float = 0.02
+    read: Callable[[], object], expected: object, *, within: float = PATIENCE, every: float = 0.02
 ) -> None:
     """Call `read`, plain or async, until it gives `expected`.
 

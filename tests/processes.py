@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 
 from loro import ExportMode, LoroDoc
 
+from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors.loro import LoroAdaptor
 from reconnect_fsm.embedded_server import EmbeddedServer
@@ -33,7 +34,6 @@ from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, DocUpdateFragment, 
 __all__ = ["ClientProcess", "ServerProcess", "established", "write_at"]
 
 BATCHES: Final = itertools.count(1 << 40)  # ids of a test's own batches
-PATIENCE: Final = 30.0  # for a process to start, answer or end: only a test that fails waits so long
 ROOM: Final = "notes"
 KEEPALIVE: Final = Keepalive(interval=0.5, timeout=2.0)  # of the client process
 LONGEST_LINE: Final = 16 * 1024 * 1024

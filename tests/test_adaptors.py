@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loro import ID, EphemeralStore, ExportMode, LoroDoc, VersionVector
 
+from kit import Statuses, until
 from reconnect_fsm import Client, Keepalive, RetryPolicy, adaptors
 from reconnect_fsm.adaptors import Adaptor, EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.adaptors import loro as of_loro
@@ -63,13 +64,6 @@ def update_of(words: str) -> bytes:
     doc = new_doc()
     write(doc, words)
     return doc.export(ExportMode.Updates(NOTHING))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.005)
 
 
 # ---------------------------------------------------------------------------------------------------------- LoroAdaptor
@@ -701,8 +695,9 @@ async def test_an_adaptor_of_ones_own_makes_the_round_trip(server: EmbeddedServe
         await asyncio.gather(mine, others)
         ours.write(b"first")
         await until(lambda: theirs.state == (1, b"first"))
+        seen = Statuses(others)
         server.reset_all()
-        await until(lambda: others.status.value == "reconnecting")
+        await seen.all_of("reconnecting")
         theirs.write(b"offline")
         await until(lambda: ours.state == (2, b"offline"))
         await asyncio.gather(mine.synced(), others.synced())

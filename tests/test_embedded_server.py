@@ -18,6 +18,7 @@ import pytest
 from aiohttp import WSMsgType
 
 import tls
+from kit import PATIENCE, until
 from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.errors import ProtocolError
 from reconnect_fsm.loro_protocol import (
@@ -48,7 +49,6 @@ from reconnect_fsm.testing import leaks
 LORO = CrdtType.LORO
 EPHEMERAL = CrdtType.EPHEMERAL
 OK = UpdateStatusCode.OK
-PATIENCE = 30.0  # seconds for what must come: only a test that fails waits so long
 EMPTY_VERSION = b"\0"
 
 
@@ -154,18 +154,12 @@ async def server(serve: Serve) -> EmbeddedServer:
     return await serve(EmbeddedServer())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what the server sees only when the kernel has told it."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.001)
-
-
 async def settled(count: Callable[[], int]) -> None:
     """Waits until a count that goes up does so no more."""
-    before = -1
-    while before != (before := count()):  # noqa: ASYNC110 - what goes on is in the kernel
-        await asyncio.sleep(0.1)
+    seen = list[int]()
+    while not count() or len(seen) < 6 or len(set(seen[-6:])) > 1:
+        await asyncio.sleep(0.05)
+        seen.append(count())
 
 
 def write(document: loro.LoroDoc, text: str) -> bytes:

@@ -18,13 +18,13 @@ import aiohttp
 import pytest
 from loro import LoroDoc
 
+from kit import PATIENCE
 from node_peers import NODE_DIR, eventually, skip_without_node
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.embedded_server import EmbeddedServer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PATIENCE = 60.0  # seconds; never waited for in full unless something is broken
 
 BY_THEMSELVES = {  # each program that ends, and what it prints
     "custom_adaptor": ["Bob sees red", "Alice sees blue"],

@@ -236,7 +236,7 @@ async def test_time_jumps() -> None:
     began, really_began = loop.time(), time.monotonic()
     await asyncio.sleep(3600)
     assert loop.time() - began == pytest.approx(3600)
-    assert time.monotonic() - really_began < 60
+    assert time.monotonic() - really_began < (loop.time() - began) / 60
     assert loop.get_debug()
 
 

@@ -30,6 +30,7 @@ import bounds
 import faulty
 from faulty import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
 from figures import Figures, soak
+from kit import PATIENCE
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, RoomFSM, RoomStatus, room_fsm, rooms
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.connection import MAX_MSG_SIZE, Connection
@@ -64,7 +65,6 @@ FEW_SEEDS, MANY_SEEDS = 3, 60
 
 MIB: Final = 1 << 20
 ROOM: Final = CrdtType.ELO
-PATIENCE: Final = 60.0  # seconds of real time: only a test that fails waits so long
 SECRET: Final = "s3cret-0f9a77"
 CONTROLS: Final = "\n\r\x00\x1b[31m\x1b]0;x\x07\u202e\u2028\x85\x7f"
 
@@ -1528,6 +1528,7 @@ async def test_a_secret_that_the_server_reflects_is_shown_nowhere(mirror: str) -
                 room.on_status(said.note)
                 waiting = asyncio.create_task(room.synced())
                 await asyncio.wait([waiting], timeout=0.5)
+                await eventually(lambda: said.log)
                 await asyncio.sleep(0.3)
                 said.note(client, room, client.reason, room.reason, waiting)
             said.note(*await asyncio.gather(waiting, return_exceptions=True))
@@ -1612,6 +1613,7 @@ async def test_a_servers_words_cannot_forge_the_log(where: str) -> None:
                 client.on_status(lambda change: reasons.append(change.reason))
                 room = client.join("r", Sponge())
                 room.on_status(lambda change: reasons.append(change.reason))
+                await eventually(lambda: "reconnect_fsm" in said.log)
                 await asyncio.sleep(0.3)
                 reasons += [client.reason, room.reason, str(room._fsm.refusal)]
     ours = [line for line in said.log.split("\n") if line.startswith("reconnect_fsm")]

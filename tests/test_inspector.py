@@ -17,7 +17,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from chromium import WIDTHS, looking_at
-from faulty import eventually
+from faulty import PATIENCE, eventually
 from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
 from reconnect_fsm.diagrams import picture
 from reconnect_fsm.diagrams.ink import COLOURS
@@ -321,16 +321,18 @@ async def test_what_is_no_question_ends_a_viewer_and_nothing_else(nonsense: str)
 
 async def test_who_asks_too_fast_is_heard_at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script with the token can steer the client, but not take its event loop."""
-    monkeypatch.setattr(viewer, "HEARD_EVERY", 0.1)
+    monkeypatch.setattr(viewer, "HEARD_EVERY", 0.5)
     client = Client(NOWHERE)
     async with Inspector(client) as inspector, viewing(inspector) as told:
         await eventually(lambda: told.latest)
         for number in range(50):
             await told.ask(do=("offline", "online")[number % 2])
         await eventually(lambda: told.latest["client"]["online"] is False)
+        began = asyncio.get_running_loop().time()
         await asyncio.sleep(0.25)
         assert client._pump.log
-        assert len(client._pump.log) < 25
+        took = asyncio.get_running_loop().time() - began
+        assert len(client._pump.log) < 25 + 2 * took / 0.5  # of fifty, on a machine as busy as it may be
 
 
 # -------------------------------------------------------------------------------------------------------- what it tells
@@ -417,7 +419,9 @@ async def test_the_account_counts_down() -> None:
     retry = RetryPolicy(base=60, cap=60, jitter=0)
     async with Client(NOWHERE, retry=retry) as client, Inspector(client) as inspector, viewing(inspector) as told:
         await eventually(lambda: told.state == "waiting")
-        await eventually(lambda: "retry 1, is in 59 s" in told.latest["explanation"])
+        accounts: set[str] = set()  # one of each second that was drawn, of those that go by
+        await eventually(lambda: accounts.add(told.latest["explanation"]) or len(accounts) > 2)  # type: ignore[func-returns-value]
+        assert all(re.search(r"retry 1, is in (\d+ s|1 min)", each) for each in accounts)
 
 
 async def test_a_connection_without_rooms_can_be_inspected() -> None:
@@ -847,13 +851,11 @@ async def test_the_page_follows_the_client_through_an_outage() -> None:
             )
             await shows(page, "#explanation", re.compile(r"retry \d+, is in 0\.\d s"))
             await page.get_by_role("button", name="stale 3").wait_for()
-            for _ in range(40):  # it goes to and fro: at some moment page and client agree on the move
-                state, move = client.state, await moved(page)
-                if move == {"dial_failed:retrying:waiting"} and state == client.state == "waiting":
-                    break
-                await asyncio.sleep(0.03)
-            else:
-                pytest.fail("the failed attempt was never highlighted")
+            # It goes to and fro: at some moment both agree.
+            agreed = ("waiting", {"dial_failed:retrying:waiting"}, "waiting")
+            async with asyncio.timeout(PATIENCE):
+                while (client.state, await moved(page), client.state) != agreed:  # noqa: ASYNC110
+                    await asyncio.sleep(0.03)
 
             await place.start()
             await lit(page, "connected")

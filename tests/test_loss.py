@@ -21,6 +21,7 @@ from loro import LoroDoc
 
 import loss
 from figures import Figures, soak
+from kit import PATIENCE
 from loss import Ledger, LostError, Peer, Schedule, StoringAdaptor, converge, impatient, run_schedule
 from node_peers import NodeClient, NodeServer, eventually, requires_node, skip_without_node
 from reconnect_fsm import Client
@@ -33,7 +34,6 @@ SCHEDULES = 1_000  # against the embedded server
 REAL_SCHEDULES = 50  # against the npm server
 AT_ONCE = 5  # of them
 KILLS = 15  # SIGKILLs of a peer's process
-PATIENCE = 60.0  # seconds of real time that anything may take
 
 
 # The embedded server ----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy, RoomStatus
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.pump import Pump
@@ -28,7 +29,6 @@ from reconnect_fsm.pump import Pump
 ROOMS = 10_000
 RUNS = 3
 LONGEST = 0.050  # seconds of work that one turn of the loop may do, in the best of so many runs
-PATIENCE = 60.0
 
 SERVER = """
 import asyncio, sys

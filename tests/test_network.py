@@ -169,7 +169,7 @@ async def test_ctrl_1_connect_by_hand_overrides_a_source_that_went_offline_while
         network.set_online(False)
         asked = connection.connect()
         try:
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(faulty.PATIENCE):
                 await asked
         finally:
             await connection.close()
@@ -262,7 +262,7 @@ async def test_d_error_a_source_that_cannot_be_subscribed_to() -> None:
     async with faulty.server(faulty.echo) as server:
         connection = Connection(server.url, network=Broken())
         with pytest.raises(ClientStopped, match="the network source raised OSError"):
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(faulty.PATIENCE):
                 await connection.connect()
         assert connection.status == "error"
         assert server.connects == 0
@@ -281,7 +281,7 @@ async def test_d_stop_a_source_that_cannot_be_subscribed_to_twice() -> None:
         connection = Connection(server.url, network=Broken())
         for _ in range(2):
             with pytest.raises(ClientStopped, match="the network source raised OSError"):
-                async with asyncio.timeout(0.3):
+                async with asyncio.timeout(faulty.PATIENCE):
                     await connection.connect()
         await connection.close()
         assert server.connects == 0

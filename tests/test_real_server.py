@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from loro import EphemeralStore, LoroDoc
 
+from kit import PATIENCE, Statuses, until
 from node_peers import NodeClient, NodeServer, eventually, requires_node, skip_without_node
 from reconnect_fsm import (
     Client,
@@ -25,8 +26,6 @@ from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.loro_protocol import JoinErrorCode, RoomErrorCode, UpdateStatusCode
 
 pytestmark = requires_node
-
-PATIENCE = 30.0  # seconds for what must come
 
 
 @pytest.fixture
@@ -70,13 +69,6 @@ def write(doc: LoroDoc, words: str) -> None:
 
 def text(doc: LoroDoc) -> str:
     return doc.get_text("text").to_string()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.005)
 
 
 # --------------------------------------------------------------------------------------------------------- both clients
@@ -135,9 +127,9 @@ async def test_d_leave_the_server_puts_us_out_of_the_room(server: NodeServer, cl
     await eventually(members, {"left": 1, "kept": 1})
     await left.leave()
     await eventually(members, {"left": 0, "kept": 1})
+    seen = Statuses(kept)
     await server.terminate()
-    await until(lambda: kept.status is RoomStatus.RECONNECTING)
-    await kept
+    await seen.all_of("reconnecting", "joined")
     await eventually(members, {"left": 0, "kept": 1})
 
 
@@ -328,9 +320,9 @@ async def test_d_roomerr_an_evicted_room_is_in_error_and_can_be_joined_again(
 async def test_d_roomerr_a_suggested_rejoin_is_followed_once(server: NodeServer, client: Client) -> None:
     """D-ROOMERR: one immediate rejoin; the second suggestion has to wait for the interval."""
     room = await client.join("r", LoroAdaptor(new_doc()))
+    seen = Statuses(room)
     await server.room_error("r", RoomErrorCode.REJOIN_SUGGESTED)
-    await until(lambda: room.status is RoomStatus.RECONNECTING)
-    await room
+    await seen.all_of("reconnecting", "joined")
     await server.room_error("r", RoomErrorCode.REJOIN_SUGGESTED)
     await until(lambda: room.state == "rejoin_delayed")
     assert (await server.stats())["joins"] == 2
@@ -339,13 +331,21 @@ async def test_d_roomerr_a_suggested_rejoin_is_followed_once(server: NodeServer,
 async def test_d_timeout_a_join_that_hangs_is_asked_again(server: NodeServer) -> None:
     """D-TIMEOUT: the server took the request and never answered; the next one gets in."""
 
+    delayed = asyncio.Event()
+
     class Impatient(RoomFSM):
         join_timeout = 0.3
+
+        def state_changed(self) -> None:
+            super().state_changed()
+            if self.state == "join_delayed":  # for a moment, as often as it is not answered
+                delayed.set()
 
     await server.auth("hang")
     async with client_of(server, room_fsm=Impatient) as client:
         room = client.join("r", LoroAdaptor(new_doc()))
-        await until(lambda: room.state == "join_delayed")
+        async with asyncio.timeout(PATIENCE):
+            await delayed.wait()
         await server.auth("write")
         await room
         assert client.status is ClientStatus.CONNECTED

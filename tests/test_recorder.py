@@ -421,7 +421,7 @@ async def test_no_secret_is_recorded(mirror: str) -> None:
         client.on_transition(lambda _: explained.append(client.explain()))
         async with client:
             client.join("r", Sponge(), auth=SECRET.encode())
-            await asyncio.sleep(0.2)
+            await eventually(lambda: recording.steps > 5)
             client._fire(client._fsm.token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
             await asyncio.sleep(0.1)
             client.export(last)

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from loro import LoroDoc
 
+from kit import until
 from reconnect_fsm import (
     Client,
     ClientStatus,
@@ -93,13 +94,6 @@ def write(doc: LoroDoc, words: str) -> None:
 
 def text(doc: LoroDoc) -> str:
     return doc.get_text("text").to_string()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(1 / 64)
 
 
 def now() -> float:

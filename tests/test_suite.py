@@ -164,7 +164,7 @@ async def test_until_waits_longer_where_time_costs_nothing() -> None:
 
 def test_patience_ends_before_pytest_does(pytestconfig: pytest.Config) -> None:
     """So that a wait in vain says what it waited for, not where every thread is."""
-    assert float(pytestconfig.getini("timeout")) >= 3 * PATIENCE
+    assert float(pytestconfig.getini("timeout")) >= 2 * PATIENCE
 
 
 # ---------------------------------------------------------------------------------------------------- random order

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kit import PATIENCE
 from reconnect_fsm import testing
 from reconnect_fsm.testing import server
 
@@ -26,7 +27,6 @@ asyncio_mode = auto
 asyncio_default_fixture_loop_scope = function
 filterwarnings = error
 """
-PATIENCE = 120.0  # seconds
 
 
 @pytest.fixture

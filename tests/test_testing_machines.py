@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,6 @@ from reconnect_fsm.testing.machines import (
 )
 
 UP = "connect_requested → socket_opened [not is_stable_at_once]"
-PATIENCE = 60.0  # seconds; it takes one or two on a quiet machine
 
 
 # ------------------------------------------------------------------------------------------------------- nothing wrong
@@ -72,9 +70,7 @@ class FullRoomFSM(RoomFSM):
 @pytest.mark.parametrize("cls", [ClientFSM, RoomFSM, PatientFSM, TokenFSM, FullRoomFSM])
 def test_a_sound_machine_passes(cls: type[FSM[Any]]) -> None:
     """From the class alone, in a second or two; what was found out is handed back."""
-    began = time.monotonic()
     found = check_machine(cls)
-    assert time.monotonic() - began < PATIENCE
     assert set(found.paths) == set(cls.states)
     assert found.faults == []
 
@@ -346,9 +342,7 @@ def test_living_stops_somewhere() -> None:
             self.count += 1
             super().note_online()
 
-    began = time.monotonic()
     assert live(Counting, make=lambda cls: cls(RetryPolicy(jitter=0)), watch=ClientWatch(), most=50) == []
-    assert time.monotonic() - began < PATIENCE
 
 
 # --------------------------------------------------------------------------------------------- what one may say besides

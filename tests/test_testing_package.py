@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
+from kit import PATIENCE
 from reconnect_fsm import testing
-
-PATIENCE = 60.0  # seconds
 
 
 def run_without(missing: str, program: str) -> subprocess.CompletedProcess[str]:

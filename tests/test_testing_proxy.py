@@ -13,6 +13,7 @@ from loro import LoroDoc
 
 import tls
 from faulty import Watch, eventually
+from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.embedded_server import EmbeddedServer
@@ -20,7 +21,6 @@ from reconnect_fsm.testing import leaks, virtual_time
 from reconnect_fsm.testing.proxy import CHUNK, ChaosProxy, Direction
 
 UP, DOWN, BOTH = Direction.UP, Direction.DOWN, Direction.BOTH
-PATIENCE = 60.0  # seconds
 KEEPALIVE = Keepalive(interval=2.0, timeout=1.0)
 HOST = "127.0.0.1"
 virtual = pytest.mark.virtual_time

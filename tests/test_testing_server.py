@@ -19,6 +19,7 @@ from loro import LoroDoc
 import tls
 from faulty import Watch, eventually
 from figures import Figures
+from kit import PATIENCE
 from reconnect_fsm import Client, ClientStopped, JoinRefused, Keepalive, NotConnected, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.loro_protocol import CrdtType
@@ -45,7 +46,6 @@ from reconnect_fsm.testing.server import (
     Well,
 )
 
-PATIENCE = 60.0  # seconds
 SMALL_STEP = 23  # bytes between the places tried in the small version of the proof
 FEW_BYTES = 250  # the answer to the upgrade, an answer to a join, a pong, an ack
 KEEPALIVE = Keepalive(interval=2.0, timeout=1.0)

@@ -191,9 +191,8 @@ async def test_d_timeout_a_function_that_refuses_to_be_cancelled(caplog: pytest.
     connection = Connection(url, close_timeout=1.0)
     connection.start()
     await asyncio.sleep(0.1)
-    start = asyncio.get_running_loop().time()
-    await connection.close()
-    assert asyncio.get_running_loop().time() - start < 10
+    async with asyncio.timeout(faulty.PATIENCE):
+        await connection.close()
     assert refused
     assert "does not end though it was cancelled" in caplog.text
     release.set()
@@ -400,9 +399,7 @@ async def test_d_error_a_session_that_is_closed_meanwhile() -> None:
     ):
         await connection.wait_connected()
         await session.close()
-        await eventually(lambda: connection.status != "connected")
-        await asyncio.sleep(0.1)
-        assert connection.status == "error"
+        await eventually(lambda: connection.status == "error")
 
 
 # ------------------------------------------------------------------------------------------------------ the handshake
@@ -1290,7 +1287,7 @@ async def test_d_timeout_close_is_bounded_on_a_real_socket(peer: str) -> None:
         connection = Connection(server.url, close_timeout=0.1, keepalive=NO_PINGS)
         await connection.connect()
         senders = await blocked(connection) if peer == "full" else []
-        async with asyncio.timeout(faulty.PATIENCE / 4):
+        async with asyncio.timeout(5):  # aiohttp's own bound would be ten seconds
             await connection.close()
         if senders:
             await asyncio.wait(senders)

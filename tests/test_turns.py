@@ -14,6 +14,7 @@ from aiohttp import WSMsgType, web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit import until
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomStatus, Unauthorized
 from reconnect_fsm.loro_protocol import (
     CrdtType,
@@ -271,13 +272,6 @@ async def all_joined(rooms: Sequence[Room]) -> None:
         for room in rooms:
             await room
     assert {room.status for room in rooms} == {RoomStatus.JOINED}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(1 / 64)
 
 
 # ------------------------------------------------------------------------------------------------------------ the bound
