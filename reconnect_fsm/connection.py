@@ -54,12 +54,14 @@ from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
 from .transport import (
+    MAX_RETRY_AFTER,
     AttemptFailed,
     Data,
     Session,
     Socket,
     UrlSource,
     check_options,
+    check_session,
     check_url,
     close_session,
     learn_secrets,
@@ -173,6 +175,7 @@ class Connection:
         _check_type("keepalive", keepalive, Keepalive)
         _check_type("network", network, NetworkSource)
         _check_type("session", session, Session)
+        check_session(session)
         if not (isinstance(fsm, type) and issubclass(fsm, ClientFSM)):
             raise TypeError(f"fsm must be a subclass of ClientFSM (the class, not an instance), not {fsm!r}")
         self._retry = retry or RetryPolicy()
@@ -686,6 +689,7 @@ class Connection:
             max_msg_size=self._max_msg_size,
             options=self._options,
             redaction=self._redaction,
+            max_retry_after=getattr(self._retry, "max_retry_after", MAX_RETRY_AFTER),
         )
 
     def _cancel_dial(self, _: CancelDial | None = None) -> None:

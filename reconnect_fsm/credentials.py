@@ -8,7 +8,7 @@ from typing import TypeVar
 from .errors import Unauthorized
 from .user_code import UserCodeFailed, await_user, call_user
 
-__all__ = ["UserCodeFailed", "ask", "names_of", "wait_for_answer"]
+__all__ = ["UserCodeFailed", "as_unauthorized", "ask", "names_of", "wait_for_answer"]
 
 T = TypeVar("T")
 
@@ -41,13 +41,21 @@ async def wait_for_answer(what: str, answer: Awaitable[T]) -> T | Unauthorized:
 
 
 def _as_answer(error: BaseException) -> Unauthorized:
-    """Of several tasks of a TaskGroup, all must say so (D-WORDS); the error is raised again if it means anything else.
+    unauthorized = as_unauthorized(error)
+    if unauthorized is None:
+        raise error
+    return unauthorized
 
-    A new Unauthorized: the one that was raised keeps the frames on its way, with all their variables, alive.
+
+def as_unauthorized(error: BaseException) -> Unauthorized | None:
+    """The `Unauthorized` that it means, if any: of several tasks of a TaskGroup, all must say so (D-WORDS).
+
+    A new one: that which was raised keeps the frames on its way, with all their variables, alive.
     """
-    if all(isinstance(each, Unauthorized) for each in _leaves(error)):
-        return Unauthorized(*next(iter(_leaves(error))).args)
-    raise error
+    leaves = _leaves(error)
+    if all(isinstance(each, Unauthorized) for each in leaves):
+        return Unauthorized(*leaves[0].args)
+    return None
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -11,14 +11,12 @@ import array
 import asyncio
 import base64
 import contextlib
-import email.utils
+import copy
 import inspect
-import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakValueDictionary
 
@@ -27,22 +25,28 @@ from aiohttp import WSMsgType
 from multidict import CIMultiDict
 from yarl import URL
 
+from .addresses import check_url, with_params
+from .credentials import UserCodeFailed, as_unauthorized, ask, names_of, wait_for_answer
 from .errors import InvalidURL, NotConnected, Unauthorized
+from .failures import MAX_RETRY_AFTER, AskedElsewhere, Attempt, Redirected, failure_of
 from .pump import Promise
 from .redaction import Redaction
 from .status import AttemptFailure, CloseInfo, FailureKind, FaultKind
+from .user_code import is_fault, report
 
 if sys.platform == "linux":
     import fcntl
     import termios
 
 __all__ = [
+    "MAX_RETRY_AFTER",
     "AttemptFailed",
     "Data",
     "Session",
     "Socket",
     "UrlSource",
     "check_options",
+    "check_session",
     "check_url",
     "close_session",
     "learn_secrets",
@@ -53,7 +57,6 @@ Data: TypeAlias = str | bytes
 UrlSource: TypeAlias = str | URL | Callable[[], str | URL | Awaitable[str | URL]]
 Session: TypeAlias = aiohttp.ClientSession
 
-MAX_RETRY_AFTER: Final = 300.0  # D-HTTP: seconds; a hostile or confused server must not park us for days
 BURST: Final = 128  # frames written, or read, before the event loop gets its turn
 BURST_BYTES: Final = 256 * 1024  # likewise, of frames written
 PONGS: Final = 16  # answers to WebSocket's own pings that may wait
@@ -86,26 +89,6 @@ class AttemptFailed(Exception):
         self.failure = failure
 
 
-def check_url(url: object) -> URL:
-    """The address of a WebSocket server as a URL. Raises InvalidURL, without showing a query string, if it is none."""
-    try:
-        parsed = url if isinstance(url, URL) else URL(url) if isinstance(url, str) else None
-    except ValueError:
-        raise InvalidURL("the url cannot be read: its host or its port is not valid") from None
-    if parsed is None:
-        raise InvalidURL(f"the url must be a str, a yarl.URL, or a function that returns one, not {type(url).__name__}")
-    if parsed.scheme not in ("ws", "wss", "http", "https"):
-        found = f"not with {parsed.scheme}://" if parsed.scheme else "and this one has no scheme"
-        raise InvalidURL(f"the url must begin with ws:// or wss://, {found}")
-    try:
-        host, port = parsed.host, parsed.explicit_port
-    except ValueError:
-        host, port = None, None
-    if not host or port == 0:
-        raise InvalidURL(f"the url has no {'host' if not host else 'valid port'}: {parsed.scheme}://?")
-    return parsed
-
-
 def check_options(options: Mapping[str, object]) -> None:
     """Raise TypeError for options that aiohttp's ``ws_connect`` does not have, or that are ours to decide."""
     for name in options:
@@ -117,31 +100,94 @@ def check_options(options: Mapping[str, object]) -> None:
             )
 
 
+# What cannot be read of a given session in public. It is borrowed whole, so that each of its settings counts, and those
+# that are ours to decide are replaced in the copy.
+BORROWED: Final = (
+    "_connector", "_connector_owner", "_default_auth", "_default_headers", "_default_proxy", "_default_proxy_auth",
+    "_middlewares", "_timeout", "_trace_configs", "_ws_response_class",
+)  # fmt: skip
+
+
+def check_session(session: Session | None) -> None:
+    """Raise TypeError for a session whose settings cannot be taken over (D-SESSION)."""
+    if session is None:
+        return
+    missing = [name for name in BORROWED if not hasattr(session, name)]
+    if missing:
+        raise TypeError(
+            f"session= cannot be used with aiohttp {aiohttp.__version__}: its settings cannot be read "
+            f"({', '.join(missing)}); give the client the options instead"
+        )
+    if session._ws_response_class is not aiohttp.ClientWebSocketResponse:
+        raise TypeError("session= cannot have a ws_response_class of its own: the client reads frames in its own way")
+
+
+# Headers that aiohttp makes by itself, or that say what all the world may know.
+NO_SECRETS: Final = {
+    "accept", "accept-encoding", "accept-language", "cache-control", "connection", "content-type", "host", "origin",
+    "pragma", "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-version", "upgrade",
+}  # fmt: skip
+LONG: Final = 16  # characters of a part of the path that may be a token
+
+
 def learn_secrets(redaction: Redaction, url: URL, options: Mapping[str, Any], session: Session | None = None) -> None:
-    """Have it know what in the address, the session and the options of ``ws_connect`` may be secret."""
+    """Have it know what in the address, the session and the options of ``ws_connect`` may be secret.
+
+    What is really sent is learned when it is sent; this is for what is shown before.
+    """
     for cookie in session.cookie_jar if session is not None else ():
-        redaction.learn(cookie.value)
-    for headers in (
-        session.headers if session is not None else None,
-        options.get("headers"),
-        options.get("proxy_headers"),
-    ):
-        for value in CIMultiDict(headers or {}).values():
+        redaction.learn(cookie.value, "cookie")
+    given = {} if session is None else vars(session)
+    for headers in (given.get("_default_headers"), options.get("headers"), options.get("proxy_headers")):
+        for value in CIMultiDict[str](headers or {}).values():
             redaction.learn(value)
-    for credentials in (options.get("auth"), options.get("proxy_auth")):
-        if isinstance(credentials, aiohttp.BasicAuth):
-            user, password, _ = cast("tuple[str, str, str]", credentials)
-            _learn_credentials(redaction, user, password)
-    for each in (URL(options.get("proxy") or ""), URL().with_query(options.get("params")), url):
-        _learn_credentials(redaction, each.user or "", each.password or "")
-        raw = [pair.partition("=")[2] or pair for pair in each.raw_query_string.split("&")]
-        for secret in (each.raw_password, *each.query.values(), *raw):
-            redaction.learn(secret)
+    for credentials in (
+        given.get("_default_auth"),
+        given.get("_default_proxy_auth"),
+        options.get("auth"),
+        options.get("proxy_auth"),
+    ):
+        _learn_basic_auth(redaction, credentials)
+    for protocol in options.get("protocols") or ():
+        redaction.learn(protocol)
+    proxies = [URL(proxy) for proxy in (given.get("_default_proxy"), options.get("proxy")) if proxy]
+    for each in (*proxies, URL().with_query(options.get("params")), url):
+        _learn_url(redaction, each)
+
+
+def _learn_url(redaction: Redaction, url: URL) -> None:
+    if url.user or url.password:
+        _learn_credentials(redaction, url.user or "", url.password or "")
+    raw = [pair.partition("=")[2] or pair for pair in url.raw_query_string.split("&")]
+    raw += [pair.partition("=")[2] or pair for pair in url.raw_fragment.split("&")]
+    long = [part for part in url.raw_parts if len(part) >= LONG]
+    for secret in (url.raw_user, url.raw_password, *url.query.values(), url.fragment, *raw, *long):
+        redaction.learn(secret)
+
+
+def _learn_basic_auth(redaction: Redaction, credentials: object) -> None:
+    if isinstance(credentials, aiohttp.BasicAuth):
+        user, password, _ = cast("tuple[str, str, str]", credentials)
+        _learn_credentials(redaction, user, password)
 
 
 def _learn_credentials(redaction: Redaction, user: str, password: str) -> None:
+    redaction.learn(user)
     redaction.learn(password)
     redaction.learn(base64.b64encode(f"{user}:{password}".encode()))  # as the server is told them
+
+
+def _learn_request(redaction: Redaction, request: aiohttp.ClientRequest) -> None:
+    """What the server is really told: by the session, by middlewares, by netrc, by the environment (D-JUDGED)."""
+    for name, value in request.headers.items():
+        if name.lower() not in NO_SECRETS and value != aiohttp.http.SERVER_SOFTWARE:
+            redaction.learn(value)
+    for value in CIMultiDict[str](getattr(request, "proxy_headers", None) or {}).values():
+        redaction.learn(value)
+    _learn_basic_auth(redaction, getattr(request, "proxy_auth", None))
+    for url in (getattr(request, "proxy", None), request.url):
+        if isinstance(url, URL):
+            _learn_url(redaction, url)
 
 
 # The handshake
@@ -206,29 +252,88 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         return data
 
 
-class _Redirected(Exception):
-    def __init__(self, status: int) -> None:
-        self.status = status
-
-
-# aiohttp asks again by itself when the server hangs up during the handshake, and follows redirects. Both would be
-# attempts that the machine knows nothing of, so each attempt may send one request.
-_earlier_error: ContextVar[list[BaseException]] = ContextVar("_earlier_error")
+# Of the attempt that the running task makes; tracing and middlewares are told nothing of it by aiohttp.
+_attempt: ContextVar[Attempt] = ContextVar("_attempt")
+_redaction: ContextVar[Redaction] = ContextVar("_redaction")
 
 
 async def _one_request(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    errors = _earlier_error.get()
-    if errors:
-        raise errors[0]
+    """The innermost middleware. Each attempt may send one request, and one more to answer a challenge (401).
+
+    aiohttp asks again by itself when the server hangs up during the handshake, and follows redirects; so may
+    middlewares of the user's. All of that would be attempts that the machine knows nothing of.
+    """
+    attempt = _attempt.get()
+    if attempt.errors:
+        raise attempt.errors[0]
+    if attempt.answers and (attempt.answers[-1].status != 401 or len(attempt.answers) > 1):
+        return attempt.answers[-1]
+    origin = request.url.origin()
     try:
+        if attempt.origin not in (None, origin):
+            raise AskedElsewhere
+        attempt.origin, attempt.stage = origin, "connection"
+        attempt.proxy = getattr(request, "proxy", None)
+        redaction = _redaction.get()
+        _learn_request(redaction, request)
         response = await handler(request)
+        for cookie in response.headers.getall("Set-Cookie", ()):
+            redaction.learn(cookie.partition(";")[0].partition("=")[2], "cookie")
+        if 300 <= response.status < 400:
+            response.close()
+            raise Redirected(response.status, response.headers)
     except BaseException as error:
-        errors.append(error)
+        attempt.errors.append(error)
         raise
-    if 300 <= response.status < 400:
-        response.close()
-        raise _Redirected(response.status)
+    attempt.answers.append(response)
+    attempt.stage = "middleware"
     return response
+
+
+async def _users_middlewares(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """The outermost middleware: what those of the user's raise themselves is theirs (D-GUARD, D-WORDS)."""
+    attempt = _attempt.get()
+    attempt.stage = "middleware"
+    try:
+        return await handler(request)
+    except BaseException as error:
+        if error in attempt.errors or not is_fault(error):
+            raise
+        unauthorized = as_unauthorized(error)
+        if unauthorized is not None:
+            attempt.stage = "middleware"
+            raise unauthorized from None
+        what = "a middleware of the session"
+        report(what, error)
+        raise UserCodeFailed(what, error) from error
+
+
+def _tracing() -> aiohttp.TraceConfig:
+    """Says how far an attempt has come: whoever is waited for when the time is up is named."""
+    config = aiohttp.TraceConfig()
+
+    def at(stage: str) -> Callable[..., Awaitable[None]]:
+        async def reached(*_: object) -> None:
+            _attempt.get().stage = stage
+
+        return reached
+
+    async def reused(*_: object) -> None:
+        _attempt.get().is_reused = True
+
+    config.on_connection_queued_start.append(at("limit"))
+    config.on_connection_queued_end.append(at("connection"))
+    config.on_connection_create_end.append(at("answer"))
+    config.on_dns_resolvehost_start.append(at("name"))
+    config.on_dns_resolvehost_end.append(at("connection"))
+    config.on_connection_reuseconn.append(reused)
+    config.freeze()
+    return config
+
+
+_TRACING: Final = _tracing()
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -245,19 +350,43 @@ class _Connector(aiohttp.TCPConnector):
 _connectors: WeakValueDictionary[int, _Connector] = WeakValueDictionary()
 
 
+class _FreshConnections:
+    """The connector of a session of the user's, but for connections that it has kept.
+
+    They may have died with the network that was before, and then a handshake on them waits for nothing.
+    """
+
+    def __init__(self, given: aiohttp.BaseConnector) -> None:
+        self.given = given
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.given, name)
+
+    async def connect(self, request: aiohttp.ClientRequest, *args: Any, **kwargs: Any) -> Any:
+        attempt = _attempt.get()
+        attempt.limit = self.given.limit
+        while True:
+            attempt.is_reused = False
+            connection = await self.given.connect(request, *args, **kwargs)
+            if not attempt.is_reused:
+                return connection
+            connection.close()  # so there is one less, until none is left
+
+
 def make_session(given: Session | None) -> Session:
-    """A session of our own. One that the user gave lends it its connector, cookies and default headers."""
+    """A session of our own. One that the user gave lends it all its settings, and keeps its connections (D-SESSION)."""
     if given is not None:
-        return aiohttp.ClientSession(
-            connector=given.connector,
-            connector_owner=False,
-            cookie_jar=given.cookie_jar,
-            headers=given.headers,
-            trust_env=given.trust_env,
-            timeout=NO_TIMEOUT,
-            middlewares=(_one_request,),
-            ws_response_class=_WebSocket,
+        assert given.connector is not None
+        session = copy.copy(given)
+        vars(session).update(
+            _connector=_FreshConnections(given.connector),
+            _connector_owner=False,
+            _timeout=NO_TIMEOUT if given.timeout == aiohttp.client.DEFAULT_TIMEOUT else given.timeout,
+            _middlewares=(_users_middlewares, *given._middlewares, _one_request),
+            _trace_configs=[*given._trace_configs, _TRACING],
+            _ws_response_class=_WebSocket,
         )
+        return session
     loop = asyncio.get_running_loop()
     connector = _connectors.get(id(loop))
     if connector is None or connector.loop is not loop:  # ids come again
@@ -268,6 +397,7 @@ def make_session(given: Session | None) -> Session:
         connector_owner=False,
         timeout=NO_TIMEOUT,
         middlewares=(_one_request,),
+        trace_configs=[_TRACING],
         ws_response_class=_WebSocket,
     )
 
@@ -293,108 +423,69 @@ async def open_socket(
     max_msg_size: int,
     options: Mapping[str, Any],
     redaction: Redaction,
+    max_retry_after: float = MAX_RETRY_AFTER,
 ) -> Socket:
     """One attempt: the address, DNS, TCP, TLS and handshake, all within ``timeout`` seconds (D-TIMEOUT).
 
     Raises AttemptFailed, whatever goes wrong.
     """
-    _earlier_error.set([])
+    attempt = Attempt(max_retry_after)
+    _attempt.set(attempt)
+    _redaction.set(redaction)
     try:
         async with asyncio.timeout(timeout):
-            address = await _address(url)
+            address = await _address(url, attempt)
             learn_secrets(redaction, address, options, session)
+            address = with_params(address, options.get("params"))
             ws: object = await session.ws_connect(  # pyright: ignore[reportUnknownVariableType]  # Unpack of options
                 address,
                 autoclose=False,
                 autoping=False,
                 max_msg_size=max_msg_size and max_msg_size + 1,  # aiohttp refuses a message of exactly this size
                 timeout=aiohttp.ClientWSTimeout(ws_close=close_timeout),  # pyright: ignore[reportCallIssue]  # attrs
-                **options,
+                **{name: option for name, option in options.items() if name != "params"},
             )
-    except Exception as error:
+    except AttemptFailed:
+        raise
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         # `from None`: what aiohttp raises may hold the whole URL, query string and all.
-        raise AttemptFailed(_failure(error)) from None
-    return Socket(cast(_WebSocket, ws), close_timeout, max_msg_size, redaction)
+        raise AttemptFailed(failure_of(error, attempt)) from None
+    if not isinstance(ws, _WebSocket):
+        why = "the session given to the client opens WebSockets of a kind of its own"
+        raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, why, fault=FaultKind.OPTIONS))
+    return Socket(ws, close_timeout, max_msg_size, redaction)
 
 
-async def _address(url: UrlSource) -> URL:
+async def _address(url: UrlSource, attempt: Attempt) -> URL:
     if not callable(url):
         return check_url(url)
+    attempt.stage = "url"
+    task = asyncio.current_task()
+    asked_to_end = 0 if task is None else task.cancelling()
     try:
-        given = url()
+        given = ask("the url function", url)
         if inspect.isawaitable(given):
-            given = await given
-    except (Unauthorized, TimeoutError):
-        raise
-    except Exception as error:
+            given = await wait_for_answer("the url function", given)
+    except UserCodeFailed as failed:
+        if task is not None and task.cancelling() > asked_to_end:
+            raise asyncio.CancelledError from None  # it was to end, and raised something else instead
         raise AttemptFailed(
-            AttemptFailure(FailureKind.NETWORK, f"the url function raised {type(error).__name__}")
+            AttemptFailure(
+                FailureKind.NETWORK,
+                f"the url function raised {names_of(failed.error)}",
+                fault=FaultKind.USER_FUNCTION,
+            )
         ) from None
+    if task is not None and task.cancelling() > asked_to_end:
+        raise asyncio.CancelledError  # it was to end, and went on: without this nothing would bound the attempt
+    if isinstance(given, Unauthorized):
+        raise given
+    if not isinstance(given, str | URL):
+        raise InvalidURL(f"the url function must return a str or a yarl.URL, not {type(given).__name__}")
+    attempt.stage = ""
     return check_url(given)
-
-
-# What an exception of the handshake means, in words of ours; the first that fits.
-_MEANINGS: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], FailureKind, str], ...]] = (
-    (Unauthorized, FailureKind.UNAUTHORIZED, "the url function says that this client is not authorized"),
-    ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), FailureKind.MISCONFIGURED, "the url cannot be used"),
-    (aiohttp.ClientHttpProxyError, FailureKind.NETWORK, "the proxy refused"),
-    (aiohttp.ClientResponseError, FailureKind.NETWORK, "the server does not answer as a WebSocket server does"),
-    (
-        (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
-        FailureKind.MISCONFIGURED,
-        "the server's certificate does not verify",
-    ),
-    (aiohttp.ClientConnectorDNSError, FailureKind.NETWORK, "the server's name does not resolve"),
-    (aiohttp.ClientSSLError, FailureKind.NETWORK, "TLS failed: does the server speak it on this port?"),
-    (
-        (aiohttp.ServerDisconnectedError, ConnectionResetError),
-        FailureKind.NETWORK,
-        "the server hung up during the handshake",
-    ),
-    (TimeoutError, FailureKind.NETWORK, "no connection in the time allowed"),
-)
-
-
-def _failure(error: Exception) -> AttemptFailure:
-    if isinstance(error, AttemptFailed):
-        return error.failure
-    if isinstance(error, InvalidURL):
-        return AttemptFailure(FailureKind.MISCONFIGURED, str(error))
-    if isinstance(error, _Redirected):
-        why = f"the server redirects elsewhere (HTTP {error.status}), which is never followed"
-        return AttemptFailure(FailureKind.ANSWER, why, error.status)
-    if isinstance(error, aiohttp.WSServerHandshakeError) and error.status != 101:
-        after = _retry_after(error.status, error.headers or {})
-        hint = ", and opened no WebSocket: is the path right?" if 200 <= error.status < 300 else ""
-        return AttemptFailure(FailureKind.ANSWER, f"the server answered HTTP {error.status}{hint}", error.status, after)
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    for kinds, kind, why in _MEANINGS:
-        if isinstance(error, kinds) or isinstance(cause, kinds):
-            return AttemptFailure(kind, why)
-    if isinstance(error, OSError):
-        # asyncio's own words name the address; of several that failed in several ways there is no number
-        why = os.strerror(error.errno) if error.errno else "none of the server's addresses works"
-        return AttemptFailure(FailureKind.NETWORK, f"could not connect: {why}")
-    if isinstance(error, TypeError | ValueError):
-        why = f"the connection's options cannot be used ({type(error).__name__})"
-        return AttemptFailure(FailureKind.MISCONFIGURED, why)
-    return AttemptFailure(FailureKind.NETWORK, f"could not connect: {type(error).__name__}")
-
-
-def _retry_after(status: int, headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks us to stay away (D-HTTP); 0 if it does not."""
-    asked = headers.get("Retry-After", "").strip()
-    if status not in (429, 503) or not asked:
-        return 0.0
-    if asked.isascii() and asked.isdigit():
-        seconds = float(asked[:10])
-    else:
-        try:
-            at = email.utils.parsedate_to_datetime(asked)
-        except (ValueError, OverflowError):
-            return 0.0
-        seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 # The open socket

@@ -453,7 +453,7 @@ for _status in (429, 503):
     asked_to_wait(_status, "-5", "-5", "backoff")
     asked_to_wait(_status, "words", "when you are ready", "backoff")
     asked_to_wait(_status, "a date that is none", "Sat, 99 Foo 2999 99:99:99 GMT", "backoff")
-asked_to_wait(502, "60, which only 429 and 503 may ask for", "60", "backoff")
+asked_to_wait(502, "60, as every refusal may", "60", "60 s")
 
 
 # ------------------------------------------------------------------------------------------------ upgrades gone wrong
@@ -732,7 +732,7 @@ IN_ERROR: Final[dict[str, Any]] = {
 told("raises", "the url function raised LookupError", give_error)
 told("raises Unauthorized", "the url function says that this client is not authorized", give_unauthorized, **FATAL)
 told("never returns", NO_TIME, give_nothing, **IN_TIME)
-told("is cancelled", "the url function was cancelled", give_cancellation)
+told("is cancelled", "the url function raised CancelledError", give_cancellation)
 told(
     "returns what is no address of a WebSocket server", "the url must begin with ws:// or wss://", give_junk, **IN_ERROR
 )
@@ -1923,7 +1923,7 @@ async def test_the_matrix_fails_if_a_secret_is_shown(monkeypatch: pytest.MonkeyP
     """A reason that holds the query string is seen."""
     fault = next(fault for fault in FAULTS if fault.what == "HTTP 404")
     shown = AttemptFailure(FailureKind.ANSWER, f"the server answered HTTP 404 to /?token={SECRET}", 404)
-    monkeypatch.setattr(transport, "_failure", lambda *_: shown)
+    monkeypatch.setattr(transport, "failure_of", lambda *_: shown)
     with pytest.raises(AssertionError, match="secret"):
         await play(fault, DEFAULTS)
 

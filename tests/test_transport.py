@@ -36,6 +36,7 @@ from reconnect_fsm import (
     Unauthorized,
     transport,
 )
+from reconnect_fsm.failures import retry_after
 from reconnect_fsm.redaction import Redaction
 from reconnect_fsm.status import CloseInfo
 from reconnect_fsm.testing import leaks
@@ -170,7 +171,7 @@ async def test_d_timeout_a_function_that_hangs() -> None:
 
     async with failed(url) as (connection, watch):
         assert watch.times[-1] == pytest.approx(10.0, abs=1e-3)
-        assert connection.reason == "no connection in the time allowed"
+        assert connection.reason == "no connection in the time allowed: the url function has not returned"
         assert cancelled == [True]
 
 
@@ -295,7 +296,7 @@ async def test_a_proxy_that_refuses() -> None:
     ):
         assert server.peer.head.startswith("CONNECT far.invalid:443")
         assert connection.state == "waiting"
-        assert connection.reason == "the proxy refused"
+        assert connection.reason == "the proxy refused (HTTP 403)"
 
 
 @pytest.mark.parametrize(
@@ -741,14 +742,33 @@ async def test_d_http_a_date_beyond_all_bounds_is_ignored() -> None:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("status", [500, 404, 200])
-async def test_d_http_retry_after_counts_for_429_and_503_alone(status: int) -> None:
-    """D-HTTP: other answers are retried with the ordinary backoff, whatever they carry."""
+@pytest.mark.parametrize("status", [200, 302, 404, 408, 418, 429, 500, 502, 503])
+async def test_d_http_retry_after_counts_for_every_refusal(status: int) -> None:
+    """D-HTTP: a ban, an overload or a redirect: it is for the server to say when to come back."""
     async with (
-        faulty.server(faulty.answer(status, "Retry-After: 60")) as server,
+        faulty.server(faulty.answer(status, "Retry-After: 60", "Location: /elsewhere")) as server,
         failed(server.url, retry=RetryPolicy(jitter=0.0)) as (_, watch),
     ):
-        assert watch.waits == [0.5]
+        assert watch.waits == [60.0]
+
+
+@pytest.mark.parametrize(
+    ("after", "date", "seconds"),
+    [
+        ("Sun, 06 Nov 2044 08:49:37 GMT", "Sun, 06 Nov 2044 08:48:37 GMT", 60.0),  # a server whose clock is off
+        ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:07 GMT", 30.0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:50:37 GMT", 0.0),
+        ("Sun, 06 Nov 2044 08:49:37 GMT", "nonsense", 300.0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", "", 0.0),
+        ("120", "nonsense", 120.0),
+        ("-1", "", 0.0),
+        ("1.5", "", 0.0),
+        ("soon", "Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
+    ],
+)
+def test_d_http_a_date_is_measured_against_the_answers_own(after: str, date: str, seconds: float) -> None:
+    """D-HTTP: the server's clock and ours need not agree."""
+    assert retry_after({"Retry-After": after, "Date": date}) == seconds
 
 
 @pytest.mark.virtual_time
@@ -1688,7 +1708,7 @@ async def test_a_session_of_the_users_own_keeps_its_connector() -> None:
         await without.wait_connected()
         async with Connection(server.url, session=session) as connection:
             await connection.wait_connected()
-            assert connector(connection) is session.connector is not connector(without)
+            assert connector(connection).given is session.connector is not connector(without)
         assert not session.closed
         assert session.connector is not None
         assert not session.connector.closed
