@@ -22,7 +22,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, cast
 from weakref import ref
 
 from yarl import URL
@@ -47,6 +47,7 @@ from .effects import (
 )
 from .errors import ClientStopped, NotConnected
 from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
+from .machine import Event
 from .network import NetworkSource
 from .pump import LazyCoroutine, Listeners, Outcome, Promise
 from .redaction import Redaction
@@ -75,6 +76,8 @@ if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most p
     from .recorder import File, Recorder, Recording, Transition
 
 __all__ = ["Connection"]
+
+P = ParamSpec("P")
 
 logger = logging.getLogger("reconnect_fsm")
 
@@ -107,8 +110,8 @@ class Connection:
         fsm: the class of the machine; a subclass of `ClientFSM` changes the behaviour.
         options: passed on to aiohttp's ``ws_connect``: ``headers``, ``ssl``, ``proxy``, ``protocols``, …
 
-    Raises InvalidURL, TypeError or ValueError at once for arguments that cannot work. All methods but `set_online` are
-    for the thread of the event loop.
+    Raises InvalidURL, TypeError or ValueError at once for arguments that cannot work. All methods but `set_online` and
+    `tell` are for the thread of the event loop.
     """
 
     # Thousands of connections in a process: a dictionary each would be as much again
@@ -307,6 +310,20 @@ class Connection:
             if number != self._given_up:  # lost meanwhile: it was connected all the same
                 return
 
+    async def ready(self) -> None:
+        """Wait until it is connected; return at once if it is now (D-STOP).
+
+        Raises ClientStopped if the client is stopped, or stops; a client that was never started is not stopped. Raises
+        RuntimeError in another thread or event loop than the client's (D-THREAD).
+        """
+        self._check_loop()
+        if (stopped := self._stopped_error()) is not None:
+            raise stopped
+        if self.status is not ClientStatus.CONNECTED:
+            outcome = Outcome()
+            self._await_connection(outcome)
+            await outcome.wait()
+
     async def ping(self, timeout: float = 5.0) -> float:
         """Send a ping and return the round trip in seconds. A ping that is in flight already is shared.
 
@@ -351,6 +368,24 @@ class Connection:
         elif not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
                 self._loop.call_soon_threadsafe(self.set_online, online)
+
+    def tell(self, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Fire an event of a machine of your own: ``client.tell(MyFSM.metered_changed, True)`` (ANY-TELL).
+
+        Acts at once, as a method of the client does (D-NOW). May be called from any thread; then it acts soon.
+
+        Raises TypeError for what is no event that the class given as ``fsm=`` adds, or if the arguments do not fit it.
+        """
+        if not isinstance(event, Event) or type(self._fsm).events.get(event.name) is not event:
+            raise TypeError(f"tell() takes an event of {type(self._fsm).__name__}, not {event!r}")
+        if event.name in ClientFSM.events:
+            raise TypeError(f"{event.name} is an event that the client fires itself; tell() is for events of your own")
+        told = event.arguments(*args, **kwargs)
+        if self._loop is None or threading.get_ident() == self._thread:
+            self._pump.post(self._fire, getattr(self._fsm, event.name), *told)
+        elif not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
+                self._loop.call_soon_threadsafe(self._pump.post, self._fire, getattr(self._fsm, event.name), *told)
 
     # Whom you can have told (OBS-1, OBS-3)
 
@@ -442,13 +477,17 @@ class Connection:
         self._pump.post(self._asked, outcome, fact, *args)
         return LazyCoroutine(lambda: self._came_out(outcome))
 
+    def _await_connection(self, outcome: Outcome) -> None:
+        """Let it come out when the client is connected or stops, unless whoever asked for it has dropped it."""
+        self._waiting_outcomes = [*(each for each in self._waiting_outcomes if each() is not None), ref(outcome)]
+
     async def _came_out(self, outcome: Outcome) -> None:
         self._check_loop()
         await outcome.wait()
 
     def _asked(self, outcome: Outcome, fact: Callable[..., list[Effect]], *args: Any) -> None:
         self._was_started = True
-        self._waiting_outcomes = [*(each for each in self._waiting_outcomes if each() is not None), ref(outcome)]
+        self._await_connection(outcome)
         if self._network is not None and self._unsubscribe is None:
             # First what the source knows, then what was asked for: a person's word overrides the pause (CTRL-1).
             if self._subscribe(self._network):
@@ -510,8 +549,9 @@ class Connection:
         loop = asyncio._get_running_loop()  # None where none runs, and ten times as fast as the exception
         if threading.get_ident() != self._thread or (loop is not None and loop is not self._loop):
             raise RuntimeError(
-                "this client runs in another event loop, or in that of another thread: all but set_online() must be "
-                "called there, as in asyncio.run_coroutine_threadsafe(a_coroutine_of_yours_that_calls_it(), loop)"
+                "this client runs in another event loop, or in that of another thread: all but set_online() and "
+                "tell() must be called there, as in "
+                "asyncio.run_coroutine_threadsafe(a_coroutine_of_yours_that_calls_it(), loop)"
             )
 
     def _outlive_loop(self) -> None:

@@ -222,6 +222,15 @@ class Event(Generic[P]):
     def __get__(self, fsm: FSM[Any] | None, owner: type) -> Event[P] | Callable[P, list[Effect]]:
         return self if fsm is None else partial(self.fire, fsm)
 
+    def arguments(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
+        """What the event is fired with, by position. Raises TypeError if they are not what it takes."""
+        import inspect  # only those who tell events of their own need it
+
+        bound = inspect.signature(self._record).bind(None, *args, **kwargs)
+        if bound.kwargs:
+            raise TypeError(f"{self.name}: an event takes its arguments by position, {', '.join(bound.kwargs)} too")
+        return bound.args[1:]
+
     def fire(self, fsm: FSM[Any], /, *args: P.args, **kwargs: P.kwargs) -> list[Effect]:
         """Tell ``fsm`` the fact; return the effects, in the order in which they are to be run.
 

@@ -23,10 +23,10 @@ CLAUSES = [
     *("D-ERROR", "D-STOP", "D-HTTP", "D-CODES", "D-JITTER", "D-STABLE", "D-TIMEOUT", "D-FORCE", "D-INTENT"),
     *("D-DEDUPE", "D-LEAVE", "D-ROOMERR", "D-VERSION", "D-ACK", "D-LISTEN", "D-CAUSE", "D-JUDGED", "D-ORDER", "D-NOW"),
     *("D-GUARD", "D-RESYNC", "D-ANYWAY", "D-JOINERR", "D-PRESENCE", "D-SEND", "D-THREAD", "D-URL", "D-WORDS"),
-    *("D-SESSION", "D-HEARD", "D-TOOBIG", "NET-ADDR", "NET-DNS"),
+    *("D-SESSION", "D-HEARD", "D-TOOBIG", "NET-ADDR", "NET-DNS", "ANY-TELL"),
 ]
 MENTION = re.compile(
-    r"(?<![A-Z0-9-])(?:D-[A-Z]+|NET-[A-Z]+|(?:CONN|RETRY|LIVE|OFF|JOIN|REJOIN|CTRL|OBS|OK)-[0-9]+)(?![A-Z0-9])"
+    r"(?<![A-Z0-9-])(?:D-[A-Z]+|(?:NET|ANY)-[A-Z]+|(?:CONN|RETRY|LIVE|OFF|JOIN|REJOIN|CTRL|OBS|OK)-[0-9]+)(?![A-Z0-9])"
 )
 
 

@@ -13,8 +13,9 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestServer
 
-from reconnect_fsm import Client, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy
+from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
 from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, JoinRequest, JoinResponseOk, Leave, decode, encode
+from reconnect_fsm.machine import ANY, STAY, event, row
 from reconnect_fsm.rooms import Room
 from reconnect_fsm.testing import EmbeddedServer
 from test_rooms import Notebook
@@ -291,8 +292,6 @@ async def test_d_stop_an_operation_that_begins_while_it_is_stopped_raises_at_onc
 
 async def test_d_stop_an_attempt_that_leads_nowhere_raises() -> None:
     """D-STOP: a machine of the user's that stays stopped on `connect()` keeps nobody waiting."""
-    from reconnect_fsm import ClientFSM
-    from reconnect_fsm.machine import row
 
     class Forbidden(ClientFSM):
         def is_forbidden(self) -> bool:
@@ -410,6 +409,64 @@ def test_d_stop_a_client_that_outlived_its_loop_can_be_used_again() -> None:
     asyncio.run(second())
     assert {room.status.value for room in rooms} == {"disconnected"}
     assert len(client.rooms) == 1_001
+
+
+async def test_d_stop_ready_waits_or_raises() -> None:
+    """D-STOP: connected: at once. Never started: it waits. Stopped, or stopped meanwhile: ClientStopped."""
+    async with EmbeddedServer() as server, asyncio.timeout(30):
+        client = Client(server.url, keepalive=OFF, retry=QUICK)
+        waiting = asyncio.create_task(client.ready())
+        await asyncio.sleep(0)
+        client.start()
+        await waiting
+        await client.ready()
+        client.retry_now()
+        waiting = asyncio.create_task(client.ready())
+        await asyncio.sleep(0)
+        client.close()
+        for again in (waiting, client.ready()):
+            with pytest.raises(ClientStopped):
+                await again
+        await client.close()
+
+
+class Metered(ClientFSM):
+    """Knows of networks that cost money."""
+
+    __slots__ = ("metered",)
+
+    @event(row(ANY, to=STAY))
+    def metered_changed(self, metered: bool) -> None:
+        """The network costs money now, or no longer does."""
+        self.metered = metered
+
+
+async def test_d_now_tell_has_acted_when_it_returns() -> None:
+    """ANY-TELL, D-NOW, D-THREAD: an event of the user's own machine; from another thread soon."""
+    client = Client("ws://127.0.0.1:9", fsm=Metered, retry=QUICK)
+    async with client:
+        client.tell(Metered.metered_changed, True)
+        assert client._fsm.metered is True  # type: ignore[attr-defined]
+        await asyncio.to_thread(client.tell, Metered.metered_changed, metered=False)
+        await asyncio.sleep(0)
+        assert client._fsm.metered is False  # type: ignore[attr-defined]
+        assert [each.event for each in client.transitions()][-1] == "start_requested"
+
+
+def test_tell_refuses_what_is_no_event_of_the_users_machine() -> None:
+    """TypeError at once: another machine's, one that the driver fires, arguments that do not fit."""
+    client = Client("ws://127.0.0.1:9", fsm=Metered)
+    for event_, args, words in (
+        (Metered.socket_opened, (), "is an event that the client fires itself"),
+        (RoomFSM.join_requested, (), "takes an event of Metered"),
+        ("metered_changed", (True,), "takes an event of Metered"),
+        (Metered.metered_changed, (), "missing a required argument"),
+        (Metered.metered_changed, (1, 2), "too many positional arguments"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            client.tell(event_, *args)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes an event of ClientFSM"):
+        Client("ws://127.0.0.1:9").tell(Metered.metered_changed, True)
 
 
 # -------------------------------------------------------------------------------------------------------------- rooms
