@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-__all__ = ["PATIENCE", "States", "Statuses", "patience", "until"]
+__all__ = ["PATIENCE", "States", "Statuses", "hold", "patience", "until"]
 
 PATIENCE: Final = 60.0
 """Seconds for what must come: only a test that fails waits so long. Well below pytest's own timeout of a test."""
@@ -43,6 +44,18 @@ async def until(condition: Callable[[], object], within: float | None = None) ->
                 await asyncio.sleep(EVERY)
     except TimeoutError:
         raise AssertionError(f"did not hold within {within:g} s: {_source(condition)}") from None
+
+
+def hold(port: int = 0, host: str = "127.0.0.1") -> socket.socket:
+    """Keep a port for a server that is yet to be started, or started again: until it listens, nobody else is given it.
+
+    Who connects meanwhile is refused. A server that sets SO_REUSEADDR, as asyncio's and Node's do, may listen on it
+    all the same; close the socket once it does.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((host, port))
+    return held
 
 
 class _Recorded(list[str]):

@@ -24,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict, cast
 
 import pytest
 
-from kit import PATIENCE
+from kit import PATIENCE, hold
 
 NODE_DIR = Path(__file__).parent / "node"
 OLDEST_NODE = 18
@@ -270,6 +271,7 @@ class NodeServer(NodePeer):
         super().__init__()
         self.port = 0
         """The port: chosen at the first start, the same ever after."""
+        self._held: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -285,14 +287,28 @@ class NodeServer(NodePeer):
             raise
         return self
 
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._let_go()
+        await super().__aexit__(kind, error, traceback)
+
     async def start(self, *, keep_rooms: bool = False) -> None:
         """Listen (again), on the same port; with the documents it had before, or empty."""
         result = await self.call("start", port=self.port, keep_rooms=keep_rooms)
         self.port = result["port"]
+        self._let_go()
 
     async def stop(self) -> None:
         """Close every client with 1001 "Server stopping" and the port after it. Paused sockets are resumed first."""
         await self.call("stop")
+        self._let_go()
+        self._held = hold(self.port)
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     async def kick(self, code: int, reason: str = "") -> int:
         """Send every client a close frame; return how many there were. A code no server may send raises NodeError."""

@@ -7,10 +7,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import aiohttp
 import pytest
 from loro import LoroDoc
 
-from kit import PATIENCE
+from kit import PATIENCE, hold
 from node_peers import NODE_DIR, eventually, skip_without_node
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import LoroAdaptor
@@ -84,10 +83,11 @@ async def running(path: Path, *arguments: str, **environment: str) -> AsyncGener
         await process.communicate()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+@pytest.fixture
+def port() -> Iterator[int]:
+    """For a program that has to be told one."""
+    with hold() as held:
+        yield held.getsockname()[1]
 
 
 def test_each_example_is_run_here() -> None:
@@ -108,15 +108,14 @@ async def test_an_example_ends_well(name: str) -> None:
 
 
 @pytest.mark.node
-async def test_a_text_is_shared_with_javascript(tmp_path: Path) -> None:
+async def test_a_text_is_shared_with_javascript(tmp_path: Path, port: int) -> None:
     """The tutorial's three programs: Python and JavaScript show both lines, and Python is back after the server."""
     skip_without_node()
     peers = shutil.copytree(EXAMPLES / "js-peer", tmp_path / "js-peer")
     assert json.loads((peers / "package.json").read_text())["dependencies"] == INSTALLED
     (peers / "node_modules").symlink_to(NODE_DIR / "node_modules")
-    port = str(free_port())
     url = f"ws://127.0.0.1:{port}"
-    async with running(peers / "server.mjs", port) as server:
+    async with running(peers / "server.mjs", str(port)) as server:
         await server.says("listening")
         async with running(peers / "peer.mjs", url) as javascript:
             await javascript.says("Hello from JavaScript")
@@ -126,7 +125,7 @@ async def test_a_text_is_shared_with_javascript(tmp_path: Path) -> None:
                 await python.says("Hello from Python")
                 await server.ended(signal.SIGTERM)
                 await python.says("[reconnecting]")
-                async with running(peers / "server.mjs", port) as again:
+                async with running(peers / "server.mjs", str(port)) as again:
                     await again.says("listening")
                     await python.says("[connected]")
                     assert await python.ended(signal.SIGINT) == 0
@@ -148,9 +147,9 @@ async def test_the_last_words_arrive(by: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("name", ["service_aiohttp", "service_fastapi"])
-async def test_a_service_begins_and_ends_with_its_client(name: str) -> None:
+async def test_a_service_begins_and_ends_with_its_client(name: str, port: int) -> None:
     """Edits are synced, readiness is told, and on SIGTERM it ends by itself."""
-    port, doc = free_port(), LoroDoc()
+    doc = LoroDoc()
     service = f"http://127.0.0.1:{port}"
     async with EmbeddedServer() as server, Client(server.url) as client, aiohttp.ClientSession() as http:
         await client.join("notes", LoroAdaptor(doc))

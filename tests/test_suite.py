@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from kit import PATIENCE, States, Statuses, until
+from kit import PATIENCE, States, Statuses, hold, until
 from reconnect_fsm import RetryPolicy
+from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.retry import SYSTEM
 
 TESTS = Path(__file__).parent
@@ -160,6 +161,21 @@ async def test_until_waits_longer_where_time_costs_nothing() -> None:
     """A retry in virtual time may come after more seconds than any real test should take."""
     then = asyncio.get_running_loop().time() + 2 * PATIENCE
     await until(lambda: asyncio.get_running_loop().time() >= then)
+
+
+async def test_a_port_is_held_until_a_server_listens_on_it() -> None:
+    """Nobody is let in, nobody else is given it, and the server that it is for may have it."""
+    with hold() as held:
+        port = held.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        with hold() as other:
+            assert other.getsockname()[1] != port
+        async with EmbeddedServer(port=port) as server:
+            assert server.port == port
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            await writer.wait_closed()
 
 
 def test_patience_ends_before_pytest_does(pytestconfig: pytest.Config) -> None:
