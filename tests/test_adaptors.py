@@ -168,30 +168,34 @@ def test_loro_an_update_whose_dependency_is_missing_waits_for_it() -> None:
     write(source, "second ")
     doc = new_doc()
     adaptor = LoroAdaptor(doc)
-    adaptor.apply([source.export(ExportMode.Updates(version))])
+    second = source.export(ExportMode.Updates(version))
+    assert adaptor.apply([second]) is False
     assert text(doc) == ""
     assert not adaptor.covers(source.oplog_vv.encode())
-    adaptor.apply([first])
+    assert adaptor.apply([first]) is True
+    assert LoroAdaptor(new_doc()).apply([second, first]) is True
     assert text(doc) == "second first "
     assert adaptor.covers(source.oplog_vv.encode())
 
 
 def test_loro_attach_passes_on_every_local_commit_until_detached() -> None:
-    """Local commits go out as updates, imports do not; after detaching neither does."""
-    doc, sent = new_doc(), list[bytes]()
-    detach = LoroAdaptor(doc).attach(sent.append)
+    """Local commits go out as updates, one by one; after detaching nothing does, and nothing is told."""
+    doc, sent = new_doc(), list[bytes | None]()
+    adaptor = LoroAdaptor(doc)
+    detach = adaptor.attach(sent.append)
     write(doc, "one ")
-    imported = update_of("imported ")
-    doc.import_(imported)
     write(doc, "two ")
-    assert len(sent) == 2
-    copy = new_doc()
-    for update in (imported, *sent):
-        copy.import_(update)
     detach()
     write(doc, "three ")
-    assert len(sent) == 2
-    assert sorted(text(copy).split()) == ["imported", "one", "two"]
+    doc.import_(update_of("four "))
+    adaptor.apply([update_of("five ")])
+    detach()
+    copy = new_doc()
+    for update in sent:
+        assert update is not None
+        copy.import_(update)
+    assert text(copy) == "two one "
+    assert not of_loro._ATTACHED
 
 
 def test_loro_a_callback_that_raises_never_panics_commit(caplog: pytest.LogCaptureFixture) -> None:
@@ -281,10 +285,10 @@ def test_loro_the_pieces_make_the_same_document_as_one_export(history: Any, whic
     behind = source.fork_at(source.vv_to_frontiers(theirs))
     whole = behind.fork()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(of_loro, "PIECE_LIMIT", limit)
-        patch.setattr(of_loro, "PIECE_TARGET", limit * 3 // 4)
         patch.setattr(of_loro, "MAX_RUNS", 7)
-        pieces = list(LoroAdaptor(source).missing_from(theirs.encode()))
+        adaptor = LoroAdaptor(source)
+        adaptor.max_piece = limit
+        pieces = list(adaptor.missing_from(theirs.encode()))
     import_in_pieces(behind, pieces)
     whole.import_(source.export(ExportMode.Updates(theirs)))
     assert same(behind, whole)
@@ -300,10 +304,9 @@ def test_loro_a_version_that_makes_no_sense_gets_what_one_export_gives(history: 
     theirs = VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
     for peer, end in ends.items():
         theirs.set_end(ID(peer, end))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(of_loro, "PIECE_LIMIT", 100)
-        patch.setattr(of_loro, "PIECE_TARGET", 75)
-        pieces = list(LoroAdaptor(source).missing_from(theirs.encode()))
+    adaptor = LoroAdaptor(source)
+    adaptor.max_piece = 100
+    pieces = list(adaptor.missing_from(theirs.encode()))
     in_pieces, whole = new_doc(8), new_doc(9)
     for piece in pieces:
         in_pieces.import_(piece)
@@ -334,8 +337,8 @@ def test_loro_a_large_document_goes_in_pieces_that_need_no_fragments() -> None:
 
 
 def test_loro_pieces_are_exported_as_they_are_asked_for() -> None:
-    """A document edited meanwhile is sent as it was at the first piece; the edits go out as all local ones do."""
-    doc, copy, sent = new_doc(1), new_doc(), list[bytes]()
+    """What is edited meanwhile is in the last pieces, after all that it depends on; later edits go out as all do."""
+    doc, copy, sent = new_doc(1), new_doc(), list[bytes | None]()
     for _ in range(20):
         write(doc, "word " * 20_000)
     adaptor = LoroAdaptor(doc)
@@ -346,9 +349,13 @@ def test_loro_pieces_are_exported_as_they_are_asked_for() -> None:
     write(doc, "edited meanwhile ")
     import_in_pieces(copy, pieces)
     assert not before.includes_vv(copy.oplog_vv)
-    assert not copy.oplog_vv.includes_vv(doc.oplog_vv)
+    assert same(copy, doc)
+    assert sent == []
+    write(doc, "later ")
     detach()
-    import_in_pieces(copy, sent)
+    (later,) = sent
+    assert later is not None
+    import_in_pieces(copy, [later])
     assert same(copy, doc)
 
 

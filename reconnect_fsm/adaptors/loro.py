@@ -4,30 +4,55 @@ from __future__ import annotations
 
 import heapq
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
 
-from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, VersionVector
+from loro import (
+    ID,
+    CounterSpan,
+    DiffEvent,
+    EncodedBlobMode,
+    EphemeralStore,
+    EphemeralStoreEvent,
+    EventTriggerKind,
+    ExportMode,
+    IdSpan,
+    LoroDoc,
+    Subscription,
+    VersionVector,
+)
 
 from reconnect_fsm.loro_protocol.messages import FRAGMENT_SIZE, CrdtType, UpdateStatusCode
 from reconnect_fsm.user_code import is_fault
+
+if TYPE_CHECKING:  # only loro's stub has it
+    from loro import LoroValue
 
 __all__ = ["EphemeralAdaptor", "LoroAdaptor", "updates_lacking"]
 
 logger = logging.getLogger("reconnect_fsm")
 
+T = TypeVar("T")
+
 Refused = Callable[[Sequence[bytes], UpdateStatusCode], object]
+Send = Callable[[bytes | None], None]
 
 # A piece that goes in one frame has no deadline to meet, as fragments have, and takes loro well under 10 ms.
 PIECE_LIMIT: Final = FRAGMENT_SIZE
-PIECE_TARGET: Final = PIECE_LIMIT * 3 // 4
 FIRST_PIECE: Final = 64  # operations; nobody knows how many bytes they make until they are exported
+A_DAY: Final = 86_400_000  # milliseconds
+DELETED: Final = object()
+NO_ENTRIES: Final = b"\0"  # as a store encodes them
+MAX_TRIES: Final = 10_000  # to get a later date: the next millisecond; a clock that was set back is not waited for
 MAX_RUNS: Final = 4096  # to a piece: putting them in order takes us 2 µs each
 
 
 class _Adaptor:
     """What both have in common."""
+
+    _sends: tuple[Send, ...] = ()  # one, unless the same adaptor is in several rooms
 
     def __init__(self, on_refused: Refused | None) -> None:
         self._on_refused = on_refused
@@ -53,6 +78,34 @@ class _Adaptor:
                 "" if self._refusals == 1 else f" ({self._refusals} times so far)",
             )
 
+    def _add(self, send: Send) -> Callable[[], None]:
+        self._sends = (*self._sends, send)
+
+        def detach() -> None:
+            if any(other is send for other in self._sends):
+                self._sends = tuple(other for other in self._sends if other is not send)
+                if not self._sends:
+                    self._last_detached()
+
+        return detach
+
+    def _last_detached(self) -> None:
+        """Nothing is passed on any more."""
+
+    def _send_to_all(self, update: bytes | None) -> None:
+        for send in self._sends:
+            try:
+                send(update)
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                logger.exception("a local update could not be sent; it stays here and goes out at the next join")
+
+
+# The adaptors that are attached to a document, by its id(): each holds the document, so no id is used twice. They tell
+# each other of what they apply: loro has no event for changes of no value, nor while a document is checked out.
+_ATTACHED: dict[int, list[LoroAdaptor]] = {}
+
 
 class LoroAdaptor(_Adaptor):
     """Binds a `loro.LoroDoc` to a room.
@@ -60,17 +113,34 @@ class LoroAdaptor(_Adaptor):
     Edit the document in the thread of the event loop. loro takes updates from other threads too, but two threads that
     commit at the same moment can wait for each other for ever (loro 1.17), for it holds its lock while it calls Python.
 
+    Whatever enters the document is sent, but for what came from this room (D-ANYWAY): edits, imports, what the room of
+    another adaptor of the same document brings. loro does not tell of an import that changes no value (it lost against
+    a later one), or that is made while the document is checked out: that is sent with the next edit, update or
+    checkout, or when `Room.synced` is called.
+
     ``on_refused(updates, status)`` is called with updates that the server refused (D-ACK).
     Raises TypeError if ``doc`` is not a LoroDoc.
     """
 
     crdt_type = CrdtType.LORO
+    max_piece: int = FRAGMENT_SIZE
+    """No update that is sent is larger, in bytes, unless it is a single operation."""
+
+    # One comparison decides: the document's version against `_passed`, the version that the server has or was given.
+    # loro's events only say when to compare, for in its callbacks one can neither export nor edit (it hangs).
 
     def __init__(self, doc: LoroDoc, *, on_refused: Refused | None = None) -> None:
         if not isinstance(doc, LoroDoc):
             raise TypeError(f"LoroAdaptor takes a loro.LoroDoc, not {type(doc).__name__}")
         super().__init__(on_refused)
         self.doc = doc
+        self._subscriptions: list[Subscription] = []
+        self._passed = _nothing()
+        self._announced = self._passed  # what `_passed` was at the last send(None)
+        self._has_unsent = False
+        self._is_applying = False
+        self._pending: dict[int, tuple[int, int]] = {}  # what the server sent too early: from, to, by peer
+        self._distrust = 0  # calls of `apply` until it is asked again whether the program imported something too early
 
     def version(self) -> bytes:
         """The version vector of everything the document holds, edits not yet committed included."""
@@ -80,48 +150,230 @@ class LoroAdaptor(_Adaptor):
     def missing_from(self, server_version: bytes) -> Iterable[bytes]:
         """What a server at this version vector lacks; all there is if it does not tell one that can be read.
 
-        In pieces that are exported one by one, as `updates_lacking` makes them.
+        In pieces that are exported one by one, as `updates_lacking` makes them. What is committed while they are taken
+        is in the later ones.
         """
         self.doc.commit()
         theirs = _version_vector(server_version)
-        return () if theirs.includes_vv(self.doc.oplog_vv) else updates_lacking(self.doc, theirs)
+        is_up_to_date = theirs.includes_vv(self.doc.oplog_vv)
+        if len(self._sends) == 1:  # from now on its server is where all goes to
+            self._passed, self._has_unsent = theirs, not is_up_to_date
+            self._pending.clear()
+        return () if is_up_to_date else self._upload(theirs)
+
+    def unsent(self) -> Iterable[bytes]:
+        """What entered the document and was not passed to ``send`` (D-ANYWAY), in pieces, in causal order."""
+        # Where several rooms have this adaptor, each asks; one that asks later gets the same again.
+        return self._upload(self._passed if self._has_unsent else self._announced)
+
+    def _upload(self, start: VersionVector) -> Iterator[bytes]:
+        while not start.includes_vv(end := self.doc.oplog_vv):
+            yield from updates_lacking(self.doc, start, self.max_piece)
+            start = _union(start, end)
+        self._passed = _union(self._passed, start)
+        self._has_unsent = False
 
     def covers(self, server_version: bytes) -> bool:
         """Whether the document holds everything up to this version vector."""
+        self._look()
         return self.doc.oplog_vv.includes_vv(_version_vector(server_version))
 
-    def apply(self, updates: Sequence[bytes]) -> None:
-        """Import the updates, one by one: a batch is slower, and is lost whole if one of them is bad."""
-        _each(self.doc.import_, updates)
+    def has_uncommitted(self) -> bool:
+        """Whether there are edits that were made and not committed."""
+        self._look()
+        return self.doc.get_pending_txn_len() > 0
 
-    def attach(self, send: Callable[[bytes | None], None]) -> Callable[[], None]:
-        """Pass every local commit to ``send``."""
-        return self.doc.subscribe_local_update(_returning_true(send)).unsubscribe
+    def commit(self) -> None:
+        """Commit the edits made, which passes them on."""
+        self.doc.commit()
+
+    def apply(self, updates: Sequence[bytes]) -> bool:
+        """Import the updates, one by one: a batch is slower, and is lost whole if one of them is bad.
+
+        False if some of them wait for others that have not come. Raises ValueError if there were bad ones.
+        """
+        if not self._sends:
+            return self._import(updates, {}, [])
+        waiting: dict[int, tuple[int, int]] = {}
+        new: list[bytes] = []
+        is_plain = self._is_plain()
+        # We need no event of our own imports. They cost 25 % more with one, and far more if they bring much.
+        self._subscriptions.pop().unsubscribe()
+        self._is_applying = True
+        try:
+            return self._import(updates, waiting, new)
+        finally:
+            self._is_applying = False
+            if self._sends:
+                self._subscriptions.append(self.doc.subscribe_root(self._on_event))
+            self._pending |= waiting
+            self._account(updates, is_plain=is_plain and not self._has_unsent)
+            if len(self._sends) > 1:  # whose update it was is not known; its sender gets it once more
+                for update in new:
+                    self._send_to_all(update)
+            for other in _ATTACHED.get(id(self.doc), ()):
+                other._look()
+
+    def _is_plain(self) -> bool:
+        """Whether all that an import adds to the document will be what it brings itself."""
+        self.doc.commit()
+        self._look()
+        if self._distrust:
+            self._distrust -= 1
+        elif self.doc.export_pending_updates() is not None:  # which exports them all, so it is not asked at each update
+            self._distrust = 64
+        return not (self._distrust or self._has_unsent or self._pending)
+
+    def _import(self, updates: Sequence[bytes], waiting: dict[int, tuple[int, int]], new: list[bytes]) -> bool:
+        import_, is_shared = self.doc.import_, len(self._sends) > 1
+
+        def import_one(update: bytes) -> None:
+            status = import_(update)
+            if status.pending is not None:
+                waiting.update(status.pending.inner())
+            elif is_shared and not status.success.is_empty:
+                new.append(update)
+
+        _each(import_one, updates)
+        ours = self.doc.oplog_vv
+        return all(ours.includes_id(ID(peer, end - 1)) for peer, (_, end) in waiting.items())
+
+    def _account(self, updates: Sequence[bytes], *, is_plain: bool) -> None:
+        """Remember that the server has these."""
+        if is_plain:
+            self._passed = self.doc.oplog_vv
+        else:
+            for update in updates:
+                self._passed = _and_update(self._passed, update)
+        for peer, (start, end) in tuple(self._pending.items()):
+            if start == 0 or self._passed.includes_id(ID(peer, start - 1)):
+                until = _nothing()
+                until.set_end(ID(peer, end))
+                self._passed = _union(self._passed, until)
+                del self._pending[peer]
+
+    def attach(self, send: Send) -> Callable[[], None]:
+        """Pass every local commit to ``send``, and None when something else entered the document."""
+        if not self._sends:
+            self._passed, self._has_unsent = self.doc.oplog_vv, False
+            self._subscriptions = [
+                self.doc.subscribe_local_update(self._on_local_update),
+                self.doc.subscribe_root(self._on_event),
+            ]
+            _ATTACHED.setdefault(id(self.doc), []).append(self)
+        return self._add(send)
+
+    def _last_detached(self) -> None:
+        while self._subscriptions:
+            self._subscriptions.pop().unsubscribe()
+        attached = _ATTACHED[id(self.doc)]
+        attached.remove(self)
+        if not attached:
+            del _ATTACHED[id(self.doc)]
+
+    def _on_local_update(self, update: bytes) -> bool:
+        with _harmless_to_loro:
+            if not self._has_unsent:
+                version = self.doc.oplog_vv
+                # More than this one update, if loro did not tell of something; sub_iter has one span for each peer.
+                if len(update) > self.max_piece or len(version.sub_iter(self._passed)) != 1:
+                    self._announce()
+                else:
+                    self._passed = version
+                    self._send_to_all(update)
+        return True
+
+    def _on_event(self, event: DiffEvent) -> None:
+        with _harmless_to_loro:
+            if event.triggered_by != EventTriggerKind.Local:  # that comes before its update does
+                self._look()
+
+    def _look(self) -> None:
+        """Has something entered the document that was not passed on?"""
+        if not self._sends or self._has_unsent or self._is_applying:
+            return
+        if not self._passed.includes_vv(self.doc.oplog_vv):
+            self._announce()
+
+    def _announce(self) -> None:
+        self._has_unsent, self._announced = True, self._passed
+        self._send_to_all(None)
 
 
 class EphemeralAdaptor(_Adaptor):
     """Binds a `loro.EphemeralStore` to a room: presence, cursors, what need not outlive the moment.
 
+    The entries that the program itself set are its own: until it deletes them, or another client sets the same key.
+    They are renewed before they time out, for as long as the room is joined; a rejoin sends them again, also those that
+    timed out here while there was no connection; what the program deleted meanwhile is deleted at the others. When the
+    room is left or the client is closed, the others are told to remove them; the store stays as it is (D-PRESENCE).
+    Entries of others are never sent: that would bring back who has gone. So give each client keys of its own.
+
+    ``timeout`` is that of the store, in seconds, which loro does not tell. With None nothing is renewed, and what has
+    timed out is not sent again. With ``take_back=False`` the others keep the entries until they time out.
+    What the store holds when the adaptor is made counts as the program's own; so keep the adaptor as long as the store.
+
     ``on_refused(updates, status)`` is called with updates that the server refused (D-ACK).
-    Raises TypeError if ``store`` is not an EphemeralStore.
+    Raises TypeError if ``store`` is not an EphemeralStore, and ValueError for a timeout that is not above 0.
     """
 
     crdt_type = CrdtType.EPHEMERAL
 
-    def __init__(self, store: EphemeralStore, *, on_refused: Refused | None = None) -> None:
+    # loro orders entries by the millisecond of the wall clock, and of two with the same one keeps the first: the second
+    # would be lost at the others. So we look whether they will take an update, and date it anew if not.
+
+    def __init__(
+        self,
+        store: EphemeralStore,
+        *,
+        timeout: float | None = 30.0,
+        take_back: bool = True,
+        on_refused: Refused | None = None,
+    ) -> None:
         if not isinstance(store, EphemeralStore):
             raise TypeError(f"EphemeralAdaptor takes a loro.EphemeralStore, not {type(store).__name__}")
+        if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < float("inf")):
+            raise ValueError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
         super().__init__(on_refused)
         self.store = store
+        self.renew_interval: float | None = None if timeout is None else timeout / 3
+        """The seconds after which a joined room renews our entries."""
+        self._timeout = timeout
+        self._takes_back = take_back
+        store.remove_outdated()
+        self._own: dict[str, LoroValue] = store.get_all_states()
+        self._told: dict[str, bytes] = {key: store.encode(key) for key in self._own}
+        """What the others were told last of a key: that it is set, or deleted."""
+        self._deletion = b""  # the update of the deletion under way
+        self._imported: set[str] = set()  # keys that others have written, and that were not looked at yet
+        self._is_quiet = False
+        self._has_taken_back = False
+        # From now on, whether there is a room or not: what is set and deleted offline is ours, too. The store holds the
+        # callbacks; they must not hold the adaptor, which holds the store: nothing could collect that circle.
+        us = weakref.ref(self)
+        self._subscriptions = (
+            store.subscribe_local_updates(lambda update: _call(us, EphemeralAdaptor._on_local_update, update)),
+            store.subscribe(lambda event: _call(us, EphemeralAdaptor._on_event, event)),
+        )
 
     def version(self) -> bytes:
         """Ephemeral stores have no versions."""
         return b""
 
     def missing_from(self, server_version: bytes) -> Sequence[bytes]:
-        """Everything that has not expired."""
-        self.store.remove_outdated()
-        return (self.store.encode_all(),) if self.store.keys() else ()
+        """Our own entries, renewed, and that keys are deleted which the program has deleted."""
+        self._settle()
+        if self.renew_interval is not None or self._has_taken_back:
+            self._is_quiet = True
+            try:
+                self.renew()
+            finally:
+                self._is_quiet = False
+        else:
+            self._remove_outdated()
+            self._forget(self._own.keys() - set(self.store.keys()))
+        everything = _store_of(self._told.values()).encode_all()
+        return (everything,) if self._told else ()
 
     def covers(self, server_version: bytes) -> bool:
         """Nothing to wait for."""
@@ -129,17 +381,117 @@ class EphemeralAdaptor(_Adaptor):
 
     def apply(self, updates: Sequence[bytes]) -> None:
         """Apply the updates."""
-        _each(self.store.apply, updates)
+        try:
+            _each(self.store.apply, updates)
+        finally:
+            self._settle()
 
-    def attach(self, send: Callable[[bytes | None], None]) -> Callable[[], None]:
+    def attach(self, send: Send) -> Callable[[], None]:
         """Pass every local change to ``send``."""
-        return self.store.subscribe_local_updates(_returning_true(send)).unsubscribe
+        return self._add(send)
+
+    def renew(self) -> None:
+        """Set our own entries anew, so that they time out nowhere."""
+        self._settle()
+        self._has_taken_back = False
+        for key, value in tuple(self._own.items()):
+            self.store.set(key, value)
+        self._remove_outdated()
+
+    def take_back(self) -> Sequence[bytes]:
+        """Updates that remove our own entries at the others; they stay in the store."""
+        self._settle()
+        if not self._takes_back:
+            return ()
+        self._has_taken_back = True
+        return [self._tell(key, _entry(key, DELETED), DELETED) for key in self._own]
+
+    def _settle(self) -> None:
+        """A key that another client has written is no longer ours. loro's callback could not read the store."""
+        imported, self._imported = self._imported & self._own.keys(), set()
+        for key in imported:
+            if self.store.encode(key) != self._told[key]:
+                self._forget((key,))
+            elif key not in set(self.store.keys()):  # what we took back has come back to us
+                self.store.set(key, self._own[key])
+
+    def _forget(self, keys: Iterable[str]) -> None:
+        for key in tuple(keys):
+            del self._own[key], self._told[key]
+
+    def _remove_outdated(self) -> None:
+        """Also what we know of deleted keys: at the others they have timed out, too."""
+        self.store.remove_outdated()
+        deleted = self._told.keys() - self._own.keys()
+        kept = _store_of((self._told[key] for key in deleted), self._timeout)
+        kept.remove_outdated()
+        for key in deleted:
+            if kept.encode(key) in (b"", NO_ENTRIES):
+                del self._told[key]
+
+    def _on_local_update(self, update: bytes) -> None:
+        alone = _store_of((update,))
+        states = alone.get_all_states()
+        if not states:  # a deletion; `_on_event` hears of what, if there was something to delete
+            self._deletion = update
+            for key in [key for key in self._own if alone.encode(key) != NO_ENTRIES]:
+                del self._own[key]
+                update = self._tell(key, update, DELETED)
+        for key, value in states.items():
+            self._own[key] = value
+            self._imported.discard(key)
+            update = self._tell(key, update, value)
+        if not self._is_quiet:
+            self._send_to_all(update)
+
+    def _on_event(self, event: EphemeralStoreEvent) -> None:
+        if event.by == "Import":
+            self._imported.update(event.added, event.updated, event.removed)
+        elif event.by == "Local":
+            for key in event.removed:
+                self._told.setdefault(key, self._deletion)
+
+    def _tell(self, key: str, update: bytes, value: LoroValue | object) -> bytes:
+        """Remember that the others are told this of the key; return it, dated anew if they would not take it."""
+        others = _store_of((self._told.get(key, NO_ENTRIES),))
+        for _ in range(MAX_TRIES):
+            others.apply(update)
+            if others.encode(key) == update:
+                break
+            update = _entry(key, value)
+        self._told[key] = update
+        return update
 
 
-def updates_lacking(doc: LoroDoc, theirs: VersionVector) -> Iterator[bytes]:
+def _entry(key: str, value: LoroValue | object) -> bytes:
+    store = _store_of(())
+    if value is DELETED:
+        store.delete(key)
+    else:
+        store.set(key, cast("LoroValue", value))
+    return store.encode(key)
+
+
+def _store_of(updates: Iterable[bytes], timeout: float | None = None) -> EphemeralStore:
+    store = EphemeralStore(A_DAY if timeout is None else max(1, int(timeout * 1000)))
+    for update in updates:
+        store.apply(update)
+    return store
+
+
+def _call(us: weakref.ref[EphemeralAdaptor], method: Callable[[EphemeralAdaptor, T], None], argument: T) -> bool:
+    """What loro calls back. It ends a subscription that does not return True."""
+    adaptor = us()
+    if adaptor is not None:
+        with _harmless_to_loro:
+            method(adaptor, argument)
+    return True
+
+
+def updates_lacking(doc: LoroDoc, theirs: VersionVector, limit: int = PIECE_LIMIT) -> Iterator[bytes]:
     """What one at the version ``theirs`` lacks of the document as it is when the first update is asked for.
 
-    In pieces of at most `PIECE_LIMIT` bytes, as far as single operations are not larger, and in causal order: what has
+    In pieces of at most ``limit`` bytes, as far as single operations are not larger, and in causal order: what has
     come is never in want of what has not. Each is exported when it is asked for, which commits what is pending.
 
     History that was trimmed away cannot be sent. One that has nothing gets the state at which the history begins
@@ -149,7 +501,7 @@ def updates_lacking(doc: LoroDoc, theirs: VersionVector) -> Iterator[bytes]:
     if theirs.includes_vv(ours):  # not <=: that is a partial order
         return
     if not theirs.includes_vv(known):
-        if VersionVector().includes_vv(theirs):  # type: ignore[no-untyped-call]  # loro's stub
+        if _nothing().includes_vv(theirs):
             yield doc.export(ExportMode.StateOnly(doc.shallow_since_frontiers))
         else:
             logger.warning(
@@ -160,17 +512,17 @@ def updates_lacking(doc: LoroDoc, theirs: VersionVector) -> Iterator[bytes]:
     spans = ours.sub_iter(known)
     if sum(span.counter.end - span.counter.start for span in spans) <= FIRST_PIECE:  # mostly; then no order is needed
         whole = doc.export(ExportMode.UpdatesInRange(spans))
-        if len(whole) <= PIECE_LIMIT:
+        if len(whole) <= limit:
             yield whole
             return
-    yield from _pieces(doc, _in_causal_order(doc, spans))
+    yield from _pieces(doc, _in_causal_order(doc, spans), limit)
 
 
 Run: TypeAlias = tuple[int, int, int]
 """Operations of one peer: its id, the first counter, and the one after the last."""
 
 
-def _pieces(doc: LoroDoc, runs: Iterator[Run]) -> Iterator[bytes]:
+def _pieces(doc: LoroDoc, runs: Iterator[Run], limit: int) -> Iterator[bytes]:
     """Export the runs in order; what the bytes of one piece were tells how many operations to try for the next."""
     ahead: deque[Run] = deque()  # taken from the runs, but not sent
     length = FIRST_PIECE
@@ -187,8 +539,8 @@ def _pieces(doc: LoroDoc, runs: Iterator[Run]) -> Iterator[bytes]:
         if not piece:
             return
         update, taken = doc.export(ExportMode.UpdatesInRange(_spans(piece))), length - left
-        fitting = taken * PIECE_TARGET // len(update)
-        if len(update) > PIECE_LIMIT and taken > 1:
+        fitting = taken * limit * 3 // (4 * len(update))
+        if len(update) > limit and taken > 1:
             ahead.extendleft(reversed(piece))
             length = max(1, min(fitting, taken // 2))
         else:
@@ -228,16 +580,40 @@ def _spans(runs: Iterable[Run]) -> list[IdSpan]:
     return [IdSpan(peer, CounterSpan(start, end)) for peer, (start, end) in bounds.items()]
 
 
+def _nothing() -> VersionVector:
+    return VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
+
+
+def _union(one: VersionVector, other: VersionVector) -> VersionVector:
+    both = _nothing()
+    both.merge(one)
+    both.merge(other)
+    return both
+
+
+def _and_update(version: VersionVector, update: bytes) -> VersionVector:
+    """The version of one who holds this version, and gets this update: the same if it has to wait for others."""
+    try:
+        meta = LoroDoc.decode_import_blob_meta(update, False)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        return version  # it cannot be read
+    if meta.mode == EncodedBlobMode.Updates and not version.includes_vv(meta.partial_start_vv):
+        return version
+    return _union(version, meta.partial_end_vv)
+
+
 def _version_vector(encoded: bytes) -> VersionVector:
     """The version vector, or an empty one if it cannot be read."""
     if not encoded:
-        return VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
+        return _nothing()
     try:
         return VersionVector.decode(encoded)
     except BaseException as error:
         if not is_fault(error):
             raise
-        return VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
+        return _nothing()
 
 
 def _each(apply: Callable[[bytes], object], updates: Sequence[bytes]) -> None:
@@ -254,14 +630,17 @@ def _each(apply: Callable[[bytes], object], updates: Sequence[bytes]) -> None:
         raise ValueError(f"{bad} of {len(updates)} updates cannot be applied")
 
 
-def _returning_true(send: Callable[[bytes], None]) -> Callable[[bytes], bool]:
-    """loro ends the subscription, or panics in commit(), unless the callback returns True, whatever happens in it."""
+class _HarmlessToLoro:
+    """loro panics if a callback raises, and takes what it was doing with it."""
 
-    def callback(update: bytes) -> bool:
-        try:
-            send(update)
-        except Exception:
-            logger.exception("a local update could not be sent; it stays in the document and goes out at the next join")
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if error is None or not is_fault(error):
+            return False
+        logger.error("an adaptor failed in a callback of loro", exc_info=error)
         return True
 
-    return callback
+
+_harmless_to_loro: Final = _HarmlessToLoro()
