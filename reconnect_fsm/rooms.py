@@ -731,13 +731,21 @@ class Rooms:
 
     def _local_update(self, room: Room, update: bytes | None) -> None:
         """An edit was made here, in whatever thread."""
-        if update is None:  # no adaptor says so yet
+        if update is None:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._pump.post, self._send_unsent, room)
             return
         if self._loop is None or threading.get_ident() == self._thread:
             self._pump.post(self._send_local_update, room, update)
         elif not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
                 self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
+
+    def _send_unsent(self, room: Room) -> None:
+        unsent: Any = getattr(room.adaptor, "unsent", None)
+        if room.permission is not None and room._upload is None and unsent is not None:
+            room._upload = iter(unsent())
+            self._go_on(room)
 
     def _send_local_update(self, room: Room, update: bytes) -> None:
         if room.permission is None:

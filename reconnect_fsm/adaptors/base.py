@@ -94,7 +94,7 @@ class CommitsEdits(Protocol):
     """Optional members of an adaptor whose document keeps edits back until they are committed."""
 
     def has_uncommitted(self) -> bool:
-        """Whether there are edits that were made and not committed. A room with such edits is not synced."""
+        """Whether there are edits that were not committed, or not passed on. A room with such edits is not synced."""
         ...
 
     def commit(self) -> None:

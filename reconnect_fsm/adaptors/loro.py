@@ -179,9 +179,9 @@ class LoroAdaptor(_Adaptor):
         return self.doc.oplog_vv.includes_vv(_version_vector(server_version))
 
     def has_uncommitted(self) -> bool:
-        """Whether there are edits that were made and not committed."""
+        """Whether there are edits that were not committed, or anything else that was not passed on."""
         self._look()
-        return self.doc.get_pending_txn_len() > 0
+        return self._has_unsent or self.doc.get_pending_txn_len() > 0
 
     def commit(self) -> None:
         """Commit the edits made, which passes them on."""
