@@ -93,8 +93,9 @@ def _text(words: object) -> str:
 
 def _forms(text: str) -> frozenset[str]:
     """As it is, quoted and unquoted, and its parts; of ``name=value`` the value. Each also as JSON would write it."""
-    parts = [part.partition("=") for part in re.split(r'[\s;,"{}]+', text, maxsplit=PARTS)]
-    values = [value or name for name, _, value in parts if name.lower() not in SCHEMES]
+    parts = [(part, *part.partition("=")) for part in re.split(r'[\s;,"{}]+', text, maxsplit=PARTS)]
+    # Base64 ends with "=", which makes no name of it
+    values = [value if value.strip("=") else part for part, name, _, value in parts if name.lower() not in SCHEMES]
     forms = [each for each in (text, unquote_plus(text), *values) if len(each) >= SHORTEST]
     forms += [quoted for each in forms if (quoted := quote(each, safe="", errors="replace")) != each]
     return frozenset((*forms, *(json.dumps(each)[1:-1] for each in forms)))

@@ -299,7 +299,7 @@ async def _users_middlewares(
     try:
         return await handler(request)
     except BaseException as error:
-        if error in attempt.errors or not is_fault(error):
+        if any(error is each for each in attempt.errors) or _goes_on(error):
             raise
         unauthorized = as_unauthorized(error)
         if unauthorized is not None:
@@ -308,6 +308,14 @@ async def _users_middlewares(
         what = "a middleware of the session"
         report(what, error)
         raise UserCodeFailed(what, error) from error
+
+
+def _goes_on(error: BaseException) -> bool:
+    """Whether it is the end of the program or of the running task, and no fault of code of the user's (D-GUARD)."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, GeneratorExit) or not is_fault(error)
 
 
 def _tracing() -> aiohttp.TraceConfig:
@@ -448,7 +456,7 @@ async def open_socket(
     except AttemptFailed:
         raise
     except BaseException as error:
-        if not is_fault(error):
+        if _goes_on(error):
             raise
         # `from None`: what aiohttp raises may hold the whole URL, query string and all.
         raise AttemptFailed(failure_of(error, attempt)) from None

@@ -33,6 +33,8 @@ def redaction(*secrets: str | bytes) -> Redaction:
         (f"a=1; session={SECRET}", f"bad session {SECRET}", "bad session …"),
         (f'Digest username="me", response="{SECRET}"', f"Digest of me: {SECRET}", "Digest of me: …"),
         (f'{{"token": "{SECRET}"}}', f"unknown {SECRET}", "unknown …"),
+        ("Basic bWU6c2VjcmV0==", "bad bWU6c2VjcmV0==", "bad …"),
+        ("two words!", "you said two%20words%21", "you said …"),
         ("two%20words%21", "you said: two words!", "you said: …"),
         ("short", "a short word is no secret", "a short word is no secret"),
         (b"\xff\xfe\xfd\xfc\xfb\xfa", b"echo \xff\xfe\xfd\xfc\xfb\xfa", "echo …"),
