@@ -46,7 +46,7 @@ from .effects import (
     TellRooms,
 )
 from .errors import ClientStopped, NotConnected
-from .keepalive import PING, PONG, Beat, Heartbeat, Keepalive
+from .keepalive import PING, PONG, Beat, Counters, Heartbeat, Keepalive
 from .machine import Event
 from .network import NetworkSource
 from .pump import LazyCoroutine, Listeners, Outcome, Promise
@@ -337,7 +337,7 @@ class Connection:
         if self._heartbeat is None or self._socket is None:
             raise NotConnected(f"cannot ping while {self.status.value}: {self.reason}")
         if not self._heartbeat.in_flight or self._heartbeat.is_overdue(self._now()):
-            self._send_ping(self._heartbeat, self._socket)
+            self._send_ping(self._heartbeat, self._socket, self._socket.counters())
         async with asyncio.timeout(timeout):
             return await self._pong.wait()
 
@@ -355,8 +355,7 @@ class Connection:
             data.encode()  # raises here, not in the writer, if it holds what UTF-8 cannot say
         if self._socket is None:
             raise NotConnected(f"cannot send while {self.status.value}: {self.reason}")
-        self._socket.send(data)
-        await self._socket.written()
+        await self._socket.write(data)
 
     def set_online(self, online: bool) -> None:
         """Say whether this machine has a network (OFF-1, OFF-2). May be called from any thread.
@@ -669,18 +668,18 @@ class Connection:
         heartbeat, socket = self._heartbeat, self._socket
         if heartbeat is None or socket is None:
             return
-        stalled = socket.look_if_stalled()
-        beat = heartbeat.tick(max(self._now(), due), stalled)  # asyncio may run a timer a little early
+        now, counters = max(self._now(), due), socket.counters()  # asyncio may run a timer a little early
+        beat = heartbeat.tick(now, counters, socket.is_reading(counters) and not self._pump.has_work)
         if beat is Beat.DEAD:
             why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"
-            if heartbeat.is_unread(stalled) and not heartbeat.is_silent:
-                why = f"the server has read nothing for {stalled:.0f} s: the connection is dead"
+            if heartbeat.is_deaf(now) and not heartbeat.is_silent:
+                why = f"the server has read nothing for {heartbeat.stuck_for(now):.0f} s: the connection is dead"
             elif not heartbeat.was_ever_answered:
                 why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"
             self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted))
             return
         if beat is Beat.PING:
-            self._send_ping(heartbeat, socket)
+            self._send_ping(heartbeat, socket, counters)
         else:
             self._set_heartbeat_timer()
 
@@ -808,8 +807,8 @@ class Connection:
         assert self._loop is not None
         return self._loop.time()
 
-    def _send_ping(self, heartbeat: Heartbeat, socket: Socket) -> None:
-        heartbeat.sent(self._now())
+    def _send_ping(self, heartbeat: Heartbeat, socket: Socket, counters: Counters | None) -> None:
+        heartbeat.sent(self._now(), counters)
         self._set_heartbeat_timer()
         socket.send_urgent(PING)
 

@@ -1,4 +1,18 @@
-"""Is the other end still there? Ping and pong bookkeeping; time is an argument, in seconds (LIVE-1, LIVE-2)."""
+"""Is the other end still there? Ping and pong bookkeeping (LIVE-1, LIVE-2).
+
+Pure: time, in seconds, and what the kernel has counted are arguments. What proves life:
+
+- A whole frame that arrives, whatever it holds, proves life at once.
+- Bytes that move prove life too, for a WebSocket frame cannot stand within another: while 4 MiB come or go on a slow
+  link, no pong can come. They must move at `LEAST_RATE`, or one byte now and then would keep a dead peer alive.
+- Bytes that the other end's kernel takes count only as far as they stood before our ping. Once the ping has been taken
+  it must be answered: a server whose program hangs has a kernel that still takes what little we send.
+- A peer that talks, but whose kernel has taken nothing for interval + timeout though something waited for it, is dead
+  all the same. This is the only verdict against a peer that is heard. Such a link is of no use: nothing that is sent
+  arrives, our memory fills, and no server that is only slow keeps its window closed for so long.
+
+While it is this program that does not read, nobody is judged.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +20,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-__all__ = ["PING", "PONG", "Beat", "Heartbeat", "Keepalive"]
+__all__ = ["PING", "PONG", "Beat", "Counters", "Heartbeat", "Keepalive"]
 
 PING: Final = "ping"
 PONG: Final = "pong"
+
+LEAST_RATE: Final = 500.0
+"""Bytes a second, up and down together, that prove life. Links of 64 kbit/s carry 8,000; a drip of single bytes, a
+hundred times a second, is 100."""
+LEAST_BYTES: Final = 256
+"""Bytes that prove life, however short the time: more than a few pings and their TLS records."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,20 @@ class Keepalive:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What has moved on one TCP connection since it was opened, and what waits, in bytes."""
+
+    received: int = 0
+    """That arrived here, whether whole messages or not."""
+    acked: int = 0
+    """That the other end's kernel has taken."""
+    waiting: int = 0
+    """That were written here and that it has not taken, wherever they are."""
+    unread: int = 0
+    """That arrived here and that this program has not read from the kernel."""
+
+
 class Beat(Enum):
     """What `Heartbeat.tick` says is to be done."""
 
@@ -51,12 +85,17 @@ class Heartbeat:
     """
 
     __slots__ = (
+        "_ahead",
         "_config",
+        "_counters",
         "_grace_given",
         "_heard_at",
+        "_looked_at",
         "_next_ping",
         "_sent_at",
+        "_stuck_since",
         "_unanswered",
+        "_waits_since",
         "deadline",
         "was_ever_answered",
     )
@@ -65,9 +104,14 @@ class Heartbeat:
         self._config = config
         self._heard_at = now
         self._sent_at: float | None = None
+        self._waits_since = now  # the ping in flight has a whole timeout from here: its sending, or when we read again
         self._next_ping = now + config.interval
         self._grace_given = False
         self._unanswered = 0
+        self._counters: Counters | None = None
+        self._looked_at = now
+        self._ahead = 0  # bytes that stand before the ping in flight
+        self._stuck_since: float | None = None  # when one first looked, and bytes waited of which none was taken since
         self.was_ever_answered = False
         """Whether a pong ever came on this socket."""
         self.deadline: float | None = self._next_ping if config.enabled else None
@@ -87,9 +131,11 @@ class Heartbeat:
         """Whether a ping is in flight whose pong can hardly be expected any more."""
         return self._sent_at is not None and now - self._sent_at > self._config.timeout
 
-    def sent(self, now: float) -> None:
-        """A ping goes out now: ours, or one that the user asked for."""
-        self._sent_at = now
+    def sent(self, now: float, counters: Counters | None = None) -> None:
+        """A ping goes out now: ours, or one that the user asked for. ``counters`` as for `tick`."""
+        self._look(now, counters)
+        self._ahead = 0 if counters is None else counters.waiting
+        self._sent_at = self._waits_since = now
         self._unanswered += 1
         self._grace_given = False
         if self._config.enabled:
@@ -114,38 +160,72 @@ class Heartbeat:
 
     @property
     def is_silent(self) -> bool:
-        """Whether a ping is in flight, and nothing was heard since."""
+        """Whether a ping is in flight, and since then nothing was heard and nothing moved."""
         return self._sent_at is not None and self._heard_at <= self._sent_at
 
-    def is_unread(self, stalled: float) -> bool:
-        """Whether the other end takes nothing of what we say: it may talk, but it is deaf (LIVE-2)."""
-        return stalled >= self._config.timeout
+    def stuck_for(self, now: float) -> float:
+        """For how many seconds the other end has been seen to take nothing, though something waited for it."""
+        return 0.0 if self._stuck_since is None else now - self._stuck_since
 
-    def tick(self, now: float, stalled: float = 0.0) -> Beat:
+    def is_deaf(self, now: float) -> bool:
+        """Whether the other end takes nothing of what we say: it may talk, but it is of no use (LIVE-2)."""
+        return self.stuck_for(now) >= self._config.interval + self._config.timeout
+
+    def tick(self, now: float, counters: Counters | None = None, is_reading: bool = True) -> Beat:
         """Say what is to be done at `deadline`, or whenever the timer for it really ran.
 
-        ``stalled`` says for how many seconds the network has taken nothing, though something waits to be sent.
+        ``counters`` is what has moved so far, None if that cannot be known. ``is_reading`` is False if something that
+        came waits for this program: unread in the kernel, or read and not handled.
         """
         assert self.deadline is not None
         if now < self.deadline:
             return Beat.WAIT
-        if not self.is_unread(stalled):
-            if self._sent_at is None:
-                return Beat.PING
-            if not self.is_silent:  # no pong, but other traffic since: alive, and asked again in its time
-                self._grace_given = False
-                if now >= self._next_ping:
-                    return Beat.PING
-                self.deadline = self._next_ping
-                return Beat.WAIT
-            if now < self._sent_at + self._config.timeout:  # the interval is the shorter
-                self.deadline = min(self._sent_at + self._config.timeout, now + self._config.interval)
-                return Beat.WAIT
+        if self._look(now, counters):
+            self.heard(now)
+        if not is_reading:  # LIVE-2: the pong may be among what waits; once we read, the other end has a whole timeout
+            self._waits_since, self._stuck_since = now, None
+        if self.is_deaf(now):
+            return self._verdict(now)
+        if self._sent_at is None:
+            return Beat.PING
+        if not self.is_silent:  # no pong, but other traffic since: alive, and asked again in its time
+            self._grace_given = False
+            self.deadline = self._next_ping
+            return Beat.PING if now >= self._next_ping else Beat.WAIT
+        patience_ends = self._waits_since + self._config.timeout
+        if now >= patience_ends:
+            return self._verdict(now)
+        if not is_reading and now >= self._next_ping:
+            return Beat.PING  # LIVE-1: the other end may live on pings, whether we read the answers or not
+        self.deadline = min(patience_ends, now + self._config.interval)
+        return Beat.WAIT
+
+    def _verdict(self, now: float) -> Beat:
         # LIVE-2: after a stall of our own loop (a busy callback, SIGSTOP, a laptop's lid) this timer runs before the
         # pong that has long arrived is read. A verdict counts only if the timer was on time; else one grace period.
+        assert self.deadline is not None
         was_late = now - self.deadline > 0.1 * self._config.timeout
         if was_late and not self._grace_given:
             self._grace_given = True
             self.deadline = now + min(self._config.timeout, 2.0)
             return Beat.WAIT
         return Beat.DEAD
+
+    def _look(self, now: float, counters: Counters | None) -> bool:
+        """Note what has moved since the last look; whether that proves life."""
+        last, since = self._counters, self._looked_at
+        self._counters, self._looked_at = counters, now
+        if counters is None:
+            self._stuck_since = None
+            return False
+        taken = 0 if last is None else counters.acked - last.acked
+        if counters.waiting == 0 or taken > 0:
+            self._stuck_since = None
+        if counters.waiting > 0 and self._stuck_since is None:
+            self._stuck_since = now
+        if last is None:
+            return False
+        up = min(taken, self._ahead)
+        self._ahead -= up
+        down = max(counters.received - last.received, 0)
+        return up + down >= max(LEAST_RATE * (now - since), LEAST_BYTES)

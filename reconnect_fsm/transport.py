@@ -13,6 +13,8 @@ import base64
 import contextlib
 import copy
 import inspect
+import socket
+import struct
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -29,7 +31,7 @@ from .addresses import check_url, with_params
 from .credentials import UserCodeFailed, as_unauthorized, ask, names_of, wait_for_answer
 from .errors import InvalidURL, NotConnected, Unauthorized
 from .failures import MAX_RETRY_AFTER, AskedElsewhere, Attempt, Redirected, failure_of
-from .pump import Promise
+from .keepalive import Counters
 from .redaction import Redaction
 from .status import AttemptFailure, CloseInfo, FailureKind, FaultKind
 from .user_code import is_fault, report
@@ -56,11 +58,15 @@ __all__ = [
 Data: TypeAlias = str | bytes
 UrlSource: TypeAlias = str | URL | Callable[[], str | URL | Awaitable[str | URL]]
 Session: TypeAlias = aiohttp.ClientSession
+Item: TypeAlias = Data | list[bytes] | tuple[Data | None, asyncio.Future[None]]
+"""What waits to be written: a frame, a list of frames, or one whose sender waits; nothing, to wait for all before."""
 
 BURST: Final = 128  # frames written, or read, before the event loop gets its turn
 BURST_BYTES: Final = 256 * 1024  # likewise, of frames written
+RECORD: Final = 30  # bytes of its own that a TLS record has, at the most
 PONGS: Final = 16  # answers to WebSocket's own pings that may wait
 DATA: Final = (WSMsgType.TEXT, WSMsgType.BINARY)
+NOT_WRITTEN: Final = "the connection was lost before the message was written"
 NO_STATUS_RECEIVED, ABNORMAL_CLOSURE = 1005, 1006  # RFC 6455, 7.4.1: never on the wire
 
 # What the client decides itself, and so does not take from the user.
@@ -205,6 +211,8 @@ class Burst:
         self.is_closing = transport.is_closing
         self.given = 0
         """Bytes written so far, whether the network has taken them or not."""
+        self.held = 0
+        """Bytes that go out with the rest of the burst."""
 
     def write(self, data: bytes) -> None:
         """Write now, or with the rest of the burst."""
@@ -213,12 +221,13 @@ class Burst:
             self._transport.write(data)
         else:
             self._held.append(data)
+            self.held += len(data)
 
     def __enter__(self) -> None:
         self._held = []
 
     def __exit__(self, *_: object) -> None:
-        held, self._held = self._held, None
+        held, self._held, self.held = self._held, None, 0
         if held and not self.is_closing():
             self.write(b"".join(held))
 
@@ -232,12 +241,17 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         super().__init__(reader, writer, protocol, response, *args, **kwargs)
         self.response = response
         connection = response.connection
-        self.transport = None if connection is None else connection.transport
+        self.transport: asyncio.Transport | None = None if connection is None else connection.transport
         self.burst: Burst | None = None
         is_as_expected = getattr(writer, "transport", None) is self.transport
         if self.transport is not None and is_as_expected:
             writer.transport = self.burst = Burst(self.transport)
-        # else aiohttp has changed its private parts: each frame costs a system call, and `look_if_stalled` is blind
+        # else aiohttp has changed its private parts: each frame costs a system call
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something has been read from the network and waits to be received."""
+        return bool(getattr(self._reader, "_buffer", ()))
 
     async def more(self, most: int) -> list[Data]:
         """The messages that have been read from the network already, without waiting for any; others than data end it.
@@ -510,18 +524,19 @@ class Socket:
         self._shown = redaction
         self._close_timeout = close_timeout
         self._max_msg_size = max_msg_size
-        self._outbox: list[Data | list[bytes]] = []
+        self._outbox: list[Item] = []
         self._urgent: list[str] = []
         self._pongs: list[bytes] = []
-        self._written: Promise[None] = Promise()
         self._closing = False
         self._complaint: int | None = None  # the close code that says what the server did wrong
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._on_alive: Callable[[], None] = _nothing
         self.opened_at = asyncio.get_running_loop().time()
-        self._flowed_at = self.opened_at
-        self._taken = 0
+        self._write_fault = ""
+        # Where the kernel does not count, as asyncio's write buffer shows it at each look
+        self._handed = self._flowed = 0
+        self._was_full = False
 
     def start(
         self,
@@ -549,27 +564,41 @@ class Socket:
         """How many frames, or groups of frames, wait to be written."""
         return len(self._outbox)
 
-    def look_if_stalled(self) -> float:
-        """For how many seconds the other end has taken nothing, though something waits for it; 0 if it flows.
+    def counters(self) -> Counters | None:
+        """What has moved and what waits, for the heartbeat's verdict (LIVE-2); None if that cannot be known.
 
-        Counted from when one last looked and it flowed, so look at every beat of the heart.
+        Where the kernel does not count, what asyncio's write buffer shows stands for it: if something waited in it at
+        the last look, the kernel was full, so what it took since then was taken from it by the other end.
         """
-        if self._ws.burst is None or sys.platform != "linux":
-            return 0.0  # what the other end has taken cannot be known
-        now = asyncio.get_running_loop().time()
-        pending = self._unsent() + _unsent_within_tls(self._ws.transport) + _unacknowledged(self._ws)
-        taken = self._ws.burst.given - pending  # over TLS a little less: what waits is longer when it is encrypted
-        if pending == 0 or taken > self._taken:
-            self._flowed_at, self._taken = now, taken
-        return now - self._flowed_at
+        ws = self._ws
+        if ws.transport is None or ws.burst is None:
+            return None
+        unsent = self._unsent()
+        waiting = unsent + ws.burst.held
+        counters = read_counters(ws.transport)
+        if counters is not None:
+            return replace(counters, waiting=counters.waiting + waiting) if waiting else counters
+        handed = ws.burst.given - unsent
+        if self._was_full:
+            self._flowed += max(handed - self._handed, 0)
+        self._handed, self._was_full = handed, unsent > 0
+        return Counters(acked=self._flowed, waiting=waiting)
+
+    def is_reading(self, counters: Counters | None) -> bool:
+        """Whether this program takes what comes: nothing waits in the kernel, nor between it and ``on_messages``."""
+        transport = self._ws.transport
+        if self._ws.has_more or (counters is not None and counters.unread > 0):
+            return False
+        return transport is None or transport.is_closing() or transport.is_reading()
 
     def send(self, data: Data | list[bytes]) -> None:
-        """Write the frame, text or binary, soon. Frames of one burst are written together.
+        """Write the frame, text or binary, soon. Frames of one burst are written together. After `close`: drop it.
 
         A list of frames is taken from as it is written; who clears it takes back what was not.
         """
-        self._outbox.append(data)
-        self._begin_to_write()
+        if not self._closing:
+            self._outbox.append(data)
+            self._begin_to_write()
 
     def send_urgent(self, word: str) -> None:
         """Write a ping or pong before all that waits, whose length it would tell otherwise; each once."""
@@ -577,12 +606,27 @@ class Socket:
             self._urgent.append(word)
         self._begin_to_write()
 
+    async def write(self, data: Data) -> None:
+        """Write the frame, and return once it has been handed to the network (D-SEND).
+
+        That is when asyncio's transport has taken it, which it does as long as its buffer is below its high-water mark:
+        who writes faster than the network takes waits here. It is sent in its turn, and waits for no frame behind it.
+        Raises NotConnected if it was not written and will not be. Cancelled, it is written all the same.
+        """
+        await self._handed_over(data)
+
     async def written(self) -> None:
         """Wait until all that was sent so far has been handed to the network. Raises NotConnected if it cannot be."""
+        if self._closing or self._outbox:
+            await self._handed_over(None)
+
+    async def _handed_over(self, data: Data | None) -> None:
         if self._closing:
-            raise NotConnected("the connection was lost before the message was written")
-        if self._outbox:
-            await self._written.wait()
+            raise NotConnected(NOT_WRITTEN)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._outbox.append((data, done))
+        self._begin_to_write()
+        await done
 
     async def close(self, code: int, reason: str) -> None:
         """Write what is waiting, then the close frame; wait for the other end's; give up after the time allowed."""
@@ -601,7 +645,10 @@ class Socket:
 
     async def _abort(self) -> None:
         """Let go of the transport, whatever state it is in; only then may a blocked send be cancelled (law 5)."""
-        self._written.fail(NotConnected("the connection was lost before the message was written"))
+        unwritten, self._outbox = self._outbox, []
+        for item in unwritten:
+            if isinstance(item, tuple) and not item[1].done():
+                item[1].set_exception(NotConnected(NOT_WRITTEN))
         if self._ws.transport is not None:
             with contextlib.suppress(AttributeError):  # of TLS that is closed already (Python 3.11.2)
                 self._ws.transport.abort()
@@ -661,7 +708,7 @@ class Socket:
                 case WSMsgType.ERROR:
                     return self._what_is_wrong(message.data)
                 case _:  # CLOSED: no close frame came. CLOSING: we are closing it ourselves
-                    return CloseInfo(ABNORMAL_CLOSURE, "the connection was lost")
+                    return CloseInfo(ABNORMAL_CLOSURE, self._write_fault or "the connection was lost")
             if count >= BURST:
                 count = 0
                 await asyncio.sleep(0)  # receive() does not give way while there is something to read
@@ -680,7 +727,7 @@ class Socket:
     # Writing
 
     def _begin_to_write(self) -> None:
-        if self._writer is None:
+        if self._writer is None and not self._closing:
             self._writer = asyncio.create_task(self._write(), name="reconnect_fsm writer")
 
     async def _write(self) -> None:
@@ -688,36 +735,49 @@ class Socket:
         # is read first: the loop looks in its next turn, and reads in that turn, after this task.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        with contextlib.suppress(aiohttp.ClientError, OSError):  # the reader says why; nothing is written any more
+        try:
             while self._outbox or self._urgent or self._pongs:
                 await self._write_urgent()
-                stuck = self._unsent()
-                batch, whole = self._next_batch()
-                with self._ws.burst or contextlib.nullcontext():
-                    for data in batch:
-                        if isinstance(data, bytes):
-                            await self._ws.send_bytes(data)
-                        else:
-                            await self._ws.send_str(data)
-                        if self._urgent or self._pongs:
-                            await self._write_urgent()
-                del self._outbox[:whole]
-                if 0 < stuck >= self._unsent():  # the kernel was full, and went on: the other end is slow, not dead
-                    self._on_alive()
+                await self._write_batch()
                 if self._outbox:
                     await asyncio.sleep(0)
             self._writer = None
-            self._written.keep(None)
+        except (aiohttp.ClientError, OSError):
+            pass  # the reader says why; nothing is written any more
+        except Exception as error:  # a writer that dies in silence would leave a zombie behind
+            self._write_fault = f"this program could not write to it ({type(error).__name__})"
+            if self._ws.transport is not None:
+                self._ws.transport.abort()
+
+    async def _write_batch(self) -> None:
+        """Write what is written before the event loop gets its turn. Raises ConnectionError if it was not taken."""
+        batch, whole = self._next_batch()
+        with self._ws.burst or contextlib.nullcontext():
+            for data in batch:
+                if isinstance(data, bytes):
+                    await self._ws.send_bytes(data)
+                else:
+                    await self._ws.send_str(data)
+                if self._urgent or self._pongs:
+                    await self._write_urgent()
+        if batch and self._ws.burst is not None and self._ws.burst.is_closing():
+            raise ConnectionResetError  # before or while it was written: the network has it not
+        done = self._outbox[:whole]
+        del self._outbox[:whole]
+        for item in done:
+            if isinstance(item, tuple) and not item[1].done():
+                item[1].set_result(None)
 
     def _next_batch(self) -> tuple[list[Data], int]:
-        """What is written before the event loop gets its turn, many small frames or one large one.
-
-        And how many of the outbox's items it holds to their end.
-        """
+        """Many small frames or one large one; and how many of the outbox's items they complete."""
         batch: list[Data] = []
         size = whole = 0
         for item in self._outbox:
-            frames = item if isinstance(item, list) else [item]
+            if isinstance(item, list):
+                frames: list[Any] = item
+            else:
+                data = item[0] if isinstance(item, tuple) else item
+                frames = [] if data is None else [data]
             while frames and len(batch) < BURST and size < BURST_BYTES:
                 batch.append(frames.pop(0))
                 size += len(batch[-1])
@@ -737,18 +797,32 @@ class Socket:
             await self._ws.pong(self._pongs.pop(0))
 
 
-def _unsent_within_tls(transport: object) -> int:
-    """Bytes that are encrypted and that the kernel has not taken; asyncio's transport for TLS does not count them."""
-    inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-    return 0 if inner is None else int(inner.get_write_buffer_size())
+def read_counters(transport: asyncio.BaseTransport) -> Counters | None:
+    """What the kernel has counted of this transport's connection; None if it tells nothing (LIVE-2).
 
+    It counts what is on the wire, so TLS makes no difference, but that each TLS record has some bytes of its own.
 
-def _unacknowledged(ws: _WebSocket) -> int:
-    """Bytes that the kernel holds until the other end's has them. It takes more from us only in steps of megabytes."""
-    held = array.array("i", [0])
-    with contextlib.suppress(OSError, TypeError, ValueError):  # a socket in memory holds nothing
-        fcntl.ioctl(ws.get_extra_info("socket"), termios.TIOCOUTQ, held)
-    return held[0]
+    A transport that is no kernel's, a simulation's for instance, can tell by itself: its extra info
+    ``reconnect_fsm.counters`` is then a function that returns `Counters`, of what has left asyncio's own buffers. (A
+    loop gives its transports extra info in ``_make_socket_transport(…, extra=…)``; those of TLS pass it on.)
+    """
+    told: Callable[[], Counters | None] | None = transport.get_extra_info("reconnect_fsm.counters")
+    if told is not None:
+        return told()
+    if sys.platform != "linux":
+        return None
+    sock = transport.get_extra_info("socket")
+    waiting, unread = array.array("i", [0]), array.array("i", [0])
+    try:
+        info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        (acked, received), (segments,) = struct.unpack_from("QQ", info, 120), struct.unpack_from("I", info, 152)
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, waiting)
+        fcntl.ioctl(sock.fileno(), termios.FIONREAD, unread)
+    except (AttributeError, OSError, TypeError, ValueError, struct.error):
+        return None  # a socket in memory, a Unix socket, an old kernel, or it has just been closed
+    if transport.get_extra_info("sslcontext") is not None:
+        received -= RECORD * segments  # a byte now and then, in a record of its own, is no more than a byte
+    return Counters(received, acked, waiting[0], unread[0])
 
 
 def _nothing() -> None: ...

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconnect_fsm.keepalive import PING, PONG, Beat, Heartbeat, Keepalive
+from reconnect_fsm.keepalive import LEAST_BYTES, PING, PONG, Beat, Counters, Heartbeat, Keepalive
 
 NAN, INF = float("nan"), float("inf")
 CONFIG = Keepalive(interval=20.0, timeout=10.0)
@@ -20,11 +21,11 @@ def heartbeat(config: Keepalive = CONFIG, now: float = 0.0) -> Heartbeat:
     return Heartbeat(config, now)
 
 
-def pinged() -> Heartbeat:
-    """The same with a ping that went out on time, at 20 s."""
+def pinged(counters: Counters | None = None) -> Heartbeat:
+    """The same with a ping that went out on time, at 20 s; that much had moved by then."""
     beat = heartbeat()
-    assert beat.tick(20.0) is Beat.PING
-    beat.sent(20.0)
+    assert beat.tick(20.0, counters) is Beat.PING
+    beat.sent(20.0, counters)
     return beat
 
 
@@ -270,34 +271,250 @@ def test_live_2_the_pong_is_read_within_the_grace_period() -> None:
     assert beat.tick(150.0) is Beat.WAIT
 
 
-@pytest.mark.parametrize(("stalled", "verdict"), [(0.0, Beat.WAIT), (9.99, Beat.WAIT), (10.0, Beat.DEAD)])
-def test_live_2_who_talks_but_reads_nothing_is_dead(stalled: float, verdict: Beat) -> None:
-    """LIVE-2: what we send has been stuck for the whole timeout; no traffic makes up for that."""
-    beat = pinged()
-    beat.heard(25.0)
-    assert beat.is_unread(stalled) is (verdict is Beat.DEAD)
-    assert beat.tick(30.0, stalled) is verdict
+@pytest.mark.parametrize(("last", "verdict"), [(50.0, Beat.DEAD), (49.0, Beat.WAIT)])
+def test_live_2_who_talks_but_whose_kernel_takes_nothing_is_dead(last: float, verdict: Beat) -> None:
+    """LIVE-2: nothing of what waits was taken for interval + timeout; only then does no traffic make up for it."""
+    stuck = Counters(acked=500, waiting=100)
+    beat = pinged(stuck)  # the first look at it, at 20
+    for now in (30.0, 40.0):
+        beat.heard(now - 1)
+        if beat.tick(now, stuck) is Beat.PING:
+            beat.sent(now, stuck)
+    beat.heard(48.0)
+    assert not beat.is_deaf(49.9)
+    assert beat.is_deaf(50.0)
+    assert beat.tick(last, stuck) is verdict
 
 
-def test_live_2_who_reads_nothing_is_dead_before_the_first_ping() -> None:
-    """LIVE-2: a ping would only join what is stuck already."""
-    assert heartbeat().tick(20.0, 10.0) is Beat.DEAD
+@pytest.mark.parametrize("taken", [Counters(acked=501, waiting=100), Counters(acked=600), None])
+def test_live_2_who_took_something_meanwhile_is_not_deaf(taken: Counters | None) -> None:
+    """LIVE-2: a single byte, or all; or it cannot be known any more. Counted anew from there."""
+    stuck = Counters(acked=500, waiting=100)
+    beat = pinged(stuck)
+    beat.heard(29.0)
+    beat.tick(30.0, taken)
+    beat.heard(39.0)
+    assert beat.tick(40.0, taken) is Beat.PING
+    beat.sent(40.0, taken)
+    beat.heard(49.0)
+    assert beat.tick(50.0, taken) is Beat.WAIT
+    assert not beat.is_deaf(50.0)
+
+
+def test_live_2_bytes_just_handed_to_the_network_are_no_stall() -> None:
+    """LIVE-2: the first message is in flight when one looks, at every look: each time it is another one."""
+    beat = heartbeat()
+    for count in range(1, 100):
+        assert beat.deadline is not None
+        now = beat.deadline
+        in_flight = Counters(acked=100 * count, waiting=17)
+        assert beat.tick(now, in_flight) is Beat.PING
+        beat.sent(now, in_flight)
+        beat.heard(now + 0.1)
+        beat.ponged(now + 0.1)
 
 
 def test_live_2_after_a_stall_of_ours_what_is_stuck_has_its_grace_period_too() -> None:
     """LIVE-2: it may have been we who did not write; once only, unless the other end was seen to be alive since."""
-    beat = heartbeat()
-    assert beat.tick(22.0, 12.0) is Beat.WAIT
-    assert beat.deadline == 24.0
-    assert beat.tick(24.0, 14.0) is Beat.DEAD
-    beat = pinged()
+    stuck = Counters(acked=500, waiting=100)
+    beat = pinged(stuck)
     beat.heard(25.0)
-    assert beat.tick(32.0, 12.0) is Beat.WAIT
-    assert beat.tick(34.0) is Beat.WAIT  # it reads again
+    assert beat.tick(30.0, stuck) is Beat.WAIT
     assert beat.deadline == 40.0
-    assert beat.tick(42.0, 12.0) is Beat.WAIT
-    assert beat.deadline == 44.0
-    assert beat.tick(44.0, 14.0) is Beat.DEAD
+    assert beat.tick(60.0, stuck) is Beat.WAIT
+    assert beat.deadline == 62.0
+    assert beat.tick(62.0, stuck) is Beat.DEAD
+
+
+# ----------------------------------------------------------------------------------------------------- bytes that move
+
+KIND_OF_LINK = {"64 kbit/s": 8_000, "20 kB/s": 20_000, "just enough": 600}
+
+
+class Wire:
+    """A link of so many bytes a second each way, and what its ends have to say; it answers pings in their turn."""
+
+    def __init__(self, rate: float, config: Keepalive = CONFIG, round_trip: float = 0.2) -> None:
+        self.beat = heartbeat(config)
+        self.rate, self.round_trip = rate, round_trip
+        self.now = 0.0
+        self.up = self.down = 0.0  # bytes still to be carried
+        self.sent = self.arrived = 0.0
+        self.pings: list[float] = []  # how many bytes must have been taken before each of them arrives
+        self.pongs: list[float] = []  # when each of them arrives, unless a message is on its way
+        self.deaths: list[float] = []
+        self.broken = False
+
+    def counters(self) -> Counters:
+        return Counters(received=int(self.arrived), acked=int(self.sent), waiting=math.ceil(self.up))
+
+    def run(self, seconds: float, step: float = 0.05) -> None:
+        """Let time pass, until it is found dead."""
+        end = self.now + seconds
+        while self.now < end and not self.deaths:
+            self.now += step
+            if not self.broken:
+                self._carry(step)
+            if self.beat.deadline is not None and self.now >= self.beat.deadline:
+                verdict = self.beat.tick(self.now, self.counters())
+                if verdict is Beat.DEAD:
+                    self.deaths.append(self.now)
+                elif verdict is Beat.PING:
+                    self.beat.sent(self.now, self.counters())
+                    self.up += 10
+                    self.pings.append(self.sent + self.up)
+
+    def _carry(self, step: float) -> None:
+        carried = min(self.up, self.rate * step)
+        self.up, self.sent = self.up - carried, self.sent + carried
+        while self.pings and self.sent >= self.pings[0] - 0.01:
+            self.pings.pop(0)
+            self.pongs.append(self.now + self.round_trip)
+        carried = min(self.down, self.rate * step)
+        self.down, self.arrived = self.down - carried, self.arrived + carried
+        while self.pongs and self.pongs[0] <= self.now and self.down == 0:
+            self.pongs.pop(0)
+            self.beat.heard(self.now)
+            if self.beat.is_owed:
+                self.beat.ponged(self.now)
+
+
+@pytest.mark.parametrize("link", KIND_OF_LINK)
+@pytest.mark.parametrize("way", ["up", "down", "both"])
+@pytest.mark.parametrize("begins", [0.0, 19.9, 20.1, 29.9])
+def test_live_2_four_mebibytes_on_a_slow_link(link: str, way: str, begins: float) -> None:
+    """LIVE-2: with the defaults, in both directions: no pong comes for minutes, and the link is alive all the time."""
+    wire = Wire(KIND_OF_LINK[link])
+    wire.run(begins)
+    wire.up += 4 * 1024 * 1024 * (way != "down")
+    wire.down += 4 * 1024 * 1024 * (way != "up")
+    wire.run(4 * 1024 * 1024 / wire.rate + 100)
+    assert wire.deaths == []
+    assert wire.up == wire.down == 0
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@given(begins=st.floats(0, 60), breaks=st.floats(0, 100), size=st.integers(0, 8 * 1024 * 1024))
+@settings(max_examples=50)
+def test_live_2_a_link_that_breaks_is_noticed_in_time(way: str, begins: float, breaks: float, size: int) -> None:
+    """LIVE-2: 30 s after the last byte, whether bytes wait or not."""
+    wire = Wire(20_000)
+    wire.run(begins)
+    setattr(wire, way, float(size))
+    wire.run(breaks)
+    wire.broken = True
+    broke_at = wire.now
+    wire.run(100)
+    assert wire.deaths
+    assert wire.deaths[0] - broke_at <= CONFIG.interval + CONFIG.timeout + 0.2  # a few steps of its clock
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(499, Beat.DEAD), (501, Beat.WAIT)])
+@pytest.mark.parametrize("way", ["up", "down", "both"])
+def test_live_2_the_least_rate(rate: int, verdict: Beat, way: str) -> None:
+    """LIVE-2: so many bytes a second, both ways together, over the time that the pong has."""
+    beat = pinged(Counters(received=1_000, acked=1_000, waiting=1_000_000))
+    share = 0.5 if way == "both" else 1.0
+    up, down = (int(rate * 10 * share) if way in (each, "both") else 0 for each in ("up", "down"))
+    assert beat.tick(30.0, Counters(1_000 + down, 1_000 + up, 1_000_000 - up)) is verdict
+
+
+def test_live_2_a_drip_is_no_sign_of_life() -> None:
+    """LIVE-2: a hundred single bytes a second."""
+    beat = pinged(Counters(received=500))
+    assert beat.tick(30.0, Counters(received=1_500)) is Beat.DEAD
+
+
+def test_live_2_some_pings_are_no_sign_of_life_in_however_short_a_time() -> None:
+    """LIVE-2: nor are the bytes of their TLS records."""
+    config = Keepalive(interval=0.02, timeout=0.01)
+    for size, verdict in ((LEAST_BYTES - 1, Beat.DEAD), (LEAST_BYTES, Beat.WAIT)):
+        beat = heartbeat(config)
+        assert beat.tick(0.02, Counters()) is Beat.PING
+        beat.sent(0.02, Counters())
+        assert beat.tick(0.03, Counters(received=size)) is verdict
+
+
+def test_live_2_a_kernel_that_takes_what_a_hanging_program_does_not_read() -> None:
+    """LIVE-2: our ping was taken, and is not answered: what is taken behind it proves nothing, however much."""
+    beat = pinged(Counters(acked=1_000, waiting=300))
+    assert beat.tick(30.0, Counters(acked=2_000_000)) is Beat.DEAD
+
+
+def test_live_2_what_stands_before_the_ping_counts_once() -> None:
+    """LIVE-2: looked at more than once within the timeout, it is used up."""
+    config = Keepalive(interval=4.0, timeout=10.0)
+    beat = heartbeat(config)
+    assert beat.tick(4.0, Counters()) is Beat.PING
+    beat.sent(4.0, Counters(waiting=10_000))
+    assert beat.tick(8.0, Counters(acked=10_000)) is Beat.PING  # alive, and time for the next
+    beat.sent(8.0, Counters(acked=10_000))
+    for now in (12.0, 16.0):
+        assert beat.tick(now, Counters(acked=int(now) * 10_000)) is Beat.WAIT
+    assert beat.tick(18.0, Counters(acked=180_000)) is Beat.DEAD
+
+
+def test_live_2_counters_that_go_back_prove_nothing() -> None:
+    """LIVE-2: with the cost of TLS records taken off, what dripped in may be less than before."""
+    beat = pinged(Counters(received=5_000, waiting=20_000))
+    assert beat.tick(30.0, Counters(received=3_000, acked=6_000, waiting=14_000)) is Beat.WAIT
+    beat = pinged(Counters(received=5_000))
+    assert beat.tick(30.0, Counters(received=0)) is Beat.DEAD
+
+
+def test_live_2_what_moved_before_the_ping_proves_nothing_after_it() -> None:
+    """LIVE-2: between two pings, megabytes came; then the link broke."""
+    beat = heartbeat()
+    assert beat.tick(20.0, Counters()) is Beat.PING
+    beat.sent(20.0, Counters())
+    beat.heard(20.1)
+    beat.ponged(20.1)
+    much = Counters(received=9_000_000)
+    assert beat.tick(40.0, much) is Beat.PING
+    beat.sent(40.0, much)
+    assert beat.tick(50.0, much) is Beat.DEAD
+    beat = pinged(Counters())
+    beat.heard(20.1)
+    beat.ponged(20.1)
+    beat.sent(39.9, much)  # by hand
+    assert beat.tick(49.9, much) is Beat.DEAD
+
+
+# ------------------------------------------------------------------------------------------------ who does not read: we
+
+
+def test_live_2_nobody_is_judged_while_we_do_not_read() -> None:
+    """LIVE-2: however long that lasts; pings go on, and once we read, the other end has a whole timeout."""
+    beat, now, pings = pinged(), 20.0, 0
+    while now < 500:
+        assert beat.deadline is not None
+        now = beat.deadline
+        verdict = beat.tick(now, is_reading=False)
+        assert verdict is not Beat.DEAD
+        if verdict is Beat.PING:
+            beat.sent(now)
+            pings += 1
+    assert pings >= 20
+    read_at = now
+    while (verdict := beat.tick(now)) is not Beat.DEAD:
+        if verdict is Beat.PING:
+            beat.sent(now)
+        assert beat.deadline is not None
+        now = beat.deadline
+    assert CONFIG.timeout <= now - read_at <= CONFIG.interval + CONFIG.timeout
+
+
+def test_live_2_a_stall_is_not_counted_while_we_do_not_read() -> None:
+    """LIVE-2: who waits for us to read may have stopped reading for it."""
+    stuck = Counters(acked=500, waiting=100)
+    beat = pinged(stuck)
+    for now in (30.0, 40.0, 50.0, 60.0, 70.0):
+        beat.heard(now - 1)
+        verdict = beat.tick(now, stuck, is_reading=False)
+        assert verdict is not Beat.DEAD
+        if verdict is Beat.PING:
+            beat.sent(now, stuck)
+    assert beat.stuck_for(70.0) == 0.0
 
 
 def test_live_2_traffic_within_the_grace_period_counts_too() -> None:
