@@ -342,10 +342,11 @@ class Connection:
             return await self._pong.wait()
 
     async def send(self, data: Data) -> None:
-        """Send a text (str) or binary (bytes) message; returns once it has been handed to the network.
+        """Send a text (str) or binary (bytes) message; returns once it has been handed to the network (D-SEND).
 
-        Raises NotConnected if there is no connection or it is lost meanwhile, TypeError for anything but str and bytes,
-        ValueError for a str that cannot be encoded.
+        It waits for the messages before it, and while the network takes no more; not for those behind it. Raises
+        NotConnected if there is no connection, or if it is lost before this message was written; TypeError for anything
+        but str and bytes, ValueError for a str that cannot be encoded.
         Cancelling it never harms the connection; the message may be sent all the same.
         """
         self._check_loop()
@@ -755,7 +756,8 @@ class Connection:
             self._timer = None
 
     def _start_keepalive(self, _: StartKeepalive) -> None:
-        self._heartbeat = Heartbeat(self._keepalive, self._now())
+        counters = None if self._socket is None else self._socket.counters()
+        self._heartbeat = Heartbeat(self._keepalive, self._now(), counters)
         self._set_heartbeat_timer()
 
     def _stop_keepalive(self, _: StopKeepalive | None = None) -> None:

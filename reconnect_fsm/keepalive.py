@@ -7,9 +7,10 @@ Pure: time, in seconds, and what the kernel has counted are arguments. What prov
   link, no pong can come. They must move at `LEAST_RATE`, or one byte now and then would keep a dead peer alive.
 - Bytes that the other end's kernel takes count only as far as they stood before our ping. Once the ping has been taken
   it must be answered: a server whose program hangs has a kernel that still takes what little we send.
-- A peer that talks, but whose kernel has taken nothing for interval + timeout though something waited for it, is dead
-  all the same. This is the only verdict against a peer that is heard. Such a link is of no use: nothing that is sent
-  arrives, our memory fills, and no server that is only slow keeps its window closed for so long.
+- A peer that says a little is dead all the same if its kernel has taken nothing for interval + timeout, though
+  something was seen to wait for the whole timeout. This is the only verdict against a peer that is heard. Such a link
+  is of no use: nothing that is sent arrives and our memory fills. A server that is only slow takes something now and
+  then, and one that does not read while it sends us much is known by what arrives.
 
 While it is this program that does not read, nobody is judged.
 """
@@ -93,14 +94,16 @@ class Heartbeat:
         "_looked_at",
         "_next_ping",
         "_sent_at",
-        "_stuck_since",
+        "_taken_at",
         "_unanswered",
+        "_waiting_since",
         "_waits_since",
         "deadline",
         "was_ever_answered",
     )
 
-    def __init__(self, config: Keepalive, now: float) -> None:
+    def __init__(self, config: Keepalive, now: float, counters: Counters | None = None) -> None:
+        """The socket has opened now; ``counters`` as for `tick`."""
         self._config = config
         self._heard_at = now
         self._sent_at: float | None = None
@@ -108,10 +111,11 @@ class Heartbeat:
         self._next_ping = now + config.interval
         self._grace_given = False
         self._unanswered = 0
-        self._counters: Counters | None = None
+        self._counters = counters
         self._looked_at = now
         self._ahead = 0  # bytes that stand before the ping in flight
-        self._stuck_since: float | None = None  # when one first looked, and bytes waited of which none was taken since
+        self._taken_at = now  # the look at which the other end was last seen to have taken something, or all
+        self._waiting_since: float | None = None  # the look since which something has waited, and nothing was taken
         self.was_ever_answered = False
         """Whether a pong ever came on this socket."""
         self.deadline: float | None = self._next_ping if config.enabled else None
@@ -164,12 +168,14 @@ class Heartbeat:
         return self._sent_at is not None and self._heard_at <= self._sent_at
 
     def stuck_for(self, now: float) -> float:
-        """For how many seconds the other end has been seen to take nothing, though something waited for it."""
-        return 0.0 if self._stuck_since is None else now - self._stuck_since
+        """For how many seconds the other end has taken nothing, if something is seen to wait for it."""
+        return 0.0 if self._waiting_since is None else now - self._taken_at
 
     def is_deaf(self, now: float) -> bool:
         """Whether the other end takes nothing of what we say: it may talk, but it is of no use (LIVE-2)."""
-        return self.stuck_for(now) >= self._config.interval + self._config.timeout
+        config, waiting_since = self._config, self._waiting_since
+        is_stalled = waiting_since is not None and now - waiting_since >= config.timeout
+        return is_stalled and now - self._taken_at >= config.interval + config.timeout
 
     def tick(self, now: float, counters: Counters | None = None, is_reading: bool = True) -> Beat:
         """Say what is to be done at `deadline`, or whenever the timer for it really ran.
@@ -183,7 +189,8 @@ class Heartbeat:
         if self._look(now, counters):
             self.heard(now)
         if not is_reading:  # LIVE-2: the pong may be among what waits; once we read, the other end has a whole timeout
-            self._waits_since, self._stuck_since = now, None
+            self._waits_since = self._taken_at = now
+            self._waiting_since = None
         if self.is_deaf(now):
             return self._verdict(now)
         if self._sent_at is None:
@@ -215,17 +222,18 @@ class Heartbeat:
         """Note what has moved since the last look; whether that proves life."""
         last, since = self._counters, self._looked_at
         self._counters, self._looked_at = counters, now
-        if counters is None:
-            self._stuck_since = None
+        if counters is None or last is None:
+            self._taken_at, self._waiting_since = now, None
             return False
-        taken = 0 if last is None else counters.acked - last.acked
+        taken = counters.acked - last.acked
         if counters.waiting == 0 or taken > 0:
-            self._stuck_since = None
-        if counters.waiting > 0 and self._stuck_since is None:
-            self._stuck_since = now
-        if last is None:
-            return False
+            self._taken_at, self._waiting_since = now, None
+        if counters.waiting > 0 and self._waiting_since is None:
+            self._waiting_since = now
         up = min(taken, self._ahead)
         self._ahead -= up
         down = max(counters.received - last.received, 0)
-        return up + down >= max(LEAST_RATE * (now - since), LEAST_BYTES)
+        least = max(LEAST_RATE * (now - since), LEAST_BYTES)
+        if down >= least:
+            self._taken_at, self._waiting_since = now, None
+        return up + down >= least

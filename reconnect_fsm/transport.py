@@ -248,11 +248,6 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
             writer.transport = self.burst = Burst(self.transport)
         # else aiohttp has changed its private parts: each frame costs a system call
 
-    @property
-    def has_more(self) -> bool:
-        """Whether something has been read from the network and waits to be received."""
-        return bool(getattr(self._reader, "_buffer", ()))
-
     async def more(self, most: int) -> list[Data]:
         """The messages that have been read from the network already, without waiting for any; others than data end it.
 
@@ -586,10 +581,15 @@ class Socket:
 
     def is_reading(self, counters: Counters | None) -> bool:
         """Whether this program takes what comes: nothing waits in the kernel, nor between it and ``on_messages``."""
-        transport = self._ws.transport
-        if self._ws.has_more or (counters is not None and counters.unread > 0):
+        if counters is not None and counters.unread > 0:
             return False
-        return transport is None or transport.is_closing() or transport.is_reading()
+        if getattr(getattr(self._ws, "_reader", None), "_buffer", ()):  # of aiohttp; if it is there
+            return False
+        transport = self._ws.transport
+        try:
+            return transport is None or transport.is_closing() or transport.is_reading()
+        except (AttributeError, NotImplementedError):  # a transport that cannot be paused
+            return True
 
     def send(self, data: Data | list[bytes]) -> None:
         """Write the frame, text or binary, soon. Frames of one burst are written together. After `close`: drop it.

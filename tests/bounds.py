@@ -204,11 +204,18 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
             "s",
         ),
         Bound(
-            "time for anything whole to come after a ping",
+            "time for anything whole to come after a ping, or for bytes to move",
             "reconnect_fsm.Keepalive(timeout)",
-            "the connection is dead; bytes that never become a message, ping or pong are no sign of life",
+            "the connection is dead",
             "test_what_never_becomes_a_message_is_no_sign_of_life",
             "s",
+        ),
+        Bound(
+            "bytes a second that are a sign of life before they become a message",
+            "reconnect_fsm.keepalive.LEAST_RATE",
+            "fewer are none: whoever drips them is dead",
+            "test_what_never_becomes_a_message_is_no_sign_of_life",
+            "bytes",
         ),
         Bound(
             "time that a close may take, whatever the server sends or does not read",

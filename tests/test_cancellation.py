@@ -40,7 +40,7 @@ from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.pump import Promise
 from reconnect_fsm.testing import leaks
 from reconnect_fsm.testing.virtual_time import in_memory_connections
-from reconnect_fsm.transport import Socket
+from reconnect_fsm.transport import Data, Socket
 
 HORIZON = 2.6  # seconds of virtual time that an operation is given; then it waits for what may never come
 MOST_TURNS = 400  # of the loop, within the horizon
@@ -301,6 +301,7 @@ def bystanders(it: World) -> list[asyncio.Task[object]]:
     waits = {
         "wait_connected": it.client.wait_connected,
         "ping": it.client.ping,
+        "send": lambda: it.client.send("text of another"),
         "synced": it.room.synced,
         "room": lambda: it.room,
     }
@@ -488,13 +489,18 @@ def swallows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Connection, "wait_connected", swallowing)
 
 
-def cancels_the_writer(patch: pytest.MonkeyPatch) -> None:
-    """Law 5: who waits for a send is the one that sends, and cancels it halfway."""
+def shares_one_write(patch: pytest.MonkeyPatch) -> None:
+    """D-SEND: whoever sends waits for what all who send wait for, and cancels it."""
+    shared: dict[Socket, asyncio.Future[None]] = {}
 
-    async def written(self: Socket) -> None:
-        await self._tasks[1]
+    async def write(self: Socket, data: Data) -> None:
+        if self not in shared or shared[self].done():
+            shared[self] = asyncio.get_running_loop().create_future()
+        self._outbox.append((data, shared[self]))
+        self._begin_to_write()
+        await shared[self]
 
-    patch.setattr(Socket, "written", written)
+    patch.setattr(Socket, "write", write)
 
 
 def cancels_what_ends(patch: pytest.MonkeyPatch) -> None:
@@ -535,7 +541,7 @@ def keeps_who_has_gone(patch: pytest.MonkeyPatch) -> None:
     [
         (shares_one_future, Case("Connection.wait_connected", "starting", good, False)),
         (swallows, Case("Connection.wait_connected", "not started", good, False)),
-        (cancels_the_writer, Case("Connection.send", "joined", good, False)),
+        (shares_one_write, Case("Connection.send", "joined", good, False)),
         (cancels_what_ends, Case("Connection.close", "joined", half_open, False)),
         (says_something_else, Case("Room.synced", "joined", good, False)),
         (keeps_who_has_gone, Case("Connection.wait_connected", "starting", good, False)),

@@ -22,8 +22,8 @@ def heartbeat(config: Keepalive = CONFIG, now: float = 0.0) -> Heartbeat:
 
 
 def pinged(counters: Counters | None = None) -> Heartbeat:
-    """The same with a ping that went out on time, at 20 s; that much had moved by then."""
-    beat = heartbeat()
+    """The same with a ping that went out on time, at 20 s; that much had moved at the opening, and no more."""
+    beat = Heartbeat(CONFIG, 0.0, counters)
     assert beat.tick(20.0, counters) is Beat.PING
     beat.sent(20.0, counters)
     return beat
@@ -271,26 +271,71 @@ def test_live_2_the_pong_is_read_within_the_grace_period() -> None:
     assert beat.tick(150.0) is Beat.WAIT
 
 
-@pytest.mark.parametrize(("last", "verdict"), [(50.0, Beat.DEAD), (49.0, Beat.WAIT)])
-def test_live_2_who_talks_but_whose_kernel_takes_nothing_is_dead(last: float, verdict: Beat) -> None:
-    """LIVE-2: nothing of what waits was taken for interval + timeout; only then does no traffic make up for it."""
-    stuck = Counters(acked=500, waiting=100)
-    beat = pinged(stuck)  # the first look at it, at 20
-    for now in (30.0, 40.0):
-        beat.heard(now - 1)
-        if beat.tick(now, stuck) is Beat.PING:
-            beat.sent(now, stuck)
-    beat.heard(48.0)
-    assert not beat.is_deaf(49.9)
-    assert beat.is_deaf(50.0)
-    assert beat.tick(last, stuck) is verdict
+STUCK = Counters(acked=500, waiting=100)
+
+
+def talks_on(beat: Heartbeat, counters: Counters, *, since: float, until: float) -> float | None:
+    """Somebody says something just before each deadline; nothing else changes. When it is found dead."""
+    while beat.deadline is not None and (now := max(beat.deadline, since)) <= until:
+        beat.heard(now - 0.1)
+        match beat.tick(now, counters):
+            case Beat.DEAD:
+                return now
+            case Beat.PING:
+                beat.sent(now, counters)
+            case Beat.WAIT:
+                pass
+    return None
+
+
+def test_live_2_who_talks_but_whose_kernel_takes_nothing_is_dead() -> None:
+    """LIVE-2: nothing was taken for interval + timeout, and something waits; then no traffic makes up for it."""
+    assert talks_on(pinged(STUCK), STUCK, since=20.0, until=100.0) == 30.0
+    beat = heartbeat()  # what had been taken when it was opened is not known
+    assert talks_on(beat, STUCK, since=0.0, until=100.0) == 50.0
+    assert beat.stuck_for(50.0) == 30.0
+
+
+def test_live_2_who_took_something_before_the_first_look_has_the_whole_time_from_there() -> None:
+    """LIVE-2: joins, say, that were sent and taken after the connection was opened."""
+    beat = Heartbeat(CONFIG, 0.0, Counters(acked=100))
+    assert talks_on(beat, STUCK, since=20.0, until=100.0) == 50.0
+
+
+def test_live_2_who_sends_much_and_does_not_read_meanwhile_is_alive() -> None:
+    """LIVE-2: a server that writes 4 MiB at 20 kB/s and reads nothing until that is done; then it must read."""
+    beat, now, received = pinged(STUCK), 20.0, 0
+    while now < 220:
+        assert beat.deadline is not None
+        now = beat.deadline
+        received += 200_000
+        counters = Counters(received, 500, 100)
+        verdict = beat.tick(now, counters)
+        assert verdict is not Beat.DEAD
+        if verdict is Beat.PING:
+            beat.sent(now, counters)
+    dead = talks_on(beat, Counters(received, 500, 100), since=now, until=now + 100)
+    assert dead is not None
+    assert 30 <= dead - now <= 50
+
+
+def test_live_2_a_stall_is_one_only_if_it_is_seen_for_the_whole_timeout() -> None:
+    """LIVE-2: an idle link, then bytes wait at one look: they may have been handed to the network just before it."""
+    beat = pinged(STUCK)
+    assert not beat.is_deaf(29.9)
+    quiet = Counters(acked=500)
+    beat = pinged(quiet)
+    beat.heard(29.0)
+    assert beat.tick(30.0, quiet) is Beat.WAIT
+    for now in (40.0, 49.9):
+        beat.sent(now, STUCK)
+        assert not beat.is_deaf(now)
 
 
 @pytest.mark.parametrize("taken", [Counters(acked=501, waiting=100), Counters(acked=600), None])
 def test_live_2_who_took_something_meanwhile_is_not_deaf(taken: Counters | None) -> None:
     """LIVE-2: a single byte, or all; or it cannot be known any more. Counted anew from there."""
-    stuck = Counters(acked=500, waiting=100)
-    beat = pinged(stuck)
+    beat = pinged(STUCK)
     beat.heard(29.0)
     beat.tick(30.0, taken)
     beat.heard(39.0)
@@ -316,14 +361,16 @@ def test_live_2_bytes_just_handed_to_the_network_are_no_stall() -> None:
 
 def test_live_2_after_a_stall_of_ours_what_is_stuck_has_its_grace_period_too() -> None:
     """LIVE-2: it may have been we who did not write; once only, unless the other end was seen to be alive since."""
-    stuck = Counters(acked=500, waiting=100)
-    beat = pinged(stuck)
+    beat = pinged(STUCK)
     beat.heard(25.0)
-    assert beat.tick(30.0, stuck) is Beat.WAIT
+    assert beat.tick(32.0, STUCK) is Beat.WAIT
+    assert beat.deadline == 34.0
+    assert beat.tick(34.0, STUCK) is Beat.DEAD
+    beat = pinged(STUCK)
+    beat.heard(25.0)
+    assert beat.tick(32.0, STUCK) is Beat.WAIT
+    assert beat.tick(34.0, Counters(acked=600, waiting=100)) is Beat.WAIT  # it reads again
     assert beat.deadline == 40.0
-    assert beat.tick(60.0, stuck) is Beat.WAIT
-    assert beat.deadline == 62.0
-    assert beat.tick(62.0, stuck) is Beat.DEAD
 
 
 # ----------------------------------------------------------------------------------------------------- bytes that move
