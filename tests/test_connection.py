@@ -14,6 +14,7 @@ import pytest
 
 import faulty
 from faulty import Behaviour, Peer, Watch, eventually
+from kit import Statuses
 from reconnect_fsm import (
     ClientFSM,
     ClientStatus,
@@ -202,8 +203,8 @@ async def test_conn_5_a_reconnect_by_itself_renews_the_promise() -> None:
         await faulty.echo(peer)
 
     async with faulty.server(lose, late) as server, Connection(server.url, retry=QUICK) as connection:
-        await connection.wait_connected()
-        await eventually(lambda: connection.status == "reconnecting")
+        seen = Statuses(connection)
+        await seen.all_of("connected", "reconnecting")
         waiter = asyncio.create_task(connection.wait_connected())
         await eventually(lambda: server.connects == 2)
         await asyncio.sleep(0.02)

@@ -106,6 +106,59 @@ def test_d_jitter_a_policy_without_a_source_draws_the_same_in_each_run(
     assert [SYSTEM.randrange(100) for _ in range(5)] == [again.randrange(100) for _ in range(5)]
 
 
+# ------------------------------------------------------------------------------------------------- nothing that passes
+
+PASSING = {"connecting", "reconnecting", "retrying", "initializing", "reinitializing"}
+PASSING |= {"joining", "rejoining", "resyncing", "join_delayed"}
+
+
+def is_virtual(node: ast.Module | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a file, or a test, runs in virtual time, where whoever looks often enough misses nothing."""
+    if isinstance(node, ast.Module):
+        marks = [ast.unparse(each) for each in node.body if isinstance(each, ast.Assign)]
+        return any(mark.startswith("pytestmark") and "virtual_time" in mark for mark in marks)
+    return any("virtual" in ast.unparse(each) for each in node.decorator_list)
+
+
+def polled_for(tree: ast.Module) -> Iterator[str]:
+    """Statuses and states that may last a millisecond, looked for every few of them."""
+    if is_virtual(tree):
+        return
+    for test in ast.walk(tree):
+        if not isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef) or is_virtual(test):
+            continue
+        for call in ast.walk(test):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] in ("until", "eventually"):
+                for compared in (each for each in ast.walk(call) if isinstance(each, ast.Compare)):
+                    left, right = ast.unparse(compared.left), ast.unparse(compared.comparators[0])
+                    if (
+                        left.rpartition(".")[2] in ("status", "state")
+                        and right.rpartition(".")[2].strip("'").lower() in PASSING
+                    ):
+                        yield f"line {call.lineno}: {ast.unparse(call)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=SHOWN_WITH)
+def test_what_passes_is_not_polled_for(path: Path) -> None:
+    """In real time it is listened for, by `Statuses`, `States`, or a listener of the test's own."""
+    assert list(polled_for(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("async def test():\n await until(lambda: room.status is RoomStatus.RECONNECTING)", 1),
+        ("async def test():\n await faulty.eventually(lambda: a.state == 'retrying' and b)", 1),
+        ("async def test():\n await until(lambda: room.status is RoomStatus.JOINED)", 0),
+        ("@pytest.mark.virtual_time\nasync def test():\n await until(lambda: a.state == 'retrying')", 0),
+        ("pytestmark = pytest.mark.virtual_time\nasync def test():\n await until(lambda: a.state == 'retrying')", 0),
+    ],
+)
+def test_what_counts_as_polled_for(source: str, found: int) -> None:
+    """The check above finds what it is for."""
+    assert len(list(polled_for(ast.parse(source)))) == found
+
+
 # -------------------------------------------------------------------------------------------------------------- the kit
 
 
