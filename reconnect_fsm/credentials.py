@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 from .errors import Unauthorized
 from .user_code import UserCodeFailed, await_user, call_user
@@ -11,6 +11,7 @@ from .user_code import UserCodeFailed, await_user, call_user
 __all__ = ["UserCodeFailed", "as_unauthorized", "ask", "names_of", "wait_for_answer"]
 
 T = TypeVar("T")
+Group: TypeAlias = BaseExceptionGroup[BaseException]
 
 
 def ask(what: str, function: Callable[[], T]) -> T | Unauthorized:
@@ -61,7 +62,8 @@ def as_unauthorized(error: BaseException) -> Unauthorized | None:
 def _leaves(error: BaseException) -> list[BaseException]:
     if not isinstance(error, BaseExceptionGroup):
         return [error]
-    return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    group = cast(Group, error)
+    return [leaf for each in group.exceptions for leaf in _leaves(each)]
 
 
 def names_of(error: BaseException) -> str:
@@ -69,4 +71,5 @@ def names_of(error: BaseException) -> str:
     name = type(error).__name__
     if not isinstance(error, BaseExceptionGroup):
         return name
-    return f"{name} of {', '.join(dict.fromkeys(type(each).__name__ for each in _leaves(error)))}"
+    group = cast(Group, error)
+    return f"{name} of {', '.join(dict.fromkeys(type(each).__name__ for each in _leaves(group)))}"

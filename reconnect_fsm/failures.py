@@ -74,6 +74,12 @@ class Attempt:
     """What the request itself raised, in contrast to middlewares of the user's."""
     is_reused: bool = False
     """Whether the connector gave a connection that it had kept."""
+    tried: list[tuple[tuple[str, int], socket.socket]] = field(default_factory=list[Any])
+    """The addresses that were tried, by our own connector; of one that let us in, only that one."""
+
+    def clear(self) -> None:
+        """It is over: the event loop's handles keep its context, and that keeps this, as long as the connection."""
+        self.answers, self.errors, self.tried = [], [], []
 
 
 def failure_of(error: BaseException, attempt: Attempt) -> AttemptFailure:
@@ -101,6 +107,8 @@ def failure_of(error: BaseException, attempt: Attempt) -> AttemptFailure:
             return _answered(error.status, error.headers or {}, attempt)
         case aiohttp.ClientResponseError() if attempt.answers and attempt.answers[-1].status != 101:
             return _answered(attempt.answers[-1].status, attempt.answers[-1].headers, attempt)  # `raise_for_status`
+        case _:
+            pass
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     return (
         _of_tls(error, attempt)
@@ -198,7 +206,8 @@ def _of_aiohttp(error: BaseException, cause: BaseException) -> AttemptFailure | 
             return None
         case _ if isinstance(cause, aiohttp.ServerDisconnectedError | ConnectionResetError):
             return _failed(FaultKind.HUNG_UP, "the server hung up during the handshake")
-    return None
+        case _:
+            return None
 
 
 def _of_the_system(error: BaseException, cause: BaseException, attempt: Attempt) -> AttemptFailure | None:
@@ -230,7 +239,8 @@ def _too_late(attempt: Attempt) -> AttemptFailure:
             return _failed(FaultKind.NAME_SERVICE, f"{TOO_LATE}: the name service gives no answer")
         case _ if attempt.proxy is not None:
             return _failed(FaultKind.TIMEOUT, f"{TOO_LATE}, through the proxy")
-    return _failed(FaultKind.TIMEOUT, TOO_LATE)
+        case _:
+            return _failed(FaultKind.TIMEOUT, TOO_LATE)
 
 
 def _of_what_the_user_gave(error: BaseException, attempt: Attempt) -> AttemptFailure:

@@ -33,6 +33,7 @@ from .errors import InvalidURL, NotConnected, Unauthorized
 from .failures import MAX_RETRY_AFTER, AskedElsewhere, Attempt, Redirected, failure_of
 from .keepalive import Counters
 from .redaction import Redaction
+from .resolver import Resolver
 from .status import AttemptFailure, CloseInfo, FailureKind, FaultKind
 from .user_code import is_fault, report
 
@@ -337,12 +338,17 @@ def _tracing() -> aiohttp.TraceConfig:
 
         return reached
 
+    async def accepted(*_: object) -> None:
+        attempt = _attempt.get()
+        attempt.tried = [(address, each) for address, each in attempt.tried if each.fileno() != -1]
+
     async def reused(*_: object) -> None:
         _attempt.get().is_reused = True
 
     config.on_connection_queued_start.append(at("limit"))
     config.on_connection_queued_end.append(at("connection"))
     config.on_connection_create_end.append(at("answer"))
+    config.on_connection_create_end.append(accepted)
     config.on_dns_resolvehost_start.append(at("name"))
     config.on_dns_resolvehost_end.append(at("connection"))
     config.on_connection_reuseconn.append(reused)
@@ -353,12 +359,23 @@ def _tracing() -> aiohttp.TraceConfig:
 _TRACING: Final = _tracing()
 
 
+def _tried(address: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
+    """A socket for this address, which the running attempt remembers that it has tried."""
+    family, kind, protocol, _, where = address
+    made = socket.socket(family, kind, protocol)
+    _attempt.get().tried.append(((where[0], where[1]), made))
+    return made
+
+
 class _Connector(aiohttp.TCPConnector):
     """One for all connections of an event loop; it keeps nothing of theirs, but is a quarter of the size of each."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
-        super().__init__(force_close=True, use_dns_cache=False, limit=0)  # pyright: ignore[reportUnknownMemberType]
+        self.names = Resolver(loop)
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]
+            force_close=True, use_dns_cache=False, limit=0, resolver=self.names, socket_factory=_tried
+        )
         self.loop = loop
         self.users = 0
 
@@ -467,12 +484,32 @@ async def open_socket(
     except BaseException as error:
         if _goes_on(error):
             raise
+        failure = failure_of(error, attempt)
+        _remember_addresses(session, attempt, failure)
+        attempt.clear()
         # `from None`: what aiohttp raises may hold the whole URL, query string and all.
-        raise AttemptFailed(failure_of(error, attempt)) from None
+        raise AttemptFailed(failure) from None
+    _remember_addresses(session, attempt, None)
+    attempt.clear()
     if not isinstance(ws, _WebSocket):
         why = "the session given to the client opens WebSockets of a kind of its own"
         raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, why, fault=FaultKind.OPTIONS))
     return Socket(ws, close_timeout, max_msg_size, redaction)
+
+
+NOT_ACCEPTED: Final = {FaultKind.CONNECTION_REFUSED, FaultKind.UNREACHABLE, FaultKind.LIMITS}
+
+
+def _remember_addresses(session: Session, attempt: Attempt, failure: AttemptFailure | None) -> None:
+    """An address that failed in any way is tried last the next time (NET-ADDR)."""
+    connector = session.connector
+    if not isinstance(connector, _Connector):
+        return  # the user's own resolver decides
+    addresses = [address for address, _ in attempt.tried]
+    if failure is not None:
+        connector.names.failures.failed(addresses, accepted=failure.fault not in NOT_ACCEPTED)
+    else:
+        connector.names.failures.work(addresses)
 
 
 async def _address(url: UrlSource, attempt: Attempt) -> URL:
