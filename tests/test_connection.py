@@ -1508,7 +1508,7 @@ async def test_a_url_function_that_asks_a_cancelled_task() -> None:
 
     async with Connection(cancelled, retry=LATER) as connection:
         await eventually(lambda: connection.state == "waiting")
-        assert connection.reason == "the url function was cancelled"
+        assert connection.reason == "the url function raised CancelledError"
 
 
 @pytest.mark.parametrize("size", [-1, None, "x", 1.5])
