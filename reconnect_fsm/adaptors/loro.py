@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from loro import (
     ID,
@@ -34,6 +34,7 @@ __all__ = ["EphemeralAdaptor", "LoroAdaptor", "updates_lacking"]
 
 logger = logging.getLogger("reconnect_fsm")
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 Refused = Callable[[Sequence[bytes], UpdateStatusCode], object]
@@ -102,9 +103,34 @@ class _Adaptor:
                 logger.exception("a local update could not be sent; it stays here and goes out at the next join")
 
 
-# The adaptors that are attached to a document, by its id(): each holds the document, so no id is used twice. They tell
-# each other of what they apply: loro has no event for changes of no value, nor while a document is checked out.
-_ATTACHED: dict[int, list[LoroAdaptor]] = {}
+def _call(us: weakref.ref[A], method: Callable[[A, T], None], argument: T) -> bool:
+    """What loro calls back.
+
+    It holds what it calls, and its objects are unknown to the garbage collector: a callback that held the adaptor,
+    which holds the document, would keep both for ever. loro ends a subscription that does not return True, and panics
+    if one raises, amid what it does.
+    """
+    adaptor = us()
+    if adaptor is not None:
+        try:
+            method(adaptor, argument)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            logger.exception("an adaptor failed in a callback of loro")
+    return True
+
+
+class _Siblings(list["LoroAdaptor"]):
+    """The adaptors that are attached to one document.
+
+    They tell each other of what they apply: loro has no event for changes of no value, nor while a document is checked
+    out.
+    """
+
+
+# By the id() of the document, which each of them holds, so that no id is used twice.
+_SIBLINGS: weakref.WeakValueDictionary[int, _Siblings] = weakref.WeakValueDictionary()
 
 
 class LoroAdaptor(_Adaptor):
@@ -135,6 +161,8 @@ class LoroAdaptor(_Adaptor):
         super().__init__(on_refused)
         self.doc = doc
         self._subscriptions: list[Subscription] = []
+        self._siblings = _Siblings()
+        self._on_root_event: Callable[[DiffEvent], Any] = bool
         self._passed = _nothing()
         self._announced = self._passed  # what `_passed` was at the last send(None)
         self._has_unsent = False
@@ -159,18 +187,25 @@ class LoroAdaptor(_Adaptor):
         if len(self._sends) == 1:  # from now on its server is where all goes to
             self._passed, self._has_unsent = theirs, not is_up_to_date
             self._pending.clear()
+            return () if is_up_to_date else self._upload()
         return () if is_up_to_date else self._upload(theirs)
 
     def unsent(self) -> Iterable[bytes]:
         """What entered the document and was not passed to ``send`` (D-ANYWAY), in pieces, in causal order."""
-        # Where several rooms have this adaptor, each asks; one that asks later gets the same again.
+        if len(self._sends) == 1:
+            return self._upload()
+        # Several rooms have this adaptor, and each asks: one that asks later gets the same again.
         return self._upload(self._passed if self._has_unsent else self._announced)
 
-    def _upload(self, start: VersionVector) -> Iterator[bytes]:
-        while not start.includes_vv(end := self.doc.oplog_vv):
-            yield from updates_lacking(self.doc, start, self.max_piece)
-            start = _union(start, end)
-        self._passed = _union(self._passed, start)
+    def _upload(self, start: VersionVector | None = None) -> Iterator[bytes]:
+        """What is not in ``start``, or was not passed on; what enters the document meanwhile included."""
+        sent = _nothing() if start is None else start
+        while not (known := _union(sent, self._passed) if start is None else sent).includes_vv(
+            end := self.doc.oplog_vv
+        ):
+            yield from updates_lacking(self.doc, known, self.max_piece)
+            sent = _union(sent, end)
+        self._passed = _union(self._passed, sent)
         self._has_unsent = False
 
     def covers(self, server_version: bytes) -> bool:
@@ -205,13 +240,13 @@ class LoroAdaptor(_Adaptor):
         finally:
             self._is_applying = False
             if self._sends:
-                self._subscriptions.append(self.doc.subscribe_root(self._on_event))
+                self._subscriptions.append(self.doc.subscribe_root(self._on_root_event))
             self._pending |= waiting
             self._account(updates, is_plain=is_plain and not self._has_unsent)
             if len(self._sends) > 1:  # whose update it was is not known; its sender gets it once more
                 for update in new:
                     self._send_to_all(update)
-            for other in _ATTACHED.get(id(self.doc), ()):
+            for other in self._siblings:
                 other._look()
 
     def _is_plain(self) -> bool:
@@ -256,43 +291,49 @@ class LoroAdaptor(_Adaptor):
         """Pass every local commit to ``send``, and None when something else entered the document."""
         if not self._sends:
             self._passed, self._has_unsent = self.doc.oplog_vv, False
+            us = weakref.ref(self)
+
+            def on_event(event: DiffEvent) -> Any:
+                return _call(us, LoroAdaptor._on_event, event)
+
+            self._on_root_event = on_event
             self._subscriptions = [
-                self.doc.subscribe_local_update(self._on_local_update),
-                self.doc.subscribe_root(self._on_event),
+                self.doc.subscribe_local_update(lambda update: _call(us, LoroAdaptor._on_local_update, update)),
+                self.doc.subscribe_root(on_event),
             ]
-            _ATTACHED.setdefault(id(self.doc), []).append(self)
+            self._siblings = _SIBLINGS.setdefault(id(self.doc), _Siblings())
+            self._siblings.append(self)
         return self._add(send)
 
     def _last_detached(self) -> None:
         while self._subscriptions:
             self._subscriptions.pop().unsubscribe()
-        attached = _ATTACHED[id(self.doc)]
-        attached.remove(self)
-        if not attached:
-            del _ATTACHED[id(self.doc)]
+        self._siblings.remove(self)
+        self._siblings = _Siblings()
 
-    def _on_local_update(self, update: bytes) -> bool:
-        with _harmless_to_loro:
-            if not self._has_unsent:
-                version = self.doc.oplog_vv
-                # More than this one update, if loro did not tell of something; sub_iter has one span for each peer.
-                if len(update) > self.max_piece or len(version.sub_iter(self._passed)) != 1:
-                    self._announce()
-                else:
-                    self._passed = version
-                    self._send_to_all(update)
-        return True
+    def _on_local_update(self, update: bytes) -> None:
+        if self._has_unsent:
+            return
+        version = self.doc.oplog_vv
+        # More than this one update, if loro did not tell of something; sub_iter has one span for each peer.
+        if len(update) > self.max_piece or len(version.sub_iter(self._passed)) != 1:
+            self._announce()
+        else:
+            self._passed = version
+            self._send_to_all(update)
 
     def _on_event(self, event: DiffEvent) -> None:
-        with _harmless_to_loro:
-            if event.triggered_by != EventTriggerKind.Local:  # that comes before its update does
-                self._look()
+        if event.triggered_by != EventTriggerKind.Local:  # that comes before its update does
+            self._compare()
 
     def _look(self) -> None:
+        """Compare, unless there are edits to be committed: the version counts them. In a callback this would hang."""
+        if self._sends and not self.doc.get_pending_txn_len():
+            self._compare()
+
+    def _compare(self) -> None:
         """Has something entered the document that was not passed on?"""
-        if not self._sends or self._has_unsent or self._is_applying:
-            return
-        if not self._passed.includes_vv(self.doc.oplog_vv):
+        if not self._has_unsent and not self._is_applying and not self._passed.includes_vv(self.doc.oplog_vv):
             self._announce()
 
     def _announce(self) -> None:
@@ -332,7 +373,8 @@ class EphemeralAdaptor(_Adaptor):
     ) -> None:
         if not isinstance(store, EphemeralStore):
             raise TypeError(f"EphemeralAdaptor takes a loro.EphemeralStore, not {type(store).__name__}")
-        if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < float("inf")):
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (is_number and 0 < timeout < float("inf")):
             raise ValueError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
         super().__init__(on_refused)
         self.store = store
@@ -348,8 +390,7 @@ class EphemeralAdaptor(_Adaptor):
         self._imported: set[str] = set()  # keys that others have written, and that were not looked at yet
         self._is_quiet = False
         self._has_taken_back = False
-        # From now on, whether there is a room or not: what is set and deleted offline is ours, too. The store holds the
-        # callbacks; they must not hold the adaptor, which holds the store: nothing could collect that circle.
+        # From now on, whether there is a room or not: what is set and deleted offline is ours, too.
         us = weakref.ref(self)
         self._subscriptions = (
             store.subscribe_local_updates(lambda update: _call(us, EphemeralAdaptor._on_local_update, update)),
@@ -477,15 +518,6 @@ def _store_of(updates: Iterable[bytes], timeout: float | None = None) -> Ephemer
     for update in updates:
         store.apply(update)
     return store
-
-
-def _call(us: weakref.ref[EphemeralAdaptor], method: Callable[[EphemeralAdaptor, T], None], argument: T) -> bool:
-    """What loro calls back. It ends a subscription that does not return True."""
-    adaptor = us()
-    if adaptor is not None:
-        with _harmless_to_loro:
-            method(adaptor, argument)
-    return True
 
 
 def updates_lacking(doc: LoroDoc, theirs: VersionVector, limit: int = PIECE_LIMIT) -> Iterator[bytes]:
@@ -628,19 +660,3 @@ def _each(apply: Callable[[bytes], object], updates: Sequence[bytes]) -> None:
             bad += 1
     if bad:
         raise ValueError(f"{bad} of {len(updates)} updates cannot be applied")
-
-
-class _HarmlessToLoro:
-    """loro panics if a callback raises, and takes what it was doing with it."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        if error is None or not is_fault(error):
-            return False
-        logger.error("an adaptor failed in a callback of loro", exc_info=error)
-        return True
-
-
-_harmless_to_loro: Final = _HarmlessToLoro()
