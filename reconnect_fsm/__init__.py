@@ -19,6 +19,7 @@ from .errors import (
     ReconnectError,
     RoomLeft,
     Unauthorized,
+    UpdatesRefused,
 )
 from .keepalive import Keepalive
 from .network import ManualNetwork, NetworkSource
@@ -65,6 +66,7 @@ __all__ = [
     "StatusChange",
     "StopKind",
     "Unauthorized",
+    "UpdatesRefused",
 ]
 
 logging.getLogger("reconnect_fsm").addHandler(logging.NullHandler())

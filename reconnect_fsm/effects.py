@@ -20,6 +20,7 @@ __all__ = [
     "Effect",
     "EndSession",
     "FailWaiters",
+    "NotifyError",
     "NotifyStatus",
     "Release",
     "RequestJoin",
@@ -159,13 +160,16 @@ class SendLeave(Effect):
 
 
 class Synchronise(Effect):
-    """Joined: send what the server lacks, and from now on every local update; wake those who wait to be joined."""
+    """Versions were compared: send what the server lacks, and from now on every local update; wake those who wait.
+
+    In a session that goes on, what has no Ack yet is superseded (D-RESYNC).
+    """
 
     __slots__ = ()
 
 
 class TakeBack(Effect):
-    """Do not write the updates that are still to be written: the version exchange of the next join supersedes them."""
+    """Do not write the updates that are still to be written: the next comparison of versions supersedes them."""
 
     __slots__ = ()
 
@@ -180,3 +184,10 @@ class Untrack(Effect):
     """Take the room out of the tracked set, and let go of its document."""
 
     __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyError(Effect):
+    """Tell the error listeners: the room has ended, or the server has refused updates for good."""
+
+    error: Exception

@@ -6,6 +6,7 @@
     ├── ClientStopped          the client stopped while you waited: closed, refused for good, or out of attempts
     ├── NotConnected           you asked for something that needs a connection, and there is none now
     ├── JoinRefused            the server refused a room, or put us out of it
+    ├── UpdatesRefused         the server has refused for good what it would need to have all of the document
     ├── RoomLeft               you left the room that you were waiting for
     ├── Unauthorized           *yours to raise* from a ``url`` or ``auth`` callable: no use asking again
     ├── InvalidURL             (also a ValueError) the address cannot be one of a WebSocket server
@@ -22,6 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from .loro_protocol.messages import UpdateStatusCode
     from .status import Cause, StopKind
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "ReconnectError",
     "RoomLeft",
     "Unauthorized",
+    "UpdatesRefused",
 ]
 
 ErrorT = TypeVar("ErrorT", bound=Exception)
@@ -79,6 +82,19 @@ class JoinRefused(ReconnectError):
         self.code = code
         self.message = message
         self.app_code = app_code
+
+
+class UpdatesRefused(ReconnectError):
+    """The server lacks updates of ours, and refuses them for good; the room goes on (D-RESYNC).
+
+    Raised by ``room.synced()`` and ``room.resync()`` until a comparison of versions finds that the server has them;
+    given to ``room.on_error``. The next edit makes the room compare versions once more, at most once per 30 s.
+    """
+
+    def __init__(self, status: UpdateStatusCode) -> None:
+        super().__init__(f"the server lacks updates of this document and refuses them: {status.name}")
+        self.status = status
+        """Why, as the protocol says it."""
 
 
 class RoomLeft(ReconnectError):

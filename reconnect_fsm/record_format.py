@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from . import effects as _effects
 from . import status as _status
-from .errors import ClientStopped, JoinRefused, RoomLeft
+from .errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
 from .loro_protocol import JoinErrorCode, UpdateStatusCode
 from .loro_protocol.messages import RoomErrorCode
 
@@ -95,6 +95,7 @@ ERRORS: Final[dict[type, tuple[str, ...]]] = {
     ClientStopped: ("reason", "cause", "stop"),
     JoinRefused: ("code", "message", "app_code"),
     RoomLeft: (),
+    UpdatesRefused: ("status",),
 }
 ENUMS: Final[tuple[type[Enum], ...]] = (
     _status.ClientStatus,

@@ -7,6 +7,19 @@ for a room that was never joined, the lower one for a room that was, so that the
     no connection      being asked for      waits, then asks again
     queued             joining              join_delayed                 → joined
     stale              rejoining            rejoin_delayed               → joined
+                       resyncing            resync_delayed               → joined
+
+The third row is for a room that compares versions again while it is joined (D-RESYNC): an update was refused, by the
+server or by us, or one is missing. It asks with another JoinRequest on the same connection. The session goes on: the
+room is `joined` for all who look at it, what the others write is applied, and the answer begins with what the server
+lacks, as every answer does. At most one such request is made per `rejoin_interval`, but for those of the user, and a
+rate limit, which is waited for with the backoff of the room.
+
+**Doubt.** Once the server has refused an update of ours, the later ones, which depend on it, are of no use to the
+others, though each may get an Ack that says OK. The room is then *in doubt*: the driver keeps local edits back (they
+are in the document) until a comparison has uploaded all that the server lacks, and is synced only when all of that has
+its Ack. If what a comparison uploads is refused for good, that is the end of it: `refused` says why, and `synced()`
+raises it. The next local edit leads to another comparison, as the server may have changed its mind.
 
 `disconnected` is where a room begins, and where it is kept while the client is stopped. `left` and `error` are final:
 the room is no longer tracked, and joining it again makes a new room.
@@ -24,6 +37,7 @@ from .effects import (
     Effect,
     EndSession,
     FailWaiters,
+    NotifyError,
     NotifyStatus,
     RequestJoin,
     SendLeave,
@@ -34,7 +48,7 @@ from .effects import (
     Untrack,
     VersionChoice,
 )
-from .errors import ClientStopped, JoinRefused, RoomLeft
+from .errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
 from .loro_protocol.messages import JoinErrorCode, RoomErrorCode, UpdateStatusCode
 from .machine import FSM, REST, STAY, event, refuse, row, state
 from .retry import RetryPolicy
@@ -43,6 +57,13 @@ from .status import RoomStatus, StatusChange
 __all__ = ["RoomFSM"]
 
 NOT_REFUSED = RoomLeft("the room was left")
+FOR_GOOD = (
+    UpdateStatusCode.PERMISSION_DENIED,
+    UpdateStatusCode.INVALID_UPDATE,
+    UpdateStatusCode.PAYLOAD_TOO_LARGE,
+    UpdateStatusCode.APP_ERROR,
+)
+"""Refusals that speak of the updates, not of the moment; servers say UNKNOWN of any fault of their own."""
 NEXT_VERSION = {VersionChoice.CURRENT: VersionChoice.ALTERNATIVE, VersionChoice.ALTERNATIVE: VersionChoice.EMPTY}
 
 
@@ -53,20 +74,27 @@ class RoomFSM(FSM[RoomStatus]):
         "attempt",
         "batch_status",
         "delay",
+        "in_doubt",
+        "joins",
         "news",
         "now",
         "policy",
         "reason",
         "refusal",
+        "refused",
+        "setbacks",
         "suggested_at",
         "unauthorized",
         "version",
+        "waits_for_limit",
     )
 
     join_timeout = 10.0
     """Seconds that the server has to answer a JoinRequest (D-TIMEOUT)."""
     rejoin_interval = 30.0
-    """Seconds between two rejoins that the server suggests (D-ROOMERR), or that lost updates ask for (D-ACK)."""
+    """Seconds between two comparisons that the server suggests (D-ROOMERR), or that lost updates need (D-RESYNC)."""
+    rate_limit_codes = frozenset({"429", "rate_limit", "rate_limited", "ratelimited", "too_many_requests"})
+    """The app codes of a JoinError that mean "too often" (D-JOINERR), in small letters, with ``_`` for ``-``."""
 
     # States
 
@@ -94,8 +122,19 @@ class RoomFSM(FSM[RoomStatus]):
     joined = state(
         RoomStatus.JOINED,
         enter="begin_session",
-        exit="end_session",
         doc="updates flow both ways",
+    )
+    resyncing = state(
+        RoomStatus.JOINED,
+        enter="ask",
+        exit="stop_asking",
+        doc="the session goes on; a JoinRequest is in flight to compare versions, with a deadline",
+    )
+    resync_delayed = state(
+        RoomStatus.JOINED,
+        enter="wait",
+        exit="stop_timer",
+        doc="the session goes on; versions will be compared when a timer runs out",
     )
     stale = state(
         RoomStatus.RECONNECTING,
@@ -126,11 +165,13 @@ class RoomFSM(FSM[RoomStatus]):
 
     initial = disconnected
 
-    ASKING = (joining, rejoining)
-    DELAYED = (join_delayed, rejoin_delayed)
+    ASKING = (joining, rejoining, resyncing)
+    DELAYED = (join_delayed, rejoin_delayed, resync_delayed)
     FIRST_TIME = (joining, join_delayed)
     ONCE_JOINED = (rejoining, rejoin_delayed)
-    ONLINE = (joining, join_delayed, joined, rejoining, rejoin_delayed)
+    RESYNC = (resyncing, resync_delayed)
+    SESSION = (joined, resyncing, resync_delayed)
+    ONLINE = (joining, join_delayed, joined, resyncing, resync_delayed, rejoining, rejoin_delayed)
     OVER = (left, error)
 
     # What it remembers
@@ -146,7 +187,17 @@ class RoomFSM(FSM[RoomStatus]):
         self.version = VersionChoice.CURRENT
         """Which version the next JoinRequest carries."""
         self.suggested_at: float | None = None
-        """When the server's suggestion to rejoin was last followed."""
+        """When versions were last compared within a session, or will be once the interval is over."""
+        self.joins = 0
+        """How often the server let us in."""
+        self.in_doubt = False
+        """An update of ours was refused, and what the server lacks has not all been taken since (D-RESYNC)."""
+        self.refused: UpdateStatusCode | None = None
+        """What the last comparison uploaded was refused for good, with this status; None if it was not."""
+        self.setbacks = 0
+        """How many rate limits there were in a row."""
+        self.waits_for_limit = False
+        """Whether the present wait is for a rate limit."""
         self.now = 0.0
         self.refusal: Exception = NOT_REFUSED
         """What those who wait for this room are told when it ends."""
@@ -166,6 +217,19 @@ class RoomFSM(FSM[RoomStatus]):
         """The auth callable raised `Unauthorized`."""
         return self.unauthorized
 
+    def is_limited(self) -> bool:
+        """The server asks us to join less often."""
+        code = self.refusal.app_code if isinstance(self.refusal, JoinRefused) else None
+        return code is not None and code.lower().replace("-", "_") in self.rate_limit_codes
+
+    def is_unspecified(self) -> bool:
+        """The server does not say why: any fault of its own may be meant."""
+        return self.is_refused_with(JoinErrorCode.UNKNOWN)
+
+    def was_good(self) -> bool:
+        """It was joined before the present session or comparison."""
+        return self.joins > 1
+
     def is_rejoin_suggested(self) -> bool:
         """The server put us out, but suggests to come back."""
         return self.is_refused_with(RoomErrorCode.REJOIN_SUGGESTED)
@@ -175,12 +239,32 @@ class RoomFSM(FSM[RoomStatus]):
         return self.is_interval_over() and self.is_rejoin_suggested()
 
     def is_interval_over(self) -> bool:
-        """No rejoin of this kind was made within the last `rejoin_interval`."""
+        """Versions were not compared for such a reason within the last `rejoin_interval`."""
         return self.suggested_at is None or self.now - self.suggested_at >= self.rejoin_interval
 
     def is_refused_for_good(self) -> bool:
-        """The refusal speaks of the batch, not of the moment, as too little time or too many at once do."""
-        return self.batch_status not in (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)
+        """What a comparison has uploaded was refused, and not for the moment only."""
+        return self.in_doubt and self.batch_status in FOR_GOOD
+
+    def is_rate_limited(self) -> bool:
+        """The server takes no more updates for the moment."""
+        return self.batch_status is UpdateStatusCode.RATE_LIMITED
+
+    def is_rate_limited_again(self) -> bool:
+        """So it said before, and that is what the present wait is for."""
+        return self.is_rate_limited() and self.waits_for_limit
+
+    def is_waiting_for_limit(self) -> bool:
+        """The present wait is for a rate limit."""
+        return self.waits_for_limit
+
+    def is_too_large(self) -> bool:
+        """The update is larger than we take."""
+        return self.batch_status is UpdateStatusCode.PAYLOAD_TOO_LARGE
+
+    def is_doubt_over(self) -> bool:
+        """A comparison was made since the refusal, and nothing of what it uploaded was refused."""
+        return self.in_doubt and self.refused is None
 
     def was_asked(self) -> bool:
         """A request was made in vain, so that its answer may still come."""
@@ -193,6 +277,7 @@ class RoomFSM(FSM[RoomStatus]):
     # Actions: each asks for effects, or changes what is remembered
 
     def ask(self) -> None:
+        self.waits_for_limit = False
         self.emit(RequestJoin(self.version))
         self.emit(StartTimer(self.join_timeout))
 
@@ -207,11 +292,31 @@ class RoomFSM(FSM[RoomStatus]):
         self.emit(StopTimer())
 
     def begin_session(self) -> None:
+        """Every answer compares versions: what was refused before is judged anew."""
         self.begin_anew()
+        self.joins += 1
+        self.refused = None
         self.emit(Synchronise())
 
-    def end_session(self) -> None:
-        self.emit(EndSession())
+    def doubt(self) -> None:
+        """D-RESYNC: later edits are of no use until versions are compared."""
+        self.in_doubt = True
+
+    def end_doubt(self) -> None:
+        self.in_doubt = False
+        self.setbacks = 0
+
+    def refuse_for_good(self) -> None:
+        """D-RESYNC: the same would be refused again; whoever wants to be synced has to know."""
+        self.refused = self.batch_status
+        self.emit(NotifyError(UpdatesRefused(self.batch_status)))
+
+    def wait_out_limit(self) -> None:
+        """D-JOINERR: a rate limit is waited for, longer each time, and no shorter than what was waited for already."""
+        self.setbacks += 1
+        due = 0.0 if self.suggested_at is None else min(self.suggested_at - self.now, self.rejoin_interval)
+        self.delay = max(self.policy.delay(self.setbacks), due)
+        self.waits_for_limit = True
 
     def take_back(self) -> None:
         """D-ACK: what is not written yet comes with the next join, and need not come twice."""
@@ -224,6 +329,8 @@ class RoomFSM(FSM[RoomStatus]):
         """Untracked first, then the waiters and listeners hear of it: whoever hears can join again (D-ROOMERR)."""
         self.emit(Untrack())
         self.emit(FailWaiters(self.refusal))
+        if not isinstance(self.refusal, RoomLeft):
+            self.emit(NotifyError(self.refusal))
 
     def fail_waiters(self) -> None:
         """D-STOP: the client was stopped, and nobody is left waiting."""
@@ -280,7 +387,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(FIRST_TIME,  to=queued, do=begin_anew,              clause="D-INTENT"),
-        row(joined,      to=stale,  do=(take_back, begin_anew), clause="REJOIN-2 D-ACK"),
+        row(SESSION,     to=stale,  do=(take_back, begin_anew), clause="REJOIN-2 D-ACK"),
         row(ONCE_JOINED, to=stale,  do=begin_anew,              clause="REJOIN-2"),
         refuse(OVER, because="the room is no longer tracked"),
         refuse(REST, because="it knows that there is no connection"),
@@ -309,6 +416,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(ASKING,  to=joined,                 clause="OK-4"),
+        refuse(resync_delayed, when=is_waiting_for_limit, because="what it brings up is not wanted yet", clause="D-JOINERR"),
         row(DELAYED, to=joined, when=was_asked, clause="OK-4"),
         refuse(joined, because="it is joined already"),
         refuse(REST, because="it was not asked for on this connection"),
@@ -320,22 +428,34 @@ class RoomFSM(FSM[RoomStatus]):
     @event(
         row(joining,   to=joining,   when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
         row(rejoining, to=rejoining, when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
+        row(resyncing, to=resyncing, when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
         refuse(DELAYED, when=is_unasked, because="nothing was asked since it was put out"),
         row(DELAYED,   to=STAY,      when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
+        row(joining,   to=join_delayed,   when=is_limited,     do=back_off, clause="D-JOINERR"),
+        row(rejoining, to=rejoin_delayed, when=is_limited,     do=back_off, clause="D-JOINERR"),
+        row(resyncing, to=resync_delayed, when=is_limited,     do=back_off, clause="D-JOINERR"),
+        row(joined,    to=resync_delayed, when=is_limited,     do=keep_the_interval, clause="D-JOINERR"),
+        refuse(DELAYED, when=is_limited, because="it waits already", clause="D-JOINERR"),
+        row(rejoining, to=rejoin_delayed, when=is_unspecified, do=back_off, clause="D-JOINERR"),
+        row(resyncing, to=resync_delayed, when=is_unspecified, do=back_off, clause="D-JOINERR"),
+        row(joined,    to=resync_delayed, when=(is_unspecified, was_good), do=keep_the_interval, clause="D-JOINERR"),
+        refuse((rejoin_delayed, resync_delayed), when=is_unspecified, because="it waits already", clause="D-JOINERR"),
         row(ASKING,    to=error,                                                        clause="REJOIN-3 OK-4"),
         row(DELAYED,   to=error,                                                        clause="REJOIN-3"),
         row(joined,    to=error,                                                        clause="D-ROOMERR"),
         refuse(REST, because="it was not asked for on this connection"),
     )
-    def join_refused(self, refusal: JoinRefused) -> None:
-        """The server answered with a JoinError."""
+    def join_refused(self, refusal: JoinRefused, now: float = 0.0) -> None:
+        """The server answered with a JoinError, at time ``now`` in seconds."""
         self.refusal = refusal
         self.news = str(refusal)
+        self.now = now
 
     @event(
         row(ASKING,    to=error,          when=is_unauthorized,              clause="D-INTENT REJOIN-3"),
         row(joining,   to=join_delayed,                         do=back_off, clause="D-INTENT"),
         row(rejoining, to=rejoin_delayed,                       do=back_off, clause="D-INTENT"),
+        row(resyncing, to=resync_delayed,                       do=back_off, clause="D-INTENT"),
         refuse(REST, because="nobody waits for credentials"),
     )
     def credentials_failed(self, what: str, unauthorized: bool) -> None:
@@ -347,8 +467,10 @@ class RoomFSM(FSM[RoomStatus]):
     @event(
         row(joining,        to=join_delayed,   do=miss_answer, clause="D-TIMEOUT"),  # no answer
         row(rejoining,      to=rejoin_delayed, do=miss_answer, clause="D-TIMEOUT"),  # no answer
+        row(resyncing,      to=resync_delayed, do=miss_answer, clause="D-TIMEOUT"),  # no answer
         row(join_delayed,   to=joining,                        clause="D-TIMEOUT"),
         row(rejoin_delayed, to=rejoining,                      clause="D-TIMEOUT D-ROOMERR"),
+        row(resync_delayed, to=resyncing,                      clause="D-TIMEOUT D-RESYNC"),
         refuse(REST, because="no timer is running"),
     )
     def timer_fell_due(self) -> None:
@@ -356,9 +478,10 @@ class RoomFSM(FSM[RoomStatus]):
         self.news = self.reason
 
     @event(
-        row(joined, to=rejoining,      when=is_rejoin_due,       do=(take_back, follow_suggestion), clause="D-ROOMERR"),
-        row(joined, to=rejoin_delayed, when=is_rejoin_suggested, do=(take_back, keep_the_interval), clause="D-ROOMERR"),
-        refuse(ASKING + DELAYED, when=is_rejoin_suggested, because="it is being asked for already"),
+        row(joined, to=resyncing,      when=is_rejoin_due,       do=(take_back, doubt, follow_suggestion), clause="D-ROOMERR D-RESYNC"),
+        row(joined, to=resync_delayed, when=is_rejoin_suggested, do=(take_back, doubt, keep_the_interval), clause="D-ROOMERR D-RESYNC"),
+        row(resync_delayed, to=STAY,   when=is_rejoin_suggested, do=(take_back, doubt),                    clause="D-ROOMERR D-RESYNC"),
+        refuse((*ASKING, join_delayed, rejoin_delayed), when=is_rejoin_suggested, because="it is being asked for already"),
         row(ONLINE, to=error,                                                          clause="D-ROOMERR"),
         refuse(REST, because="it was not asked for on this connection"),
     )
@@ -369,29 +492,83 @@ class RoomFSM(FSM[RoomStatus]):
         self.now = now
 
     @event(
-        row(joined, to=rejoining,      when=is_interval_over, do=(take_back, follow_suggestion), clause="D-ACK"),
-        row(joined, to=rejoin_delayed,                        do=(take_back, keep_the_interval), clause="D-ACK"),
+        row(joined, to=resyncing,      when=is_interval_over, do=(take_back, doubt, follow_suggestion), clause="D-ACK D-RESYNC"),
+        row(joined, to=resync_delayed,                        do=(take_back, doubt, keep_the_interval), clause="D-ACK D-RESYNC"),
+        row(RESYNC, to=STAY,                                  do=(take_back, doubt),                    clause="D-ACK D-RESYNC"),
         refuse(REST, because="there is no session"),
     )
     def acks_overdue(self, now: float) -> None:
-        """At time ``now`` in seconds, more updates wait for an Ack than we keep; a rejoin supersedes them."""
+        """At time ``now`` in seconds, more updates wait for an Ack than we keep; a comparison supersedes them."""
         self.news = "too many updates without an Ack"
         self.now = now
 
     @event(
-        refuse(joined, when=is_refused_for_good, because="the same would be refused again", clause="D-ACK"),
-        row(joined, to=rejoining,      when=is_interval_over, do=(take_back, follow_suggestion), clause="D-ACK"),
-        row(joined, to=rejoin_delayed,                        do=(take_back, keep_the_interval), clause="D-ACK"),
+        row(joined,         to=resync_delayed, when=is_rate_limited, do=(take_back, doubt, wait_out_limit), clause="D-JOINERR"),
+        row(resyncing,      to=resync_delayed, when=is_rate_limited, do=(take_back, doubt, wait_out_limit), clause="D-JOINERR"),
+        row(resync_delayed, to=STAY,           when=is_rate_limited_again, do=doubt,                        clause="D-JOINERR"),
+        row(resync_delayed, to=resync_delayed, when=is_rate_limited, do=(take_back, doubt, wait_out_limit), clause="D-JOINERR"),
+        row(RESYNC,         to=STAY,                                 do=(take_back, doubt),                 clause="D-RESYNC"),
+        row(joined, to=STAY,           when=is_refused_for_good,     do=refuse_for_good,                    clause="D-RESYNC"),
+        row(joined, to=resyncing,      when=is_interval_over,        do=(take_back, doubt, follow_suggestion), clause="D-RESYNC"),
+        row(joined, to=resync_delayed,                               do=(take_back, doubt, keep_the_interval), clause="D-RESYNC"),
         refuse(REST, because="there is no session"),
     )
     def batch_refused(self, status: UpdateStatusCode, why: str, now: float) -> None:
-        """A batch was refused, theirs by us or ours by the server, at time ``now`` in seconds.
+        """The server refused a batch of updates of ours, at time ``now`` in seconds."""
+        self.batch_status = status
+        self.news = why
+        self.now = now
 
-        What comes next depends on it, so if it may be taken later it has to come again; a rejoin brings it.
+    @event(
+        row(SESSION, to=STAY, do=(doubt, refuse_for_good), clause="D-RESYNC"),
+        refuse(REST, because="there is no session"),
+    )
+    def upload_refused(self, status: UpdateStatusCode) -> None:
+        """What the server lacks cannot be sent at all: we may only read, or it is too large; to ask again is no use."""
+        self.batch_status = status
+
+    @event(
+        row(joined, to=resyncing,      when=is_interval_over, do=follow_suggestion, clause="D-RESYNC"),
+        row(joined, to=resync_delayed,                        do=keep_the_interval, clause="D-RESYNC"),
+        refuse(RESYNC, because="versions are about to be compared, which brings it"),
+        refuse(REST, because="there is no session; the next one begins with it"),
+    )
+    def edited_in_doubt(self, now: float) -> None:
+        """There is a local edit, at time ``now`` in seconds, on top of what was refused for good."""
+        self.news = "an edit on top of updates that the server refused"
+        self.now = now
+
+    @event(
+        row(joined, to=STAY, when=is_doubt_over, do=end_doubt, clause="D-RESYNC"),
+        refuse(REST, because="there is no doubt, or it goes on"),
+    )
+    def acks_complete(self) -> None:
+        """All that was sent has its Ack, and nothing is left to be sent."""
+
+    @event(
+        row(joined, to=resyncing,      when=is_interval_over, do=follow_suggestion, clause="D-RESYNC"),
+        refuse(joined, when=is_too_large, because="it was too large just now, and will be again", clause="D-RESYNC"),
+        row(joined, to=resync_delayed,                        do=keep_the_interval, clause="D-RESYNC"),
+        refuse(RESYNC, because="versions are about to be compared"),
+        refuse(REST, because="there is no session"),
+    )
+    def updates_lost(self, status: UpdateStatusCode, why: str, now: float) -> None:
+        """An update of the server's could not be applied, never came whole, or waits for one that has not come.
+
+        ``status`` is what the server was told, OK if nothing; ``now`` the time in seconds. Later ones depend on it.
         """
         self.batch_status = status
         self.news = why
         self.now = now
+
+    @event(
+        row((joined, resync_delayed), to=resyncing, clause="D-RESYNC"),
+        refuse(resyncing, because="versions are being compared"),
+        refuse(REST, because="it is not joined: the join compares versions"),
+    )
+    def resync_requested(self) -> None:
+        """Somebody asked for a comparison: `resync()`."""
+        self.news = "asked to compare versions"
 
     @event(
         refuse(OVER, because="the room is no longer tracked"),
@@ -426,7 +603,7 @@ class RoomFSM(FSM[RoomStatus]):
         self.reason = what
         self.jump_to(self.error)
         news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what))]
-        return [Untrack(), FailWaiters(self.refusal), *news]
+        return [Untrack(), FailWaiters(self.refusal), NotifyError(self.refusal), *news]
 
     def state_changed(self) -> None:
         self.reason = self.news
@@ -435,6 +612,8 @@ class RoomFSM(FSM[RoomStatus]):
         under_way = new in (RoomStatus.CONNECTING, RoomStatus.RECONNECTING)
         waits = self.state in (self.join_delayed.name, self.rejoin_delayed.name)
         attempt, retry_in = self.attempt if under_way else 0, self.delay if waits else None
+        if old is RoomStatus.JOINED:  # the session lasts as long as the status, in whichever states
+            self.emit(EndSession())
         self.emit(_news(old, new, self.news, attempt, retry_in))
 
 
