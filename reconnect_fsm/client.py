@@ -14,16 +14,19 @@ from .errors import ProtocolError
 from .keepalive import PING, PONG, Keepalive
 from .loro_protocol import MAX_MESSAGE_SIZE
 from .network import NetworkSource
+from .pump import Outcome
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
-from .rooms import Auth, Room, Rooms
-from .status import RoomStatus, StatusChange
-from .transport import Data, Session, UrlSource
+from .rooms import MAX_UPDATE_SIZE, MIN_PIECE, Auth, Room, Rooms
+from .status import CloseInfo, RoomStatus, StatusChange
+from .transport import Data, Session, Socket, UrlSource
 
 if TYPE_CHECKING:
     from .recorder import Recorder
 
 __all__ = ["Client"]
+
+MESSAGE_TOO_BIG = 1009
 
 
 class Client(Connection):
@@ -43,6 +46,10 @@ class Client(Connection):
         joins_at_once: how many rooms may be asked for at the same time and not be answered yet; the others wait for
             their turn, those of a higher priority first. Rejoins that the server asks for itself do not wait. None: no
             bound.
+        max_piece: the most bytes of a message that rooms send. It is halved, down to 16 KiB, each time the server or a
+            gateway closes the connection with 1009 while updates are on their way (D-TOOBIG).
+        max_update_size: the most bytes of one update, sent or received; larger ones are refused. As much again is held
+            at most of updates that come in fragments, in all rooms together.
     """
 
     def __init__(
@@ -58,6 +65,8 @@ class Client(Connection):
         fsm: type[ClientFSM] = ClientFSM,
         room_fsm: type[RoomFSM] = RoomFSM,
         joins_at_once: int | None = 512,
+        max_piece: int = MAX_MESSAGE_SIZE,
+        max_update_size: int = MAX_UPDATE_SIZE,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -75,6 +84,9 @@ class Client(Connection):
             raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
         if joins_at_once is not None and (type(joins_at_once) is not int or joins_at_once < 1):
             raise ValueError(f"joins_at_once must be a number of rooms, or None for no bound, not {joins_at_once!r}")
+        for name, size in (("max_piece", max_piece), ("max_update_size", max_update_size)):
+            if type(size) is not int or size < MIN_PIECE:
+                raise ValueError(f"{name} must be a number of bytes, at least {MIN_PIECE}, not {size!r}")
         self._rooms = Rooms(
             self._pump,
             self._own_task,
@@ -84,6 +96,8 @@ class Client(Connection):
             self._redaction,
             self._stopped_error,
             self._check_loop,
+            max_piece,
+            max_update_size,
         )
 
     @property
@@ -139,6 +153,15 @@ class Client(Connection):
     def _outlive_loop(self) -> None:
         self._rooms.outlive_loop()
         super()._outlive_loop()
+
+    def _close_requested(self, outcome: Outcome) -> None:
+        self._rooms.say_goodbye()
+        super()._close_requested(outcome)
+
+    def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
+        if self._is_current(socket) and info.code == MESSAGE_TOO_BIG and info.fault is None:
+            self._rooms.too_big()
+        super()._socket_closed(socket, info)
 
     def _tell_rooms(self, effect: TellRooms) -> None:
         self._rooms.tell(effect.event, effect.why, self._socket if effect.event == "connection_opened" else None)

@@ -167,6 +167,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     ASKING = (joining, rejoining, resyncing)
     DELAYED = (join_delayed, rejoin_delayed, resync_delayed)
+    NOT_IN_SESSION = (join_delayed, rejoin_delayed)
     FIRST_TIME = (joining, join_delayed)
     ONCE_JOINED = (rejoining, rejoin_delayed)
     RESYNC = (resyncing, resync_delayed)
@@ -206,6 +207,11 @@ class RoomFSM(FSM[RoomStatus]):
         self.news = "not asked for yet"
         self.reason = self.news
         """Why it is in its present state, in words."""
+
+    @property
+    def keeps_edits_back(self) -> bool:
+        """Local edits are not sent now: they depend on what was refused, and the next comparison brings them."""
+        return self.in_doubt and (self.refused is not None or self.state != self.joined.name)
 
     # Guards
 
@@ -298,9 +304,14 @@ class RoomFSM(FSM[RoomStatus]):
         self.refused = None
         self.emit(Synchronise())
 
+    def end_session(self) -> None:
+        """It lasts for as long as the status is `joined`, in whichever states."""
+        self.emit(EndSession())
+
     def doubt(self) -> None:
-        """D-RESYNC: later edits are of no use until versions are compared."""
+        """D-RESYNC: later edits are of no use until versions are compared, which brings what is not written yet."""
         self.in_doubt = True
+        self.take_back()
 
     def end_doubt(self) -> None:
         self.in_doubt = False
@@ -308,6 +319,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     def refuse_for_good(self) -> None:
         """D-RESYNC: the same would be refused again; whoever wants to be synced has to know."""
+        self.in_doubt = True
         self.refused = self.batch_status
         self.emit(NotifyError(UpdatesRefused(self.batch_status)))
 
@@ -416,7 +428,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(ASKING,  to=joined,                 clause="OK-4"),
-        refuse(resync_delayed, when=is_waiting_for_limit, because="what it brings up is not wanted yet", clause="D-JOINERR"),
+        refuse(resync_delayed, when=is_waiting_for_limit, because="it would upload too early", clause="D-JOINERR"),
         row(DELAYED, to=joined, when=was_asked, clause="OK-4"),
         refuse(joined, because="it is joined already"),
         refuse(REST, because="it was not asked for on this connection"),
@@ -478,10 +490,10 @@ class RoomFSM(FSM[RoomStatus]):
         self.news = self.reason
 
     @event(
-        row(joined, to=resyncing,      when=is_rejoin_due,       do=(take_back, doubt, follow_suggestion), clause="D-ROOMERR D-RESYNC"),
-        row(joined, to=resync_delayed, when=is_rejoin_suggested, do=(take_back, doubt, keep_the_interval), clause="D-ROOMERR D-RESYNC"),
-        row(resync_delayed, to=STAY,   when=is_rejoin_suggested, do=(take_back, doubt),                    clause="D-ROOMERR D-RESYNC"),
-        refuse((*ASKING, join_delayed, rejoin_delayed), when=is_rejoin_suggested, because="it is being asked for already"),
+        row(joined, to=resyncing,      when=is_rejoin_due, do=(doubt, follow_suggestion), clause="D-ROOMERR"),
+        row(joined, to=resync_delayed, when=is_rejoin_suggested, do=(doubt, keep_the_interval), clause="D-ROOMERR"),
+        row(resync_delayed, to=STAY,   when=is_rejoin_suggested, do=doubt, clause="D-ROOMERR"),
+        refuse(ASKING + NOT_IN_SESSION, when=is_rejoin_suggested, because="it is being asked for already"),
         row(ONLINE, to=error,                                                          clause="D-ROOMERR"),
         refuse(REST, because="it was not asked for on this connection"),
     )
@@ -492,9 +504,9 @@ class RoomFSM(FSM[RoomStatus]):
         self.now = now
 
     @event(
-        row(joined, to=resyncing,      when=is_interval_over, do=(take_back, doubt, follow_suggestion), clause="D-ACK D-RESYNC"),
-        row(joined, to=resync_delayed,                        do=(take_back, doubt, keep_the_interval), clause="D-ACK D-RESYNC"),
-        row(RESYNC, to=STAY,                                  do=(take_back, doubt),                    clause="D-ACK D-RESYNC"),
+        row(joined, to=resyncing,      when=is_interval_over, do=(doubt, follow_suggestion), clause="D-ACK D-RESYNC"),
+        row(joined, to=resync_delayed,                        do=(doubt, keep_the_interval), clause="D-ACK D-RESYNC"),
+        row(RESYNC, to=STAY,                                  do=doubt,                    clause="D-ACK D-RESYNC"),
         refuse(REST, because="there is no session"),
     )
     def acks_overdue(self, now: float) -> None:
@@ -503,14 +515,14 @@ class RoomFSM(FSM[RoomStatus]):
         self.now = now
 
     @event(
-        row(joined,         to=resync_delayed, when=is_rate_limited, do=(take_back, doubt, wait_out_limit), clause="D-JOINERR"),
-        row(resyncing,      to=resync_delayed, when=is_rate_limited, do=(take_back, doubt, wait_out_limit), clause="D-JOINERR"),
-        row(resync_delayed, to=STAY,           when=is_rate_limited_again, do=doubt,                        clause="D-JOINERR"),
-        row(resync_delayed, to=resync_delayed, when=is_rate_limited, do=(take_back, doubt, wait_out_limit), clause="D-JOINERR"),
-        row(RESYNC,         to=STAY,                                 do=(take_back, doubt),                 clause="D-RESYNC"),
-        row(joined, to=STAY,           when=is_refused_for_good,     do=refuse_for_good,                    clause="D-RESYNC"),
-        row(joined, to=resyncing,      when=is_interval_over,        do=(take_back, doubt, follow_suggestion), clause="D-RESYNC"),
-        row(joined, to=resync_delayed,                               do=(take_back, doubt, keep_the_interval), clause="D-RESYNC"),
+        row(joined,         to=resync_delayed, when=is_rate_limited, do=(doubt, wait_out_limit), clause="D-JOINERR"),
+        row(resyncing,      to=resync_delayed, when=is_rate_limited, do=(doubt, wait_out_limit), clause="D-JOINERR"),
+        refuse(resync_delayed, when=is_rate_limited_again, because="it waits for that already", clause="D-JOINERR"),
+        row(resync_delayed, to=resync_delayed, when=is_rate_limited, do=(doubt, wait_out_limit), clause="D-JOINERR"),
+        row(RESYNC,         to=STAY,                                 do=doubt,                 clause="D-RESYNC"),
+        row(joined, to=STAY,           when=is_refused_for_good, do=refuse_for_good, clause="D-RESYNC"),
+        row(joined, to=resyncing,      when=is_interval_over,        do=(doubt, follow_suggestion), clause="D-RESYNC"),
+        row(joined, to=resync_delayed,                               do=(doubt, keep_the_interval), clause="D-RESYNC"),
         refuse(REST, because="there is no session"),
     )
     def batch_refused(self, status: UpdateStatusCode, why: str, now: float) -> None:
@@ -520,7 +532,7 @@ class RoomFSM(FSM[RoomStatus]):
         self.now = now
 
     @event(
-        row(SESSION, to=STAY, do=(doubt, refuse_for_good), clause="D-RESYNC"),
+        row(SESSION, to=STAY, do=refuse_for_good, clause="D-RESYNC"),
         refuse(REST, because="there is no session"),
     )
     def upload_refused(self, status: UpdateStatusCode) -> None:
@@ -612,8 +624,8 @@ class RoomFSM(FSM[RoomStatus]):
         under_way = new in (RoomStatus.CONNECTING, RoomStatus.RECONNECTING)
         waits = self.state in (self.join_delayed.name, self.rejoin_delayed.name)
         attempt, retry_in = self.attempt if under_way else 0, self.delay if waits else None
-        if old is RoomStatus.JOINED:  # the session lasts as long as the status, in whichever states
-            self.emit(EndSession())
+        if old is RoomStatus.JOINED:
+            self.end_session()
         self.emit(_news(old, new, self.news, attempt, retry_in))
 
 

@@ -14,18 +14,19 @@ import logging
 import threading
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
-from .adaptors.base import Adaptor, guarded
-from .credentials import UserCodeFailed, ask, names_of, wait_for_answer
+from .adaptors.base import Adaptor
+from .credentials import ask, names_of, wait_for_answer
 from .deadlines import Deadline, Deadlines
 from .driver import Driver
 from .effects import (
     AbandonRequest,
     EndSession,
     FailWaiters,
+    NotifyError,
     NotifyStatus,
     RequestJoin,
     SendLeave,
@@ -36,9 +37,19 @@ from .effects import (
     Untrack,
     VersionChoice,
 )
-from .errors import ClientStopped, JoinRefused, NotConnected, ProtocolError, Unauthorized, twin
+from .errors import (
+    ClientStopped,
+    JoinRefused,
+    NotConnected,
+    ProtocolError,
+    ReconnectError,
+    Unauthorized,
+    UpdatesRefused,
+    twin,
+)
 from .loro_protocol import (
     FRAGMENT_SIZE,
+    MAX_MESSAGE_SIZE,
     Ack,
     CrdtType,
     DocUpdate,
@@ -57,6 +68,7 @@ from .loro_protocol import (
     RoomError,
     UpdateStatusCode,
     decode,
+    decode_in_steps,
     encode,
     room_header,
     split,
@@ -67,6 +79,7 @@ from .redaction import Redaction
 from .room_fsm import RoomFSM
 from .status import RoomStatus, StatusChange
 from .turns import Turns
+from .user_code import UserCodeFailed, call_user, notify_user, report
 
 __all__ = ["Auth", "Room", "Rooms"]
 
@@ -74,7 +87,7 @@ logger = logging.getLogger("reconnect_fsm")
 
 Auth: TypeAlias = bytes | Callable[[], bytes | Awaitable[bytes]]
 
-# D-ACK: what may wait for an Ack in one room before it is rejoined instead, whose version exchange supersedes it all.
+# D-ACK: what may wait for an Ack in one room before versions are compared instead, which supersedes it all.
 MAX_UNACKED_UPDATES = 65_536
 MAX_UNACKED_BYTES = 16 * 1024 * 1024
 
@@ -84,10 +97,18 @@ CURRENT = VersionChoice.CURRENT
 THE_END: Final[Any] = object()
 UPLOAD_AHEAD = 4 * 1024 * 1024  # bytes sent that have no Ack yet
 QUEUED_A_STEP = 64  # rooms that queue up for their turn in one step
+MIN_PIECE = 16 * 1024  # D-TOOBIG: bytes of a message that is sent; no server takes less
+FRAME_AROUND = 160  # bytes of a frame besides the updates in it, at most: 128 of them are the room id
+MAX_UPDATE_SIZE = 64 * 1024 * 1024  # bytes of one update, in either direction
+MIN_RENEWAL = 0.1  # seconds
+APPLIED_AT_ONCE = 64  # updates of one batch, before the event loop gets its turn
+APPLIED_BYTES = 64 * 1024
+READ_AT_ONCE = 2048  # bytes of a frame that is read in one go
 MAX_COMPLAINTS = 10  # warnings a connection
 MAX_REPLIES = 1_000  # frames that may wait before refusals are kept back
 MAX_FRAGMENTED_ROOMS = 16  # that may receive fragments at the same time
-MAX_FRAGMENT_BYTES = 64 * 1024 * 1024  # of fragments kept, in all rooms together, until their batches are whole
+FRAGMENT_PATIENCE = 30.0  # seconds from one fragment to the next: on a slow link a large update takes long (LIVE-2)
+MAX_FRAGMENT_BYTES = MAX_UPDATE_SIZE  # of fragments kept, in all rooms together, until their batches are whole
 
 
 class Room:
@@ -104,20 +125,24 @@ class Room:
         "_in_flight",
         "_joined_after",
         "_listeners",
+        "_permission",
         "_priority",
         "_reassembler",
+        "_renewal",
         "_rooms",
         "_server_version",
+        "_session",
         "_timer",
         "_told",
         "_unacked",
         "_unacked_bytes",
+        "_unsent",
         "_upload",
-        "_waiting",
+        "_watch",
         "adaptor",
         "crdt_type",
+        "extra",
         "id",
-        "permission",
     )
 
     def __init__(
@@ -129,15 +154,15 @@ class Room:
         """What binds the document."""
         self.crdt_type = CrdtType(adaptor.crdt_type)
         """The kind of document in it."""
-        self.permission: Permission | None = None
-        """What the server lets us do, "read" or "write"; None while not joined."""
+        self.extra = b""
+        """What the server's last answer to a join carried besides: the application's own (JoinResponseOk.extra)."""
         self._rooms = rooms
         self._header = header
         self._auth = auth
         self._priority = priority
         self._fsm = fsm
         self._listeners: Listeners[StatusChange[RoomStatus]] | None = None
-        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] | None = None  # and what each waits for
+        self._watch: Watch | None = None
         self._detach: Callable[[], None] | None = None
         self._timer: Deadline | None = None
         # What belongs to the request under way
@@ -147,10 +172,14 @@ class Room:
         self._credentials: asyncio.Task[None] | None = None
         self._in_flight = 0  # requests sent on this connection that have no answer yet
         # What belongs to the session
+        self._permission: Permission | None = None
+        self._session = 0  # counts them
+        self._renewal: Deadline | None = None
+        self._unsent = False  # the adaptor holds more than it has passed on (D-ANYWAY)
         self._server_version = b""
         self._unacked: dict[int, Unacked] = NOTHING
         self._unacked_bytes = 0
-        self._upload: Iterator[bytes] | None = None  # what the server lacked when we joined, and was not sent yet
+        self._upload: Iterator[bytes] | None = None  # what the server lacked, and was not sent yet
         self._reassembler: Reassembler | None = None
         self._fragments_due: Deadline | None = None
 
@@ -178,60 +207,172 @@ class Room:
             self._listeners = Listeners("Room.on_status")
         return self._listeners.add(callback)
 
+    @property
+    def permission(self) -> Permission | None:
+        """What the server lets us do, "read" or "write"; None while not joined."""
+        return self._permission
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether the server has all that the document holds, and the document all that the server had (D-RESYNC).
+
+        That is: it is joined, every update of ours has its Ack and none was refused since versions were last compared,
+        nothing waits to be sent or committed, and nothing of the server's is known to be missing.
+        """
+        try:
+            return self._holds_all()
+        except UserCodeFailed:
+            return False
+
+    def on_synced(self, callback: Callable[[bool], object]) -> Callable[[], None]:
+        """Call the function on every change of `is_synced`, in the loop's next turn. Returns one that ends it.
+
+        Of edits it hears when they are committed.
+        """
+        return self._watched().on_synced.add(callback)
+
+    def on_error(self, callback: Callable[[ReconnectError], object]) -> Callable[[], None]:
+        """Call the function with what goes wrong with the room for good. Returns one that ends it.
+
+        It is given the `JoinRefused` with which the room ends, one that this program brought about itself included (an
+        adaptor that raised), and each `UpdatesRefused`, after which the room goes on.
+        """
+        return self._watched().on_error.add(callback)
+
     def __await__(self) -> Generator[Any, None, Room]:
-        """Wait until it is joined. Raises JoinRefused, RoomLeft or, if the client stops meanwhile, ClientStopped."""
+        """Wait until it is joined. Raises JoinRefused, RoomLeft or, if the client stops or is stopped, ClientStopped.
+
+        Raises RuntimeError in another thread or event loop than the client's (D-THREAD).
+        """
         return self._when(lambda: self.status is RoomStatus.JOINED).__await__()
 
     async def synced(self) -> None:
-        """Wait until the document holds all that the server had when we joined, and every update of ours has its Ack.
+        """Wait until it `is_synced`, across reconnects too; edits that are not committed are committed first.
 
-        Across reconnects too. Raises JoinRefused, RoomLeft or, if the client stops meanwhile, ClientStopped.
+        Raises UpdatesRefused if the server lacks something of the document and refuses it for good. Raises JoinRefused,
+        RoomLeft or, if the client stops or is stopped, ClientStopped; RuntimeError in another thread or event loop than
+        the client's (D-THREAD).
         """
-        await self._when(lambda: self.status is RoomStatus.JOINED and self._is_synced())
+        self._rooms.check(self)
+        self._commit()
+        await self._when(self._is_synced_or_refused)
+
+    async def resync(self) -> None:
+        """Compare versions with the server now, in the session that there is, then wait as `synced` does (D-RESYNC).
+
+        The server sends what the document lacks, and is sent what it lacks itself. While the room is not joined this
+        waits for the join, which does the same. Raises as `synced` does.
+        """
+        self._rooms.check(self)
+        self._commit()
+        joins = self._fsm.joins
+        self._rooms.resync(self)
+        await self._when(lambda: self._fsm.joins > joins and self._is_synced_or_refused())
 
     def leave(self) -> Awaitable[None]:
         """Leave the room (D-LEAVE): it is untracked at once, online or not.
 
         Await the result to know that the server has been told, if it can be. Leaving what was left does nothing.
+        Raises RuntimeError in another thread or event loop than the client's (D-THREAD).
         """
         self._rooms.leave(self)
         return LazyCoroutine(self._rooms.written)
 
-    def _is_synced(self) -> bool:
-        sent = not self._unacked and self._upload is None
-        return sent and guarded(self.adaptor.covers, self._server_version)
+    def _holds_all(self) -> bool:
+        """See `is_synced`. Raises UserCodeFailed. What costs little is asked first."""
+        fsm = self._fsm
+        if self._permission is None or self._unacked or self._upload is not None or self._unsent or fsm.in_doubt:
+            return False
+        if fsm.state in RESYNC or fsm.status is not RoomStatus.JOINED:
+            return False
+        has_uncommitted = getattr(self.adaptor, "has_uncommitted", None)
+        if has_uncommitted is not None and self._ask("asked for uncommitted edits", has_uncommitted):
+            return False
+        return bool(self._ask("asked whether it covers a version", self.adaptor.covers, self._server_version))
+
+    def _is_synced_or_refused(self) -> bool:
+        fsm = self._fsm
+        if fsm.refused is not None and fsm.status is RoomStatus.JOINED and fsm.state != RESYNCING:
+            raise UpdatesRefused(fsm.refused)
+        return self._holds_all()
+
+    def _ask(self, doing: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Call something of the adaptor's (D-GUARD). Raises UserCodeFailed."""
+        return call_user(f"the adaptor of room {self.id!r}, {doing},", function, *args)
+
+    def _commit(self) -> None:
+        commit = getattr(self.adaptor, "commit", None)
+        if commit is not None:
+            with contextlib.suppress(UserCodeFailed):  # what it could not commit is still uncommitted
+                self._ask("told to commit", commit)
+
+    def _watched(self) -> Watch:
+        if self._watch is None:
+            self._watch = Watch(self.is_synced)
+        return self._watch
 
     async def _when(self, true: Callable[[], bool]) -> Room:
-        if true():
+        self._rooms.check(self)
+        if _answer(true):
             return self
-        if self._fsm.state in OVER:
-            raise twin(self._fsm.refusal)
+        watch = self._watched()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._waiting is None:
-            self._waiting = {}
-        self._waiting[waiter] = true
+        watch.waiting[waiter] = true
         try:
             await waiter
         finally:
-            del self._waiting[waiter]
+            watch.waiting.pop(waiter, None)
         return self
 
     def _notice(self) -> None:
         """Something changed: wake those for whom it is true now, not when they get their turn."""
-        for waiter, true in (self._waiting or {}).items():
+        if (watch := self._watch) is None:
+            return
+        for waiter, true in list(watch.waiting.items()):
             if not waiter.done():
                 try:
-                    if true():
+                    if _answer(true):
                         waiter.set_result(None)
-                except Exception as error:  # the adaptor's
+                except (ReconnectError, UserCodeFailed) as error:
                     waiter.set_exception(error)
+                except Exception as error:  # the adaptor's own; call_user has reported it
+                    waiter.set_exception(error)
+        if watch.on_synced and (synced := self.is_synced) is not watch.was_synced:
+            watch.was_synced = synced
+            self._rooms.later(watch.on_synced.tell, synced)
 
     def _fail_waiters(self, error: Exception) -> None:
-        for waiter in self._waiting or {}:
+        for waiter in () if self._watch is None else self._watch.waiting:
             if not waiter.done():
                 waiter.set_exception(twin(error))
 
 
+class Watch:
+    """Who waits for a room, and who listens to more than its status. Most rooms have none."""
+
+    __slots__ = ("on_error", "on_synced", "waiting", "was_synced")
+
+    def __init__(self, was_synced: bool) -> None:
+        self.waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        """Those who wait, and for what each does."""
+        self.on_synced: Listeners[bool] = Listeners("Room.on_synced")
+        self.on_error: Listeners[ReconnectError] = Listeners("Room.on_error")
+        self.was_synced = was_synced
+        """What the listeners were told last, or what it was when they began to listen."""
+
+
+def _answer(true: Callable[[], bool]) -> bool:
+    """Raises what an adaptor raised, where a future can hold it, for who waits; UserCodeFailed otherwise."""
+    try:
+        return true()
+    except UserCodeFailed as failed:
+        if isinstance(failed.error, Exception) and not isinstance(failed.error, StopIteration):
+            raise failed.error from None
+        raise
+
+
+RESYNCING = RoomFSM.resyncing.name
+RESYNC = tuple(state.name for state in RoomFSM.RESYNC)
 OVER = tuple(state.name for state in RoomFSM.OVER)
 Unacked: TypeAlias = tuple[tuple[bytes, ...], list[bytes]]
 """The updates of a batch that was sent, and those of its frames that were not written yet."""
@@ -240,8 +381,8 @@ NO_BATCH: Unacked = ((), [])
 
 Turn: TypeAlias = tuple["Room", Deadline | None]
 """A room that is to be asked for, and the timer that ran out for it, if it was asked for before."""
-Answer: TypeAlias = tuple[Permission, bytes]
-"""What a JoinResponseOk says: the permission, and the version of the server."""
+Answer: TypeAlias = tuple[Permission, bytes, bytes]
+"""What a JoinResponseOk says: the permission, the version of the server, and what is the application's."""
 
 
 class Link(Protocol):
@@ -274,10 +415,13 @@ class Rooms:
         redaction: Redaction,
         client_stopped: Callable[[], ClientStopped | None],
         check_loop: Callable[[], None],
+        max_piece: int = MAX_MESSAGE_SIZE,
+        max_update_size: int = MAX_UPDATE_SIZE,
     ) -> None:
         """``own`` takes charge of a cancelled task until it ends; ``at_once`` is how many rooms may be asked for and
         not answered at the same time; ``client_stopped`` says why, while the client is stopped (D-STOP); ``check_loop``
-        raises RuntimeError in another thread or event loop than the client's (D-THREAD)."""
+        raises RuntimeError in another thread or event loop than the client's (D-THREAD); ``max_piece`` is the most
+        bytes of a message that is sent, ``max_update_size`` those of one update in either direction."""
         self._pump = pump
         self._link: Link | None = None  # what the rooms know of; the client may have dropped it, or have another by now
         self._client_stopped = client_stopped
@@ -295,7 +439,10 @@ class Rooms:
         self._thread = threading.get_ident()
         self._complaints = 0
         self._orphans: Counter[bytes] = Counter()  # answers to come, on this connection, for rooms that were left
-        self._answer: Answer = "read", b""  # the one that is being handled
+        self._answer: Answer = "read", b"", b""  # the one that is being handled
+        self._present: dict[Room, None] = {}  # those in session whose entries are taken back at the end (D-PRESENCE)
+        self._max_piece = max_piece
+        self._max_update_size = max_update_size
         self._fragmented: set[Room] = set()  # rooms with batches that have not come whole
         self._run = defaultdict[type, Callable[[Room, Any], None]](lambda: self._unknown)
         self._run |= {
@@ -310,6 +457,7 @@ class Rooms:
             Untrack: self._untrack,
             FailWaiters: self._fail_waiters,
             NotifyStatus: self._notify_status,
+            NotifyError: self._notify_error,
         }
         self._random_bits = random_bits
         self._redaction = redaction
@@ -330,12 +478,17 @@ class Rooms:
         on_status: Callable[..., object] | None,
     ) -> Room:
         """The tracked room (D-DEDUPE), or a new one. Raises TypeError or ValueError for what cannot be joined."""
+        self._check_loop()
         _check(room_id, adaptor, auth, priority)
         header = room_header(adaptor.crdt_type, room_id)
         room = self._tracked.get(header)
         if room is not None:
             if room.adaptor is not adaptor:
-                logger.debug("room %r is tracked already; the adaptor of the first join stays", room_id)
+                raise ValueError(
+                    f"room {room_id!r} is joined with another adaptor already: leave it first, or join with that one, "
+                    "which is room.adaptor"
+                )
+            room._auth, room._priority = auth or room._auth, priority or room._priority
             if on_status is not None:
                 room.on_status(on_status)
             return room
@@ -349,8 +502,36 @@ class Rooms:
 
     def leave(self, room: Room) -> None:
         """Untracked at once, so that a join that follows makes a new room, whatever waits in the queue."""
+        self._check_loop()
         self._forget(room)
         self._pump.post(self.fire, room, "leave_requested")
+
+    def check(self, room: Room) -> None:
+        """Raise what an operation raises at once that would wait for the room: D-THREAD, D-STOP."""
+        self._check_loop()
+        if room._fsm.state in OVER:
+            raise twin(room._fsm.refusal)
+        if (stopped := self._client_stopped()) is not None:
+            raise stopped
+
+    def resync(self, room: Room) -> None:
+        """Compare versions, by hand."""
+        self._pump.post(self.fire, room, "resync_requested")
+
+    def say_goodbye(self) -> None:
+        """The program closes the client: take back what the others would see of it until it times out (D-PRESENCE)."""
+        for room in tuple(self._present):
+            self._take_back_presence(room)
+
+    def too_big(self) -> None:
+        """The other end closed the connection with 1009: if it was for what we sent, make it smaller (D-TOOBIG)."""
+        if not any(room._unacked or room._upload is not None for room in self._tracked.values()):
+            return
+        if self._max_piece > MIN_PIECE:
+            self._max_piece = max(self._max_piece // 2, MIN_PIECE)
+            self.complain("a message was too big for the server: from now on they have %d bytes", self._max_piece)
+        else:
+            self.complain("a message of at most %d bytes was too big for the server", self._max_piece)
 
     async def written(self) -> None:
         link = self._link
@@ -409,6 +590,7 @@ class Rooms:
             room._timer = None
             event, args = "timer_fell_due", ()
         self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
+        self._notice(room)
 
     def complain(self, what: str, *args: object) -> None:
         """Log what is wrong with the server's messages; a flood of them must not flood the log.
@@ -431,7 +613,9 @@ class Rooms:
         self._begun = self._tells
         self._deadlines.forget()
         for room in self._tracked.values():
-            room._credentials = room._timer = room._fragments_due = room._waiting = None
+            room._credentials = room._timer = room._fragments_due = room._renewal = None
+            if room._watch is not None:
+                room._watch.waiting.clear()
 
     def received(self, frame: bytes) -> Iterator[object] | None:
         """A frame came, on the present connection. Raises ProtocolError for one that cannot be read.
@@ -444,46 +628,53 @@ class Rooms:
         if room is not None and len(frame) > (at := len(header)):
             kind = frame[at]
             if kind == DOC_UPDATE and (update := read_update(frame, at)) is not None:
-                self._apply(room, update[:1], update[1])
-                return None
+                return self._apply(room, update[:1], update[1])
             if kind == ACK and (batch_id := read_ok(frame, at)) is not None:
                 self._acknowledged(room, batch_id, UpdateStatusCode.OK)
                 return None
             if kind == JOIN_RESPONSE_OK and not self._orphans and (answer := read_join_response_ok(frame, at)):
-                self._accepted(room, answer)
+                self._accepted(room, (*answer, b""))
                 return None
-        self._received(decode(frame))
-        return None
+        return self._received(decode(frame)) if len(frame) <= READ_AT_ONCE else self._read(frame)
 
-    def _received(self, message: Message) -> None:
+    def _read(self, frame: bytes) -> Iterator[object]:
+        """The same for a large frame, which takes long to read if it holds many small updates."""
+        try:
+            message = yield from decode_in_steps(frame)
+            yield from self._received(message) or ()
+        except ProtocolError as error:
+            self.complain("dropped a malformed message of %d bytes: %s", len(frame), error)
+
+    def _received(self, message: Message) -> Iterator[object] | None:
         header = room_header(message.crdt, message.room_id)  # a length may be written in several ways
         if isinstance(message, JoinResponseOk | JoinError) and self._orphans.get(header):
             self._orphans[header] -= 1  # the answer to one who has left; what follows is for who came after
-            return
+            return None
         room = self._tracked.get(header)
         if room is None:
             logger.debug("dropped a %s for a room that is not tracked", type(message).__name__)
-            return
+            return None
         match message:
             case DocUpdate():
-                self._apply(room, message.updates, message.batch_id)
+                return self._apply(room, message.updates, message.batch_id)
             case Ack():
                 self._acknowledged(room, message.ref_id, message.status)
             case JoinResponseOk():
-                self._accepted(room, (message.permission, message.version))
+                self._accepted(room, (message.permission, message.version, message.extra or b""))
             case JoinError():
                 room._in_flight = max(room._in_flight - 1, 0)
                 room._server_version = message.receiver_version or b""
                 app_code = None if message.app_code is None else self._redaction(message.app_code)
                 words = self._redaction(message.message)
-                self.fire(room, "join_refused", JoinRefused(message.code, words, app_code))
+                self.fire(room, "join_refused", JoinRefused(message.code, words, app_code), self._now())
             case RoomError():
                 refusal = JoinRefused(message.code, self._redaction(message.message), put_out=True)
                 self.fire(room, "put_out", refusal, self._now())
             case DocUpdateFragmentHeader() | DocUpdateFragment():
-                self._reassemble(room, message)
+                return self._reassemble(room, message)
             case _:
                 logger.debug("dropped a %s: only clients send those", type(message).__name__)
+        return None
 
     def _accepted(self, room: Room, answer: Answer) -> None:
         room._in_flight = max(room._in_flight - 1, 0)
@@ -503,7 +694,23 @@ class Rooms:
     def fire(self, room: Room, event: str, *args: Any) -> None:
         """Tell a room's machine a fact and run the effects; then it may be somebody else's turn."""
         self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
+        self._notice(room)
         self._take_turns()
+
+    def _notice(self, room: Room) -> None:
+        """Wake those for whom something has come true, once all is done that this event leads to."""
+        if room._watch is not None:
+            self._pump.post(room._notice)
+
+    def later(self, job: Callable[..., None], *args: Any) -> None:
+        """Do it in the loop's next turn: a document that is being edited, in whose callback we are, is locked."""
+        assert self._loop is not None
+        self._loop.call_soon(self._pump.post, job, *args)
+
+    def _fire_in_session(self, room: Room, session: int, event: str, *args: Any) -> None:
+        """The same if that session still lasts."""
+        if room._permission is not None and session == room._session:
+            self.fire(room, event, *args)
 
     def _take_turns(self) -> None:
         if self._turns.queues and not self._will_admit and self._turns.has_place:
@@ -513,9 +720,8 @@ class Rooms:
     def _broke(self, room: Room, what: str) -> None:
         self.fire(room, "broke", what)
 
-    def _adaptor_broke(self, room: Room, doing: str, error: Exception) -> None:
+    def _adaptor_broke(self, room: Room, doing: str, error: BaseException) -> None:
         """An adaptor is the user's own code: it cannot take the connection or other rooms down with it."""
-        logger.error("the adaptor of room %r raised %s while %s", room.id, type(error).__name__, doing, exc_info=error)
         self._pump.post(self.fire, room, "broke", f"the adaptor raised {type(error).__name__} while {doing}")
 
     # Effects
@@ -533,6 +739,7 @@ class Rooms:
     def _send_leave(self, room: Room, _: SendLeave) -> None:
         while self._send_more(room):
             pass  # the rest of what the server lacks, for there will be no other time
+        self._take_back_presence(room)
         self._send(encode(Leave(room.crdt_type, room.id)))
 
     def _fail_waiters(self, room: Room, effect: FailWaiters) -> None:
@@ -546,6 +753,12 @@ class Rooms:
             logger.debug("room %r: %s → %s: %s", room.id, change.old, change.new, change.reason)
         if room._listeners is not None:
             self._pump.post(room._listeners.tell, change)
+
+    def _notify_error(self, room: Room, effect: NotifyError) -> None:
+        if room._watch is not None and room._watch.on_error:
+            self._pump.post(room._watch.on_error.tell, effect.error)
+        elif isinstance(effect.error, UpdatesRefused):  # of a room's end the log has heard
+            self.complain("room %r: %s", room.id, effect.error)
 
     def _timer_fell_due(self, deadline: Deadline, room: Room) -> None:
         if deadline is not room._timer:  # it was stopped while this waited for its turn
@@ -569,10 +782,7 @@ class Rooms:
         self._end_session(room)
         detach, room._detach = room._detach, None
         if detach is not None:
-            try:
-                guarded(detach)
-            except Exception as error:
-                logger.error("the adaptor of room %r raised on being detached", room.id, exc_info=error)
+            notify_user(f"the adaptor of room {room.id!r}, on being detached,", detach)
 
     def _forget(self, room: Room) -> None:
         """Out of the tracked set; answers still to come for it are for nobody, not for the next of its name."""
@@ -648,13 +858,16 @@ class Rooms:
             self._pump.post(self.fire, room, "broke", what)
             return
         try:
-            version = guarded(room.adaptor.version) if choice is CURRENT else self._other_version(room, choice)
-        except Exception as error:
-            self._adaptor_broke(room, "asked for its version", error)
+            if choice is CURRENT:
+                version = room._ask("asked for its version", room.adaptor.version)
+            else:
+                version = self._other_version(room, choice)
+        except UserCodeFailed as failed:
+            self._adaptor_broke(room, "asked for its version", failed.error)
             return
         if version is None:
             refusal = JoinRefused(JoinErrorCode.VERSION_UNKNOWN, "the adaptor has no other version")
-            self._pump.post(self.fire, room, "join_refused", refusal)
+            self._pump.post(self.fire, room, "join_refused", refusal, self._now())
             return
         try:
             frame = join_request(room._header, auth, version)
@@ -672,111 +885,227 @@ class Rooms:
 
     def _other_version(self, room: Room, choice: VersionChoice) -> bytes | None:
         if choice is VersionChoice.ALTERNATIVE:
-            return guarded(room.adaptor.alternative_version, room._server_version)
+            another: bytes | None = room._ask(
+                "asked for its version", room.adaptor.alternative_version, room._server_version
+            )
+            return another
         return b""
 
     # In session
 
-    def _synchronise(self, room: Room, _: Synchronise) -> None:
-        room.permission, room._server_version = self._answer
-        try:
-            missing = guarded(room.adaptor.missing_from, room._server_version)
-            room._upload = None if missing == () else iter(missing)
-        except Exception as error:
-            self._adaptor_broke(room, "asked for what the server lacks", error)
-            return
-        if room._upload is not None:
-            self._go_on(room)
-        elif room._waiting:
-            room._notice()
+    @property
+    def _payload(self) -> int:
+        """The most bytes of updates in one message (D-TOOBIG)."""
+        return min(FRAGMENT_SIZE, self._max_piece - FRAME_AROUND)
 
-    def _go_on(self, room: Room) -> None:
-        """Send more of what the server lacked, unless much of it waits for an Ack: then that goes on."""
+    def _synchronise(self, room: Room, _: Synchronise) -> None:
+        if room._permission is None:
+            self._begin_session(room)
+        else:
+            self._take_back(room)
+            room._unacked, room._unacked_bytes = NOTHING, 0
+        room._permission, room._server_version, room.extra = self._answer
+        self._begin_upload(room, "asked for what the server lacks", room.adaptor.missing_from, room._server_version)
+        if room._upload is not None or room._unsent:
+            self._continue_upload(room)
+        else:
+            self._settle(room)
+
+    def _begin_session(self, room: Room) -> None:
+        adaptor = room.adaptor
+        if hasattr(adaptor, "take_back"):
+            self._present[room] = None
+        if getattr(adaptor, "renew_interval", None) is not None:
+            self._set_renewal(room)
+
+    def _begin_upload(self, room: Room, doing: str, function: Callable[..., Iterable[bytes]], *args: Any) -> None:
+        """Have the adaptor make updates to be sent; they are taken one by one."""
+        if getattr(room.adaptor, "max_piece", self._payload) != self._payload:
+            notify_user(f"the adaptor of room {room.id!r}, given max_piece,", self._set_max_piece, room.adaptor)
+        try:
+            missing = room._ask(doing, function, *args)
+            room._upload = None if missing == () else room._ask(doing, iter, missing)
+        except UserCodeFailed as failed:
+            self._adaptor_broke(room, doing, failed.error)
+
+    def _set_max_piece(self, adaptor: Any) -> None:
+        adaptor.max_piece = self._payload
+
+    def _continue_upload(self, room: Room) -> None:
+        """Send more of what the server lacks, unless much of it waits for an Ack: then that goes on."""
         if room._unacked_bytes < UPLOAD_AHEAD and self._send_more(room):
-            assert self._loop is not None
-            self._loop.call_soon(self._pump.post, self._go_on, room)
+            self.later(self._continue_upload, room)
 
     def _send_more(self, room: Room) -> bool:
         """Send about as much as one message holds; False if there is no more."""
         if room._upload is None:
-            return False
+            if not room._unsent or room._permission is None:
+                return False
+            room._unsent = False
+            unsent: Callable[[], Iterable[bytes]] = getattr(room.adaptor, "unsent", _nothing_unsent)
+            self._begin_upload(room, "asked for what it has not sent", unsent)
         more: list[bytes] = []
-        size = 0
+        size, enough = 0, self._payload
         try:
-            while size < FRAGMENT_SIZE:
-                update = guarded(next, room._upload, THE_END)
+            while size < enough and room._upload is not None:
+                update = room._ask("asked for what the server lacks", next, room._upload, THE_END)
                 if update is THE_END:
                     room._upload = None
                     break
                 more.append(update)
                 size += len(update) + 1  # at the least: there may be no end of empty ones
-        except Exception as error:
+        except (UserCodeFailed, TypeError) as failed:
+            error = failed.error if isinstance(failed, UserCodeFailed) else failed
             self._adaptor_broke(room, "asked for what the server lacks", error)
             room._upload = None
             return False
-        if not more or self._send_updates(room, more):
-            room._notice()
-        return room._upload is not None
+        if more:
+            self._send_updates(room, more)
+        if room._upload is None and not room._unsent:
+            self._settle(room)
+            return False
+        return True
 
-    def _take_back(self, room: Room, _: TakeBack) -> None:
+    def _settle(self, room: Room) -> None:
+        """If all that was sent has its Ack, and nothing is left to be sent, those who wait for it hear of it."""
+        if room._unacked or room._upload is not None or room._unsent:
+            return
+        if room._fsm.in_doubt:
+            self._pump.post(self._fire_in_session, room, room._session, "acks_complete")
+        self._notice(room)
+
+    def _take_back(self, room: Room, _: TakeBack | None = None) -> None:
+        room._upload = None
         for _updates, unwritten in room._unacked.values():
             unwritten.clear()
 
     def _end_session(self, room: Room, _: EndSession | None = None) -> None:
-        room.permission = None
+        room._permission = None
+        room._session += 1
         room._upload = None
         room._unacked, room._unacked_bytes = NOTHING, 0
         room._reassembler = None
         self._watch_fragments(room)
+        self._present.pop(room, None)
+        if room._renewal is not None:
+            self._deadlines.cancel(room._renewal)
+            room._renewal = None
+
+    # Presence (D-PRESENCE)
+
+    def _set_renewal(self, room: Room) -> None:
+        assert self._loop is not None
+        try:
+            interval = room._ask("asked when to renew", getattr, room.adaptor, "renew_interval", None)
+        except UserCodeFailed:
+            return
+        if interval is not None:
+            room._renewal = self._deadlines.set(self._loop, max(float(interval), MIN_RENEWAL), self._renew, room)
+
+    def _renew(self, deadline: Deadline, room: Room) -> None:
+        if deadline is room._renewal:
+            room._renewal = None
+            adaptor: Any = room.adaptor
+            notify_user(f"the adaptor of room {room.id!r}, told to renew,", adaptor.renew)
+            self._set_renewal(room)
+
+    def _take_back_presence(self, room: Room) -> None:
+        if room not in self._present:
+            return
+        del self._present[room]
+        try:
+            adaptor: Any = room.adaptor
+            updates = list(room._ask("asked to take back its own", adaptor.take_back))
+        except UserCodeFailed:
+            return
+        if updates and room._permission == "write":
+            self._send_updates(room, updates)
+
+    # Edits
 
     def _local_update(self, room: Room, update: bytes | None) -> None:
-        """An edit was made here, in whatever thread."""
-        if update is None:
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._pump.post, self._send_unsent, room)
-            return
+        """An edit was made here, in whatever thread; or, if None, there is more that the adaptor did not pass on."""
+        job = self._hear_of_unsent if update is None else self._send_local_update
+        args = (room,) if update is None else (room, update)
         if self._loop is None or threading.get_ident() == self._thread:
-            self._pump.post(self._send_local_update, room, update)
+            self._pump.post(job, *args)
         elif not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
-                self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
+                self._loop.call_soon_threadsafe(self._pump.post, job, *args)
 
-    def _send_unsent(self, room: Room) -> None:
-        unsent: Any = getattr(room.adaptor, "unsent", None)
-        if room.permission is not None and room._upload is None and unsent is not None:
-            room._upload = iter(unsent())
-            self._go_on(room)
+    def _hear_of_unsent(self, room: Room) -> None:
+        if not room._unsent:
+            room._unsent = True
+            if room._permission is not None:
+                self.later(self._send_unsent, room, room._session)
 
     def _send_local_update(self, room: Room, update: bytes) -> None:
-        if room.permission is None:
-            return  # it is in the document, and the version exchange of the next join will find it there
-        batch_id, frame = self._new_batch_id(), None
-        if type(update) is bytes and room.permission == "write":
+        """Send it. The document may be locked by its own call of this: nothing but that happens here.
+
+        Without a session, or in doubt, it is in the document, and the next comparison of versions finds it there.
+        """
+        if room._permission is None:
+            return
+        watch = room._watch
+        if watch is not None and watch.was_synced and watch.on_synced:
+            self.later(room._notice)
+        if type(update) is not bytes or room._permission != "write" or len(update) > self._max_update_size:
+            self.later(self._send_in_session, room, room._session, update)
+        elif room._fsm.keeps_edits_back:
+            self._hear_of_unsent(room)
+        else:
+            self._send_edit(room, update)
+
+    def _send_edit(self, room: Room, update: bytes) -> None:
+        batch_id, frame, before = self._new_batch_id(), None, room._unacked_bytes
+        if len(update) <= self._payload:
             frame = single_update(room._header, update, batch_id)
         if frame is None:
             self._send_updates(room, (update,))
         else:
             self._send_batch(room, batch_id, (update,), [frame])
-        if len(room._unacked) > MAX_UNACKED_UPDATES or room._unacked_bytes > MAX_UNACKED_BYTES:
-            self.fire(room, "acks_overdue", self._now())
+        if before <= MAX_UNACKED_BYTES < room._unacked_bytes or len(room._unacked) == MAX_UNACKED_UPDATES + 1:
+            self.later(self._fire_in_session, room, room._session, "acks_overdue", self._now())
 
-    def _send_updates(self, room: Room, updates: Sequence[bytes]) -> bool:
-        """Send updates, or say why not; False if they are none."""
+    def _send_unsent(self, room: Room, session: int) -> None:
+        if session != room._session or room._permission is None:
+            return
+        if room._fsm.keeps_edits_back:  # the comparison brings it
+            self.fire(room, "edited_in_doubt", self._now())
+        elif room._upload is None:
+            self._continue_upload(room)
+        self._notice(room)
+
+    def _send_in_session(self, room: Room, session: int, update: bytes) -> None:
+        if session == room._session and room._permission is not None:
+            self._send_updates(room, (update,), edited=True)
+
+    def _send_updates(self, room: Room, updates: Sequence[bytes], edited: bool = False) -> None:
+        """Send updates of a comparison, or a local edit, or say why not."""
         if not all(isinstance(update, bytes) for update in updates):
-            self._adaptor_broke(room, "asked for updates", TypeError("an update must be bytes"))
-            return False
-        if room.permission != "write":
-            self._refused(room, updates, UpdateStatusCode.PERMISSION_DENIED)
-            return True
+            error = TypeError("an update must be bytes")
+            report(f"the adaptor of room {room.id!r}, asked for updates,", error)
+            self._adaptor_broke(room, "asked for updates", error)
+            return
+        if room._permission != "write":
+            self._refuse_here(room, updates, UpdateStatusCode.PERMISSION_DENIED, False)
+            return
         try:
-            batches = split(room.crdt_type, room.id, updates, self._new_batch_id)
+            batches = split(room.crdt_type, room.id, updates, self._new_batch_id, self._payload, self._max_update_size)
         except ValueError as error:
-            logger.error("room %r: %s", room.id, error)
-            self._refused(room, updates, UpdateStatusCode.PAYLOAD_TOO_LARGE)
-            return True
+            self.complain("room %r: %s", room.id, error)
+            self._refuse_here(room, updates, UpdateStatusCode.PAYLOAD_TOO_LARGE, edited)
+            return
         for batch in batches:
             self._send_batch(room, batch.batch_id, batch.updates, list(batch.frames))
-        return True
+
+    def _refuse_here(self, room: Room, updates: Sequence[bytes], status: UpdateStatusCode, edited: bool) -> None:
+        """They cannot be sent. A comparison may bring an edit in smaller pieces; what it has to send is as it is."""
+        self._refused(room, updates, status)
+        event: tuple[Any, ...] = ("upload_refused", status)
+        if edited:
+            event = "batch_refused", status, "an update is too large to be sent", self._now()
+        self._pump.post(self._fire_in_session, room, room._session, *event)
 
     def _send_batch(self, room: Room, batch_id: int, updates: tuple[bytes, ...], frames: list[bytes]) -> None:
         if room._unacked is NOTHING:
@@ -801,28 +1130,62 @@ class Rooms:
         room._unacked_bytes -= sum(map(len, updates))
         if status is not UpdateStatusCode.OK:
             self._refused(room, updates, status)
-            self.fire(room, "batch_refused", status, "the server did not take a batch of updates", self._now())
+            self.fire(room, "batch_refused", status, f"the server refused an update: {status.name}", self._now())
         if room._upload is not None:
-            self._go_on(room)
-        if room._waiting and not room._unacked:
-            room._notice()
+            self._continue_upload(room)
+        elif not room._unacked and (room._watch is not None or room._fsm.in_doubt):
+            self._settle(room)
 
     def _refused(self, room: Room, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
-        try:
-            guarded(room.adaptor.refused, updates, status)
-        except Exception as error:
-            logger.error("the adaptor of room %r raised on being told of a refusal", room.id, exc_info=error)
+        what = f"the adaptor of room {room.id!r}, told of a refusal,"
+        notify_user(what, room.adaptor.refused, updates, status)
 
-    def _apply(self, room: Room, updates: Sequence[bytes], batch_id: int) -> None:
-        if room.permission is None:
-            return  # there is no session; the version exchange of the join brings it
+    def _apply(self, room: Room, updates: Sequence[bytes], batch_id: int) -> Iterator[object] | None:
+        """Apply a batch; returns what is left to do of a large one, in steps."""
+        if room._permission is None:
+            return None  # there is no session; the version exchange of the join brings it
+        if len(updates) > APPLIED_AT_ONCE:
+            return self._apply_in_slices(room, updates, batch_id)
+        self._applied(room, batch_id, self._apply_some(room, updates))
+        return None
+
+    def _apply_in_slices(self, room: Room, updates: Sequence[bytes], batch_id: int) -> Iterator[None]:
+        session, verdict, start = room._session, UpdateStatusCode.OK, 0
+        pending = False
+        while start < len(updates):
+            if session != room._session or room._permission is None:
+                return  # the next session begins with a comparison
+            end, size = start, 0
+            while end < len(updates) and end - start < APPLIED_AT_ONCE and size < APPLIED_BYTES:
+                size += len(updates[end])
+                end += 1
+            result = self._apply_some(room, updates[start:end])
+            pending = pending or result is None
+            verdict = max(verdict, result or UpdateStatusCode.OK)
+            start = end
+            yield
+        self._applied(room, batch_id, None if pending and verdict is UpdateStatusCode.OK else verdict)
+
+    def _apply_some(self, room: Room, updates: Sequence[bytes]) -> UpdateStatusCode | None:
+        """What became of them: None if some wait for others that have not come."""
         try:
-            guarded(room.adaptor.apply, updates)
-        except Exception as error:
-            self.complain("room %r: refused a batch from the server: %s", room.id, partial(self._redaction, error))
-            self._refuse(room, batch_id, UpdateStatusCode.INVALID_UPDATE)
-        if room._waiting:
-            room._notice()
+            applied = room._ask("applying updates", _apply, room.adaptor, updates)
+        except UserCodeFailed:
+            return UpdateStatusCode.INVALID_UPDATE
+        if isinstance(applied, ValueError):  # they are bad, as adaptors say it
+            what = "room %r: refused a batch from the server: %s"
+            self.complain(what, room.id, partial(self._redaction, applied))
+            return UpdateStatusCode.INVALID_UPDATE
+        return None if applied is False else UpdateStatusCode.OK
+
+    def _applied(self, room: Room, batch_id: int, verdict: UpdateStatusCode | None) -> None:
+        if verdict is None:
+            why = "an update of the server's waits for others that have not come"
+            self.fire(room, "updates_lost", UpdateStatusCode.OK, why, self._now())
+        elif verdict is not UpdateStatusCode.OK:
+            self._refuse(room, batch_id, verdict)
+            self.fire(room, "updates_lost", verdict, "an update of the server's could not be applied", self._now())
+        self._notice(room)
 
     def _refuse(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
         if (
@@ -830,30 +1193,32 @@ class Rooms:
         ):  # a server that sends junk and reads nothing must not fill our memory
             self._send(encode(Ack(room.crdt_type, room.id, batch_id, status)))
 
-    def _reassemble(self, room: Room, message: DocUpdateFragmentHeader | DocUpdateFragment) -> None:
-        if room.permission is None:
-            return
+    def _reassemble(self, room: Room, message: DocUpdateFragmentHeader | DocUpdateFragment) -> Iterator[object] | None:
+        if room._permission is None:
+            return None
         if room not in self._fragmented and len(self._fragmented) >= MAX_FRAGMENTED_ROOMS:
             why = f"{len(self._fragmented)} rooms have batches under way"
             self._refuse_batch(room, Refusal(message.batch_id, UpdateStatusCode.RATE_LIMITED, why))
-            return
+            return None
         if room._reassembler is None:
-            room._reassembler = Reassembler()
+            room._reassembler = Reassembler(self._max_update_size, FRAGMENT_PATIENCE)
         reassembler, now = room._reassembler, self._now()
         self._expire_fragments(room, reassembler, now)
+        most = max(MAX_FRAGMENT_BYTES, self._max_update_size)
         result: bytes | Refusal | None
         if isinstance(message, DocUpdateFragmentHeader):
             result = reassembler.begin(message, now)
-        elif reassembler.awaits(message) and self._fragment_bytes() + len(message.fragment) > MAX_FRAGMENT_BYTES:
-            why = f"the batches under way hold {MAX_FRAGMENT_BYTES} bytes"
+        elif reassembler.awaits(message) and self._fragment_bytes() + len(message.fragment) > most:
+            why = f"the batches under way hold {most} bytes"
             result = reassembler.refuse(message.batch_id, UpdateStatusCode.RATE_LIMITED, why)
         else:
             result = reassembler.add(message, now)
-        if isinstance(result, bytes):
-            self._apply(room, (result,), message.batch_id)
-        elif result is not None:
-            self._refuse_batch(room, result)
         self._watch_fragments(room)
+        if isinstance(result, bytes):
+            return self._apply(room, (result,), message.batch_id)
+        if result is not None:
+            self._refuse_batch(room, result)
+        return None
 
     def _fragment_bytes(self) -> int:
         return sum(room._reassembler.size for room in self._fragmented if room._reassembler is not None)
@@ -883,11 +1248,23 @@ class Rooms:
         self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
         why = "a batch from the server never came whole"
-        self._pump.post(self.fire, room, "batch_refused", refusal.status, why, self._now())
+        self._pump.post(self._fire_in_session, room, room._session, "updates_lost", refusal.status, why, self._now())
 
     def _now(self) -> float:
         assert self._loop is not None
         return self._loop.time()
+
+
+def _nothing_unsent() -> tuple[bytes, ...]:
+    return ()
+
+
+def _apply(adaptor: Adaptor, updates: Sequence[bytes]) -> bool | ValueError | None:
+    """ValueError is an answer of an adaptor's, and no fault of it."""
+    try:
+        return adaptor.apply(updates)
+    except ValueError as error:
+        return error
 
 
 _ADAPTORS: weakref.WeakSet[type] = weakref.WeakSet()  # known to be some: isinstance() takes longer than all of a join

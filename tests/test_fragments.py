@@ -130,18 +130,42 @@ def test_a_large_update_between_small_ones_keeps_its_place() -> None:
 
 
 def test_an_update_too_large_for_anyone_is_refused_before_an_id_is_taken() -> None:
-    """16 MiB are sent, a byte more is a ValueError that names both sizes; it is no ProtocolError."""
-    with pytest.raises(ValueError, match="an update of 16777217 bytes cannot be sent, the limit is 16777216") as caught:
-        split(LORO, "r", [b"a", bytes(16 * MIB + 1)], lambda: pytest.fail("an id was taken"))
+    """64 MiB are sent, a byte more is a ValueError that names both sizes; it is no ProtocolError."""
+    with pytest.raises(ValueError, match="an update of 67108865 bytes cannot be sent, the limit is 67108864") as caught:
+        split(LORO, "r", [b"a", bytes(64 * MIB + 1)], lambda: pytest.fail("an id was taken"))
     assert not isinstance(caught.value, ProtocolError)
 
 
-def test_the_limit_is_also_one_of_fragments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were MAX_FRAGMENTS the smaller bound, it would be the one that holds."""
-    monkeypatch.setattr(Reassembler, "MAX_FRAGMENTS", 2)
-    assert len(split(LORO, "r", [bytes(2 * FRAGMENT_SIZE)], lambda: 1)[0].frames) == 3
-    with pytest.raises(ValueError, match=f"the limit is {2 * FRAGMENT_SIZE}"):
-        split(LORO, "r", [bytes(2 * FRAGMENT_SIZE + 1)], lambda: 1)
+def test_the_limit_can_be_set() -> None:
+    """In either direction, and as many fragments as it takes are allowed."""
+    with pytest.raises(ValueError, match="the limit is 5"):
+        split(LORO, "r", [bytes(6)], lambda: 1, limit=5)
+    reassembler = Reassembler(100 * MIB)
+    assert reassembler.begin(header(1, 10_000, 100 * MIB), 0.0) is None
+    assert refused(reassembler.begin(header(2, 1, 100 * MIB + 1), 0.0), 2, TOO_LARGE, "the limit is 104857600")
+
+
+@pytest.mark.parametrize("room_id", ["r", "\u20ac" * 42])
+@pytest.mark.parametrize("size", [16 * 1024, 100_000])
+def test_d_toobig_frames_are_as_small_as_asked_for(room_id: str, size: int) -> None:
+    """D-TOOBIG: of whole updates and of fragments, with what is around them; nothing is lost."""
+    around = 160
+    updates = [bytes(size + 1), *[bytes(4096)] * 50, bytes(size - around)]
+    batches = split(LORO, room_id, updates, itertools.count().__next__, size - around)
+    assert [update for batch in batches for update in batch.updates] == updates
+    assert max(len(frame) for batch in batches for frame in batch.frames) <= size
+
+
+def test_an_idle_timeout_is_extended_by_each_fragment() -> None:
+    """LIVE-2: a large update on a slow link takes as long as it takes; one that stops coming is given up."""
+    reassembler = Reassembler(idle_timeout=30.0)
+    reassembler.begin(header(1, 4, 4), 0.0)
+    for index, now in enumerate((29.0, 58.0, 87.0)):
+        assert reassembler.expire(now) == []
+        assert reassembler.add(piece(1, index, b"x"), now) is None
+    assert reassembler.next_deadline() == 117.0
+    (given_up,) = reassembler.expire(117.0)
+    assert given_up.why == "3 of 4 fragments came, then none for 30 s"
 
 
 def test_split_refuses_what_encode_refuses() -> None:
@@ -184,11 +208,11 @@ def test_very_many_tiny_updates_fit_too() -> None:
     assert receive(batches) == updates
 
 
-def test_sixteen_mebibytes_arrive() -> None:
+def test_64_mebibytes_arrive() -> None:
     """The largest update there may be goes out in 69 fragments and comes back to the byte."""
-    update = random.Random(1).randbytes(16 * MIB)
+    update = random.Random(1).randbytes(64 * MIB)
     batches = split(LORO, "r", [update], lambda: 1)
-    assert len(batches[0].frames) == 70
+    assert len(batches[0].frames) == 275
     assert receive(batches) == [update]
 
 
@@ -232,8 +256,8 @@ def test_batches_may_be_interleaved() -> None:
     [
         (0, 0, INVALID, "announces no fragments"),
         (0, 5, INVALID, "announces no fragments"),
-        (4097, 5, TOO_LARGE, "announces 4097 fragments, the limit is 4096"),
-        (1, 16 * MIB + 1, TOO_LARGE, "announces 16777217 bytes, the limit is 16777216"),
+        (8193, 5, TOO_LARGE, "announces 8193 fragments, the limit is 8192"),
+        (1, 64 * MIB + 1, TOO_LARGE, "announces 67108865 bytes, the limit is 67108864"),
         (2**32 - 1, 2**32 - 1, TOO_LARGE, "announces 4294967295 fragments"),
     ],
 )
@@ -246,8 +270,8 @@ def test_a_header_out_of_bounds_is_refused(count: int, size: int, status: Update
 
 
 def test_a_header_at_the_bounds_is_taken() -> None:
-    """4096 fragments and 16 MiB are the most, not too much."""
-    assert Reassembler().begin(header(1, 4096, 16 * MIB), 0.0) is None
+    """8192 fragments and 64 MiB are the most, not too much."""
+    assert Reassembler().begin(header(1, 8192, 64 * MIB), 0.0) is None
 
 
 def held_by_header(count: int, size: int) -> int:
@@ -262,7 +286,7 @@ def held_by_header(count: int, size: int) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("count", "size"), [(2**32 - 1, 2**32 - 1), (4096, 16 * MIB)])
+@pytest.mark.parametrize(("count", "size"), [(2**32 - 1, 2**32 - 1), (8192, 64 * MIB)])
 def test_nothing_is_allocated_from_a_claim(count: int, size: int) -> None:
     """A header that claims 2**32 - 1 fragments, or all we would take, costs a few hundred bytes."""
     assert held_by_header(count, size) < 10_000
@@ -271,7 +295,7 @@ def test_nothing_is_allocated_from_a_claim(count: int, size: int) -> None:
 def test_memory_is_that_of_the_bytes_received() -> None:
     """Half a batch holds about its half; a refusal lets go of it."""
     reassembler = Reassembler()
-    assert reassembler.begin(header(1, 64, 16 * MIB), 0.0) is None
+    assert reassembler.begin(header(1, 64, 64 * MIB), 0.0) is None
     tracemalloc.start()
     try:
         for index in range(10):
@@ -329,8 +353,8 @@ def test_a_refusal_says_why_in_words() -> None:
     reassembler = Reassembler()
     said = [
         reassembler.begin(header(1, 0, 9), 0.0),
-        reassembler.begin(header(1, 4097, 9), 0.0),
-        reassembler.begin(header(1, 1, 16 * MIB + 1), 0.0),
+        reassembler.begin(header(1, 8193, 9), 0.0),
+        reassembler.begin(header(1, 1, 64 * MIB + 1), 0.0),
         reassembler.begin(header(1, 2, 9), 0.0),
         reassembler.begin(header(1, 2, 9), 0.0),
         reassembler.add(piece(2, 7, b"x"), 0.0),
@@ -348,8 +372,8 @@ def test_a_refusal_says_why_in_words() -> None:
         said.append(reassembler.begin(header(batch_id, 1, 1), 0.0))
     assert [each.why for each in said if isinstance(each, Refusal)] == [
         "its header announces no fragments",
-        "its header announces 4097 fragments, the limit is 4096",
-        "its header announces 16777217 bytes, the limit is 16777216",
+        "its header announces 8193 fragments, the limit is 8192",
+        "its header announces 67108865 bytes, the limit is 67108864",
         "its header came twice",
         "fragment 7 came without a header",
         "fragment 2 came, its header announces 2, counted from 0",

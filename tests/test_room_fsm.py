@@ -11,8 +11,8 @@ import pytest
 
 import golden
 from golden import Story, change, said, waits
-from reconnect_fsm.effects import Effect, FailWaiters, VersionChoice
-from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft
+from reconnect_fsm.effects import Effect, FailWaiters, NotifyError, VersionChoice
+from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
 from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import row, state
 from reconnect_fsm.retry import RetryPolicy
@@ -35,17 +35,20 @@ ROUTES: dict[str, list[tuple[Any, ...]]] = {
     "joining": JOINING,
     "join_delayed": [*JOINING, ("timer_fell_due",)],
     "joined": JOINED,
+    "resyncing": [*JOINED, ("resync_requested",)],
+    "resync_delayed": [*JOINED, ("resync_requested",), ("timer_fell_due",)],
     "stale": STALE,
     "rejoining": REJOINING,
     "rejoin_delayed": [*REJOINING, ("timer_fell_due",)],
     "left": [*QUEUED, ("leave_requested",)],
-    "error": [*JOINING, ("join_refused", UNKNOWN)],
+    "error": [*JOINING, ("join_refused", AUTH_FAILED)],
 }
 """How to get into each state."""
 TRACKED = [where for where in ROUTES if where not in ("left", "error")]
-ONLINE = ["joining", "join_delayed", "joined", "rejoining", "rejoin_delayed"]
-ASKING = ["joining", "rejoining"]
-DELAYED = ["join_delayed", "rejoin_delayed"]
+ONLINE = ["joining", "join_delayed", "joined", "resyncing", "resync_delayed", "rejoining", "rejoin_delayed"]
+ASKING = ["joining", "rejoining", "resyncing"]
+DELAYED = ["join_delayed", "rejoin_delayed", "resync_delayed"]  # each after one of those
+SESSION = ["joined", "resyncing", "resync_delayed"]
 
 
 def room(where: str = "disconnected", cls: type[RoomFSM] = RoomFSM) -> RoomFSM:
@@ -83,6 +86,8 @@ def test_join_1_a_join_before_there_is_a_connection_is_kept() -> None:
         ("joining", "connecting"),
         ("join_delayed", "connecting"),
         ("joined", "joined"),
+        ("resyncing", "joined"),
+        ("resync_delayed", "joined"),
         ("stale", "reconnecting"),
         ("rejoining", "reconnecting"),
         ("rejoin_delayed", "reconnecting"),
@@ -96,14 +101,14 @@ def test_join_3_every_state_shows_one_of_five_statuses(where: str, status: str) 
     assert {each.status for each in RoomFSM.states.values()} == set(RoomStatus)
 
 
-def test_obs_2_listeners_hear_the_wait_only_where_there_is_one() -> None:
-    """OBS-2: a room that comes back at once tells no seconds, one that waits does."""
+def test_obs_2_a_comparison_of_versions_is_no_change_of_status() -> None:
+    """OBS-2 D-RESYNC: the room stays joined; `room.reason` says what it does."""
     fsm = room("joined")
-    news = change(fsm.put_out(REJOIN, 100.0))
-    assert (news.old, news.new, news.retry_in) == ("joined", "reconnecting", None)
+    assert not any(each.startswith("NotifyStatus") for each in said(fsm.put_out(REJOIN, 100.0)))
+    assert (fsm.state, fsm.status, fsm.reason) == ("resyncing", "joined", str(REJOIN))
     fsm.join_accepted()
-    news = change(fsm.put_out(REJOIN, 110.0))
-    assert (news.old, news.new, news.retry_in) == ("joined", "reconnecting", 20.0)
+    assert not any(each.startswith("NotifyStatus") for each in said(fsm.put_out(REJOIN, 110.0)))
+    assert (fsm.state, fsm.delay) == ("resync_delayed", 20.0)
 
 
 @pytest.mark.parametrize(("fact", "args"), [("leave_requested", ()), ("broke", ("why",)), ("join_refused", (UNKNOWN,))])
@@ -176,6 +181,7 @@ def test_rejoin_3_a_refusal_is_the_end(where: str, old: str) -> None:
         "AbandonRequest()",
         "Untrack()",
         f"FailWaiters(JoinRefused('{AUTH_FAILED}'))",
+        f"NotifyError(JoinRefused('{AUTH_FAILED}'))",
         f"NotifyStatus({old} → error, '{AUTH_FAILED}')",
     ]
     assert error_of(effects) is AUTH_FAILED
@@ -186,7 +192,7 @@ def test_rejoin_3_a_refusal_is_the_end(where: str, old: str) -> None:
 def test_rejoin_3_a_refusal_that_comes_late_counts(where: str) -> None:
     """REJOIN-3 D-TIMEOUT: asking again would get the same answer."""
     fsm = room(where)
-    assert said(fsm.join_refused(UNKNOWN))[:2] == ["StopTimer()", "Untrack()"]
+    assert said(fsm.join_refused(AUTH_FAILED))[:2] == ["StopTimer()", "Untrack()"]
     assert fsm.state == "error"
 
 
@@ -207,10 +213,10 @@ def test_d_stop_a_stopped_client_keeps_the_room(where: str) -> None:
 
 
 def test_d_stop_a_stopped_session_ends_first() -> None:
-    """D-STOP: in this order."""
+    """D-STOP: before listeners hear of it."""
     assert said(room("joined").client_stopped("closed")) == [
-        "EndSession()",
         "FailWaiters(ClientStopped('the client stopped: closed (connect() or retry_now() starts it again)'))",
+        "EndSession()",
         "NotifyStatus(joined → disconnected, 'closed')",
     ]
 
@@ -283,7 +289,7 @@ def test_d_timeout_the_backoff_begins_anew_once_joined() -> None:
 @pytest.mark.parametrize("where", DELAYED)
 def test_d_timeout_the_reason_for_asking_again_is_that_of_the_wait(where: str) -> None:
     """D-TIMEOUT: when a wait ends, it is not for want of an answer; nor is a refused fact a reason."""
-    fsm = room({"join_delayed": "joining", "rejoin_delayed": "rejoining"}[where])
+    fsm = room(dict(zip(DELAYED, ASKING, strict=True))[where])
     fsm.credentials_failed("the auth function raised OSError", False)
     fsm.join_requested()
     fsm.timer_fell_due()
@@ -346,9 +352,9 @@ def test_d_leave_the_server_is_told_before_the_session_ends() -> None:
     """D-LEAVE: in this order."""
     assert said(room("joined").leave_requested()) == [
         "SendLeave()",
-        "EndSession()",
         "Untrack()",
         "FailWaiters(RoomLeft('leave() was called on the room while this operation waited for it'))",
+        "EndSession()",
         "NotifyStatus(joined → disconnected, 'left by this program')",
     ]
 
@@ -359,7 +365,14 @@ def test_d_leave_a_room_that_is_disconnected_reports_nothing_twice() -> None:
     assert not any(each.startswith("NotifyStatus") for each in effects)
 
 
-LATER = (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)
+FOR_GOOD = (
+    UpdateStatusCode.PERMISSION_DENIED,
+    UpdateStatusCode.INVALID_UPDATE,
+    UpdateStatusCode.PAYLOAD_TOO_LARGE,
+    UpdateStatusCode.APP_ERROR,
+)
+REFUSALS = [each for each in UpdateStatusCode if each is not UpdateStatusCode.OK]
+OF_THE_MOMENT = [each for each in REFUSALS if each not in FOR_GOOD]
 OVER: list[tuple[Any, ...]] = [
     ("join_requested",),
     ("connection_opened", "connected"),
@@ -372,7 +385,12 @@ OVER: list[tuple[Any, ...]] = [
     ("timer_fell_due",),
     ("put_out", EVICTED, 1.0),
     ("acks_overdue", 1.0),
-    ("batch_refused", UpdateStatusCode.RATE_LIMITED, "never came whole", 1.0),
+    ("batch_refused", UpdateStatusCode.RATE_LIMITED, "slowly", 1.0),
+    ("upload_refused", UpdateStatusCode.PERMISSION_DENIED),
+    ("edited_in_doubt", 1.0),
+    ("acks_complete",),
+    ("updates_lost", UpdateStatusCode.OK, "one is missing", 1.0),
+    ("resync_requested",),
     ("leave_requested",),
     ("broke", "raised"),
 ]
@@ -393,7 +411,9 @@ def test_d_roomerr_eviction_is_the_end(where: str) -> None:
     """D-ROOMERR: any code but 1; the set is cleared before listeners hear of it."""
     fsm = room(where)
     effects = said(fsm.put_out(EVICTED, 100.0))
-    assert effects[-3:-1] == ["Untrack()", f"FailWaiters(JoinRefused('{EVICTED}'))"]
+    begin = effects.index("Untrack()")
+    assert effects[begin + 1] == f"FailWaiters(JoinRefused('{EVICTED}'))"
+    assert f"NotifyError(JoinRefused('{EVICTED}'))" in effects[begin:]
     assert f"→ error, '{EVICTED}'" in effects[-1]
     assert fsm.state == "error"
 
@@ -401,7 +421,7 @@ def test_d_roomerr_eviction_is_the_end(where: str) -> None:
 def test_d_roomerr_a_refusal_after_the_join_is_a_room_error() -> None:
     """D-ROOMERR: servers answer a state too large to send with Ok, then a JoinError."""
     fsm = room("joined")
-    assert said(fsm.join_refused(UNKNOWN))[:2] == ["EndSession()", "Untrack()"]
+    assert {"EndSession()", "Untrack()"} < set(said(fsm.join_refused(UNKNOWN)))
     assert fsm.state == "error"
 
 
@@ -417,12 +437,10 @@ def test_d_roomerr_a_suggestion_is_followed_at_once() -> None:
     fsm = room("joined")
     assert said(fsm.put_out(REJOIN, 100.0)) == [
         "TakeBack()",
-        "EndSession()",
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
-        f"NotifyStatus(joined → reconnecting, '{REJOIN}')",
     ]
-    assert fsm.state == "rejoining"
+    assert (fsm.state, fsm.status) == ("resyncing", "joined")
 
 
 def test_d_roomerr_then_at_most_once_in_30_seconds() -> None:
@@ -431,11 +449,11 @@ def test_d_roomerr_then_at_most_once_in_30_seconds() -> None:
     now, followed = 100.0, []
     for _ in range(4):
         effects = fsm.put_out(REJOIN, now)
-        if fsm.state == "rejoin_delayed":
+        if fsm.state == "resync_delayed":
             (wait,) = waits(effects)
             now += wait
             fsm.timer_fell_due()
-        assert fsm.state == "rejoining"
+        assert fsm.state == "resyncing"
         followed.append(now)
         now += 1
         fsm.join_accepted()
@@ -456,7 +474,7 @@ def test_d_roomerr_a_late_answer_to_a_suggestion_that_was_followed_counts() -> N
     fsm = room("joined")
     fsm.put_out(REJOIN, 100.0)
     fsm.timer_fell_due()  # no answer in time
-    assert fsm.state == "rejoin_delayed"
+    assert fsm.state == "resync_delayed"
     fsm.join_accepted()
     assert fsm.state == "joined"
 
@@ -467,7 +485,7 @@ def test_d_roomerr_the_interval_is_over() -> None:
     fsm.put_out(REJOIN, 100.0)
     fsm.join_accepted()
     fsm.put_out(REJOIN, 130.0)
-    assert fsm.state == "rejoining"
+    assert fsm.state == "resyncing"
 
 
 def test_d_roomerr_a_suggestion_waits_no_longer_than_the_interval() -> None:
@@ -483,7 +501,14 @@ def test_d_roomerr_a_suggestion_waits_no_longer_than_the_interval() -> None:
         fsm.join_accepted()
 
 
-@pytest.mark.parametrize("where", [*ASKING, *DELAYED])
+def test_d_roomerr_a_suggestion_while_a_comparison_waits_keeps_edits_back() -> None:
+    """D-ROOMERR D-RESYNC: we are put out, so an edit would be refused."""
+    fsm = room("resync_delayed")
+    assert said(fsm.put_out(REJOIN, 100.0)) == ["TakeBack()"]
+    assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
+
+
+@pytest.mark.parametrize("where", [*ASKING, "join_delayed", "rejoin_delayed"])
 def test_d_roomerr_a_suggestion_is_no_news_while_asking(where: str) -> None:
     """D-ROOMERR: it is what the room does."""
     fsm = room(where)
@@ -541,7 +566,7 @@ def test_d_version_an_answer_to_nothing_chooses_no_version() -> None:
     fsm.put_out(REJOIN, 100.0)
     fsm.join_accepted()
     fsm.put_out(REJOIN, 101.0)
-    assert fsm.state == "rejoin_delayed"
+    assert fsm.state == "resync_delayed"
     assert fsm.join_refused(VERSION_UNKNOWN) == []
     assert "RequestJoin(CURRENT)" in said(fsm.timer_fell_due())
 
@@ -573,17 +598,15 @@ def test_d_version_begins_anew(way: str) -> None:
     assert said(fsm.join_refused(VERSION_UNKNOWN))[2] == "RequestJoin(ALTERNATIVE)"
 
 
-def test_d_ack_too_many_updates_without_an_ack_lead_to_a_rejoin() -> None:
+def test_d_ack_too_many_updates_without_an_ack_lead_to_a_comparison() -> None:
     """D-ACK: its version exchange supersedes them."""
     fsm = room("joined")
     assert said(fsm.acks_overdue(100.0)) == [
         "TakeBack()",
-        "EndSession()",
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
-        "NotifyStatus(joined → reconnecting, 'too many updates without an Ack')",
     ]
-    assert fsm.state == "rejoining"
+    assert (fsm.state, fsm.reason) == ("resyncing", "too many updates without an Ack")
 
 
 def test_d_ack_a_server_that_never_acknowledges_has_the_document_once_per_interval() -> None:
@@ -592,7 +615,7 @@ def test_d_ack_a_server_that_never_acknowledges_has_the_document_once_per_interv
     fsm.acks_overdue(100.0)
     fsm.join_accepted()
     assert "StartTimer(20)" in said(fsm.acks_overdue(110.0))
-    assert fsm.state == "rejoin_delayed"
+    assert fsm.state == "resync_delayed"
 
 
 @pytest.mark.parametrize("where", TRACKED)
@@ -620,10 +643,11 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
     assert said(fsm.give_up("the machine raised")) == [
         "Untrack()",
         "FailWaiters(JoinRefused('this program refused the room: the machine raised'))",
+        "NotifyError(JoinRefused('this program refused the room: the machine raised'))",
         "NotifyStatus(connecting → error, 'the machine raised')",
     ]
     assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
-    assert len(fsm.give_up("again")) == 2  # nobody is told a status twice
+    assert len(fsm.give_up("again")) == 3  # nobody is told a status twice
 
 
 def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
@@ -639,7 +663,8 @@ def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
 IMPOSSIBLE = [
     ("join_accepted", ["joined", "queued", "stale", "disconnected"]),
     ("timer_fell_due", ["joined", "queued", "stale", "disconnected"]),
-    ("acks_overdue", [where for where in TRACKED if where != "joined"]),
+    ("acks_overdue", [where for where in TRACKED if where not in SESSION]),
+    ("edited_in_doubt", [where for where in TRACKED if where != "joined"]),
 ]
 
 
@@ -647,7 +672,7 @@ IMPOSSIBLE = [
 def test_a_fact_that_cannot_be_changes_nothing(fact: str, where: str) -> None:
     """It is refused, with a reason."""
     fsm = room(where)
-    assert getattr(fsm, fact)(*([1.0] if fact == "acks_overdue" else [])) == []
+    assert getattr(fsm, fact)(*([1.0] if fact in ("acks_overdue", "edited_in_doubt") else [])) == []
     assert fsm.state == where
 
 
@@ -692,7 +717,7 @@ def test_a_user_may_never_follow_a_suggestion_at_once() -> None:
 
     fsm = room("joined", Slow)
     assert waits(fsm.put_out(REJOIN, 100.0)) == [30.0]
-    assert fsm.state == "rejoin_delayed"
+    assert fsm.state == "resync_delayed"
 
 
 def test_a_users_state_and_row_are_part_of_the_machine() -> None:
@@ -739,7 +764,7 @@ def test_an_instance_is_small() -> None:
     """It has slots only; there may be a hundred thousand of them."""
     fsm = room()
     assert not hasattr(fsm, "__dict__")
-    assert sys.getsizeof(fsm) <= 160
+    assert sys.getsizeof(fsm) <= 192
 
 
 def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
@@ -776,8 +801,6 @@ def rejoin(story: Story) -> None:
     story.tell("join_accepted")
     story.tell("connection_lost", "closed with code 1001: going down")
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
-    story.tell("acks_overdue", 1.0)
     story.tell("join_accepted")
     story.tell("client_stopped", "closed by this program")
     story.tell("client_started", "asked to connect")
@@ -844,7 +867,30 @@ def refused(story: Story) -> None:
     story.tell("connection_opened", "connected")
 
 
-STORIES = [join_and_leave, rejoin, no_answer, evicted, version_unknown, auth, refused]
+def resync(story: Story) -> None:
+    """An update is refused for the moment, later ones wait for the comparison; one is refused for good; one is lost."""
+    story.tell("connection_opened", "connected")
+    story.tell("join_accepted")
+    story.tell("batch_refused", UpdateStatusCode.RATE_LIMITED, "too many", 100.0)
+    story.tell("batch_refused", UpdateStatusCode.RATE_LIMITED, "too many", 100.1)
+    story.tell("join_accepted")
+    story.tell("timer_fell_due")
+    story.tell("join_accepted")
+    story.tell("acks_complete")
+    story.tell("batch_refused", UpdateStatusCode.PERMISSION_DENIED, "no", 200.0)
+    story.tell("join_accepted")
+    story.tell("batch_refused", UpdateStatusCode.PERMISSION_DENIED, "no", 200.1)
+    story.tell("edited_in_doubt", 210.0)
+    story.tell("timer_fell_due")
+    story.tell("join_accepted")
+    story.tell("acks_complete")
+    story.tell("updates_lost", UpdateStatusCode.OK, "one is missing", 300.0)
+    story.tell("timer_fell_due")
+    story.tell("resync_requested")
+    story.tell("join_accepted")
+
+
+STORIES = [join_and_leave, rejoin, no_answer, evicted, version_unknown, auth, refused, resync]
 
 
 @pytest.mark.parametrize("tell", STORIES, ids=lambda tell: tell.__name__)
@@ -860,29 +906,6 @@ def test_golden_transcripts_have_a_story_each() -> None:
     assert golden.names("room") == {f"room_{tell.__name__}" for tell in STORIES}
 
 
-def test_d_ack_a_batch_that_was_lost_is_fetched_by_a_rejoin() -> None:
-    """D-ACK D-ROOMERR: at once, and then at most once per 30 s, however often a server loses one."""
-    fsm = room("joined")
-    assert said(fsm.batch_refused(UpdateStatusCode.FRAGMENT_TIMEOUT, "lost", 100.0))[:3] == [
-        "TakeBack()",
-        "EndSession()",
-        "RequestJoin(CURRENT)",
-    ]
-    assert fsm.reason == "lost"
-    assert fsm.state == "rejoining"
-    fsm.join_accepted()
-    assert "StartTimer(20)" in said(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "lost", 110.0))
-    assert fsm.state == "rejoin_delayed"
-
-
-@pytest.mark.parametrize("status", [each for each in UpdateStatusCode if each not in LATER])
-def test_d_ack_what_is_refused_for_good_is_not_asked_for_again(status: UpdateStatusCode) -> None:
-    """D-ACK: the same would be refused again, and again."""
-    fsm = room("joined")
-    assert fsm.batch_refused(status, "refused", 100.0) == []
-    assert fsm.state == "joined"
-
-
 @pytest.mark.parametrize("answer", ["join_accepted", "join_refused"])
 def test_d_roomerr_an_answer_to_nothing_is_none(answer: str) -> None:
     """D-ROOMERR: a room that was put out and waits has asked for nothing, whatever a server says."""
@@ -890,7 +913,218 @@ def test_d_roomerr_an_answer_to_nothing_is_none(answer: str) -> None:
     fsm.put_out(REJOIN, 100.0)
     fsm.join_accepted()
     fsm.put_out(REJOIN, 101.0)
-    assert fsm.state == "rejoin_delayed"
+    assert fsm.state == "resync_delayed"
     args = (UNKNOWN,) if answer == "join_refused" else ()
     assert getattr(fsm, answer)(*args) == []
-    assert fsm.state == "rejoin_delayed"
+    assert fsm.state == "resync_delayed"
+
+
+# ------------------------------------------------------------------------------------------------------------- D-RESYNC
+
+
+@pytest.mark.parametrize("status", [each for each in REFUSALS if each is not UpdateStatusCode.RATE_LIMITED])
+def test_d_resync_a_refusal_leads_to_a_comparison_at_once_and_then_once_in_30_seconds(status: UpdateStatusCode) -> None:
+    """D-RESYNC D-ACK: whatever the status; the session goes on, and edits are kept back until it is answered."""
+    fsm = room("joined")
+    assert not fsm.keeps_edits_back
+    assert said(fsm.batch_refused(status, "refused", 100.0)) == ["TakeBack()", "RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert (fsm.state, fsm.status, fsm.reason, fsm.keeps_edits_back) == ("resyncing", "joined", "refused", True)
+    assert said(fsm.join_accepted())[-1] == "Synchronise()"
+    assert (fsm.in_doubt, fsm.keeps_edits_back) == (True, False)
+    assert fsm.acks_complete() == []
+    assert not fsm.in_doubt
+    assert waits(fsm.batch_refused(status, "refused", 110.0)) == [20.0]
+    assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
+
+
+@pytest.mark.parametrize("status", FOR_GOOD)
+def test_d_resync_what_a_comparison_uploads_is_refused_for_good(status: UpdateStatusCode) -> None:
+    """D-RESYNC: who is synced has to know; the same is not sent again, until there is an edit."""
+    fsm = room("joined")
+    fsm.batch_refused(status, "refused", 100.0)
+    fsm.join_accepted()
+    (told,) = fsm.batch_refused(status, "refused", 100.1)
+    assert isinstance(told, NotifyError)
+    assert isinstance(told.error, UpdatesRefused)
+    assert told.error.status is status
+    assert (fsm.state, fsm.refused, fsm.keeps_edits_back) == ("joined", status, True)
+    fsm.acks_complete()
+    assert fsm.in_doubt
+    assert waits(fsm.edited_in_doubt(101.0)) == [29.0]
+    assert fsm.edited_in_doubt(102.0) == []
+    fsm.timer_fell_due()
+    assert fsm.refused is status
+    fsm.join_accepted()
+    assert (fsm.refused, fsm.in_doubt) == (None, True)
+
+
+@pytest.mark.parametrize("status", [each for each in OF_THE_MOMENT if each is not UpdateStatusCode.RATE_LIMITED])
+def test_d_resync_what_is_refused_for_the_moment_is_tried_again_in_30_seconds(status: UpdateStatusCode) -> None:
+    """D-RESYNC: servers say UNKNOWN of any fault of their own."""
+    fsm = room("joined")
+    fsm.batch_refused(status, "refused", 100.0)
+    fsm.join_accepted()
+    assert waits(fsm.batch_refused(status, "refused", 101.0)) == [29.0]
+    assert fsm.refused is None
+
+
+def test_d_resync_what_cannot_be_sent_at_all_is_refused_for_good_at_once() -> None:
+    """D-RESYNC: a reader's document, or one update that no message may hold; there is no use in asking."""
+    for where in SESSION:
+        fsm = room(where)
+        (told,) = fsm.upload_refused(UpdateStatusCode.PERMISSION_DENIED)
+        assert isinstance(told, NotifyError)
+        assert (fsm.state, fsm.refused, fsm.in_doubt) == (where, UpdateStatusCode.PERMISSION_DENIED, True)
+
+
+def test_d_resync_doubt_outlives_the_connection() -> None:
+    """D-RESYNC: only an upload that was taken ends it, and a join begins with one."""
+    fsm = room("joined")
+    fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)
+    fsm.connection_lost("lost")
+    assert fsm.acks_complete() == []
+    fsm.connection_opened("connected")
+    fsm.join_accepted()
+    assert fsm.in_doubt
+    fsm.acks_complete()
+    assert not fsm.in_doubt
+
+
+def test_d_resync_an_update_of_the_servers_that_is_lost_leads_to_a_comparison() -> None:
+    """D-RESYNC: at once, then at most once per 30 s; our own edits go on."""
+    fsm = room("joined")
+    assert said(fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0)) == [
+        "RequestJoin(CURRENT)",
+        "StartTimer(10)",
+    ]
+    assert (fsm.state, fsm.keeps_edits_back) == ("resyncing", False)
+    assert fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0) == []
+    fsm.join_accepted()
+    assert waits(fsm.updates_lost(UpdateStatusCode.INVALID_UPDATE, "damaged", 101.0)) == [29.0]
+    assert fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 102.0) == []
+    assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", False)
+
+
+def test_d_resync_what_is_too_large_for_us_is_not_fetched_again_and_again() -> None:
+    """D-RESYNC: the answer to a comparison would be too large, too."""
+    fsm = room("joined")
+    fsm.updates_lost(UpdateStatusCode.PAYLOAD_TOO_LARGE, "too large", 100.0)
+    assert fsm.state == "resyncing"
+    fsm.join_accepted()
+    assert fsm.updates_lost(UpdateStatusCode.PAYLOAD_TOO_LARGE, "too large", 101.0) == []
+    assert fsm.state == "joined"
+
+
+@pytest.mark.parametrize("where", TRACKED)
+def test_d_resync_by_hand_it_is_at_once(where: str) -> None:
+    """D-RESYNC: a person does not wait for an interval; without a session the join does the same."""
+    fsm = room(where)
+    effects = said(fsm.resync_requested())
+    if where in ("joined", "resync_delayed"):
+        assert effects[-2:] == ["RequestJoin(CURRENT)", "StartTimer(10)"]
+        assert fsm.state == "resyncing"
+    else:
+        assert effects == []
+        assert fsm.state == where
+
+
+@pytest.mark.parametrize("where", ["resyncing", "resync_delayed"])
+def test_d_resync_a_refusal_before_the_answer_waits_for_it(where: str) -> None:
+    """D-RESYNC: the comparison that is made, or will be, is for it too."""
+    fsm = room(where)
+    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)) == ["TakeBack()"]
+    assert (fsm.state, fsm.keeps_edits_back) == (where, True)
+
+
+def test_d_resync_no_answer_is_asked_again_with_the_rooms_own_backoff() -> None:
+    """D-RESYNC D-TIMEOUT: the session goes on."""
+    fsm = room("resyncing")
+    for wait in (0.5, 1.0, 2.0):
+        assert waits(fsm.timer_fell_due()) == [wait]
+        assert (fsm.state, fsm.status) == ("resync_delayed", "joined")
+        fsm.timer_fell_due()
+        assert fsm.state == "resyncing"
+
+
+# ------------------------------------------------------------------------------------------------------------ D-JOINERR
+
+
+def test_d_joinerr_an_unspecified_refusal_ends_a_first_join() -> None:
+    """D-JOINERR: nothing says that it will be better."""
+    for where in ("joining", "join_delayed"):
+        fsm = room(where)
+        fsm.join_refused(UNKNOWN, 100.0)
+        assert fsm.state == "error"
+
+
+@pytest.mark.parametrize(("where", "then"), [("rejoining", "rejoin_delayed"), ("resyncing", "resync_delayed")])
+def test_d_joinerr_an_unspecified_refusal_of_a_room_that_was_good_is_tried_again(where: str, then: str) -> None:
+    """D-JOINERR: later each time; a late answer changes nothing."""
+    fsm = room(where)
+    for wait in (0.5, 1.0, 2.0):
+        assert waits(fsm.join_refused(UNKNOWN, 100.0)) == [wait]
+        assert fsm.state == then
+        assert fsm.join_refused(UNKNOWN, 100.0) == []
+        fsm.timer_fell_due()
+        assert fsm.state == where
+
+
+def test_d_joinerr_an_unspecified_refusal_right_after_a_rejoin_is_tried_again() -> None:
+    """D-JOINERR D-ROOMERR: servers answer with Ok, then fail to send what is missing; at most once per 30 s."""
+    fsm = room("rejoining")
+    fsm.join_accepted()
+    assert waits(fsm.join_refused(UNKNOWN, 100.0)) == [30.0]
+    assert (fsm.state, fsm.status, fsm.keeps_edits_back) == ("resync_delayed", "joined", False)
+
+
+@pytest.mark.parametrize("refusal", [AUTH_FAILED, JoinRefused(0x7F, "gone", "room_gone")])
+@pytest.mark.parametrize("where", [*ASKING, "joined"])
+def test_d_joinerr_auth_and_the_applications_own_codes_end_the_room(where: str, refusal: JoinRefused) -> None:
+    """D-JOINERR: they are meant."""
+    fsm = room(where)
+    fsm.join_refused(refusal, 100.0)
+    assert fsm.state == "error"
+
+
+@pytest.mark.parametrize("code", ["rate_limited", "RATE-LIMIT", "too_many_requests", "429"])
+@pytest.mark.parametrize("where", ASKING)
+def test_d_joinerr_a_rate_limit_on_joins_is_waited_for(where: str, code: str) -> None:
+    """D-JOINERR: with the room's own backoff, at a first join too."""
+    fsm = room(where)
+    for wait in (0.5, 1.0, 2.0):
+        assert waits(fsm.join_refused(JoinRefused(0x7F, "slowly", code), 100.0)) == [wait]
+        assert fsm.join_refused(JoinRefused(0x7F, "slowly", code), 100.0) == []
+        fsm.timer_fell_due()
+        assert fsm.state == where
+
+
+def test_d_joinerr_a_rate_limit_on_updates_is_waited_for_longer_each_time() -> None:
+    """D-JOINERR D-RESYNC: in the session, edits kept back; an answer that is late is not taken up too early."""
+    fsm = room("joined")
+    now = 100.0
+    for wait in (0.5, 1.0, 2.0):
+        assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", now)) == [wait]
+        assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
+        assert fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", now) == []
+        assert fsm.join_accepted() == []
+        fsm.timer_fell_due()
+        fsm.join_accepted()
+        now += wait
+    fsm.acks_complete()
+    assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", now)) == [0.5]
+
+
+def test_d_joinerr_a_rate_limit_does_not_shorten_a_wait() -> None:
+    """D-JOINERR D-RESYNC: the interval that is waited for is kept."""
+    fsm = room("joined")
+    fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)
+    fsm.join_accepted()
+    fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 101.0)
+    assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 102.0)) == [28.0]
+
+
+def test_d_joinerr_a_rate_limit_while_versions_are_compared_is_waited_for() -> None:
+    """D-JOINERR: what the answer would upload is too much for now."""
+    fsm = room("resyncing")
+    assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)) == [0.5]
+    assert fsm.state == "resync_delayed"

@@ -30,6 +30,7 @@ from reconnect_fsm import (
     RoomStatus,
     StatusChange,
     Unauthorized,
+    UpdatesRefused,
     rooms,
 )
 from reconnect_fsm.adaptors import Adaptor, LoroAdaptor
@@ -65,7 +66,6 @@ from reconnect_fsm.transport import UrlSource
 pytestmark = pytest.mark.virtual_time
 
 M = TypeVar("M", bound="Message | str")
-LATER = (UpdateStatusCode.FRAGMENT_TIMEOUT, UpdateStatusCode.RATE_LIMITED)  # refusals of the moment
 PATIENCE = 120.0  # seconds of virtual time for what must come
 
 
@@ -505,12 +505,12 @@ async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(script
             with pytest.raises(ClientStopped, match="closed by this program"):
                 await each
         assert (room.status, client.rooms) == (RoomStatus.DISCONNECTED, (room,))
-        again = asyncio.ensure_future(room)  # a new wait is for the next start
-        await asyncio.sleep(1)
-        assert not again.done()
+        for begun_now in (room, room.synced(), room.resync(), client.join("another", Notebook())):
+            with pytest.raises(ClientStopped, match="closed by this program"):
+                await begun_now
         client.connect()
         await (await scripted.peer()).let_in()
-        await again
+        await room
         assert room.status is RoomStatus.JOINED
 
 
@@ -941,12 +941,27 @@ async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callbac
         await peer.next(JoinRequest)
         assert client.join("r", adaptor) is room  # joining
         await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
-        assert await client.join("r", Notebook()) is room  # joined, and the first adaptor stays
-        assert room.adaptor is adaptor
+        assert await client.join("r", adaptor) is room  # joined
+        with pytest.raises(ValueError, match="with another adaptor"):
+            client.join("r", Notebook())  # a document is never dropped in silence
         await peer.hears_nothing_else()
         assert (first, second) == (["connecting", "joined"], ["joined"])
         assert adaptor.asked["attach"] == 1
         assert client.rooms == (room,)
+
+
+async def test_d_dedupe_a_new_auth_is_taken_over_at_the_next_request(scripted: ScriptedServer) -> None:
+    """D-DEDUPE: a join without one leaves the auth that there is."""
+    adaptor = Notebook()
+    async with client_of(scripted.url) as client:
+        room = client.join("r", adaptor, auth=b"old")
+        peer = await scripted.peer()
+        assert (await peer.let_in()).auth == b"old"
+        assert client.join("r", adaptor, auth=lambda: b"new", priority=3) is room
+        client.join("r", adaptor)
+        await peer.hears_nothing_else()
+        client.retry_now()
+        assert (await (await scripted.peer()).let_in()).auth == b"new"
 
 
 # ------------------------------------------------------------------------------------------------------------- D-LEAVE
@@ -1043,7 +1058,10 @@ async def test_d_leave_not_awaited_warns_of_nothing(scripted: ScriptedServer, re
 
 
 async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in_30_s(scripted: ScriptedServer) -> None:
-    """D-ROOMERR: however often the server suggests it, there is one immediate rejoin and then one per 30 s."""
+    """D-ROOMERR: however often the server suggests it, there is one immediate rejoin and then one per 30 s.
+
+    D-RESYNC: the session goes on meanwhile.
+    """
     heard, asked = Heard(), []
     async with joined(scripted) as (_, room, peer):
         room.on_status(heard)
@@ -1052,7 +1070,7 @@ async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in
             await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
             await peer.let_in()
             asked.append(now() - began)
-            await room
+            await until(lambda: room.state == "joined")
         assert asked == pytest.approx([0, 30, 60, 90], abs=0.1)
         await asyncio.sleep(200)
         began = now()
@@ -1060,7 +1078,7 @@ async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in
         await peer.let_in()
         assert now() - began < 0.1
         await room
-    assert heard == ["reconnecting", "joined"] * 5 + ["disconnected"]
+    assert heard == ["disconnected"]
 
 
 async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: ScriptedServer) -> None:
@@ -1069,14 +1087,14 @@ async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: Scrip
     async with joined(scripted) as (_, room, peer):
         await peer.send(*flood)
         await peer.let_in()
-        await room
+        await until(lambda: room.state == "joined")
         await peer.send(*flood)
         await peer.hears_nothing_else()
-        assert room.state == "rejoin_delayed"
+        assert room.state == "resync_delayed"
         await asyncio.sleep(25)
         await peer.hears_nothing_else()
         await peer.let_in()
-        await room
+        await until(lambda: room.state == "joined")
 
 
 async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: ScriptedServer) -> None:
@@ -1085,13 +1103,13 @@ async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: Scri
         await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
         await peer.let_in()
         for _ in range(3):
-            await room
+            await until(lambda: room.state == "joined")
             await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
-            await until(lambda: room.state == "rejoin_delayed")
+            await until(lambda: room.state == "resync_delayed")
             peer.drop()
             peer = await scripted.peer()
             await peer.let_in()  # REJOIN-2: a new connection asks at once
-        await room
+        await until(lambda: room.state == "joined")
         began = now()
         await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
         await peer.next(JoinRequest)
@@ -1241,78 +1259,118 @@ async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchang
         assert adaptor.refusals == []
 
 
-async def test_d_ack_a_refusal_reaches_the_adaptor_with_its_updates(scripted: ScriptedServer) -> None:
-    """D-ACK: whatever the code, `refused` gets the very updates; the room goes on."""
-    adaptor = Notebook()
-    codes = [code for code in UpdateStatusCode if code not in (UpdateStatusCode.OK, *LATER)]
-    async with joined(scripted, adaptor) as (_, room, peer):
-        for code in codes:
-            adaptor.edit(code.name.encode())
-            batch = await peer.next(DocUpdate)
-            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, code))
-        await room.synced()
-        assert adaptor.refusals == [((code.name.encode(),), code) for code in codes]
-        assert room.status is RoomStatus.JOINED
-
-
-@pytest.mark.parametrize("code", LATER)
-async def test_d_ack_a_batch_that_did_not_get_through_is_sent_again(
+@pytest.mark.parametrize("code", [code for code in UpdateStatusCode if code is not UpdateStatusCode.OK])
+async def test_d_ack_a_refusal_reaches_the_adaptor_and_leads_to_a_comparison(
     scripted: ScriptedServer, code: UpdateStatusCode
 ) -> None:
-    """D-ACK: what is edited next depends on it, so the room is rejoined, and the exchange brings what was lost."""
+    """D-ACK D-RESYNC: `refused` gets the very updates, whatever the code; the comparison brings them, and later edits.
+
+    Those are not sent before, for they depend on what was refused; the session goes on.
+    """
     adaptor, heard = Notebook(), Heard()
     async with joined(scripted, adaptor) as (_, room, peer):
         room.on_status(heard)
         adaptor.edit(b"lost")
         batch = await peer.next(DocUpdate)
         syncing = asyncio.create_task(room.synced())
-        adaptor.missing = (b"lost",)
         await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, code))
-        await peer.let_in()
+        await until(lambda: adaptor.refusals)
+        adaptor.edit(b"later")
+        adaptor.missing = (b"lost", b"later")
+        request = await peer.next(JoinRequest)
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"of another",), 1))
+        await until(lambda: adaptor.applied == [b"of another"])
+        assert not room.is_synced
+        await peer.send(JoinResponseOk(request.crdt, request.room_id, "write", b""))
         batch = await peer.next(DocUpdate)
-        assert batch.updates == (b"lost",)
+        assert batch.updates == (b"lost", b"later")
         assert not syncing.done()
         await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
         await syncing
+        assert room.is_synced
+        adaptor.edit(b"as before")
+        assert (await peer.next(DocUpdate)).updates == (b"as before",)
     assert adaptor.refusals == [((b"lost",), code)]
-    assert heard == ["reconnecting", "joined", "disconnected"]
+    assert heard == ["disconnected"]
+
+
+async def test_d_ack_an_ack_for_an_unknown_batch_is_ignored(scripted: ScriptedServer) -> None:
+    """D-ACK: whatever it says: it is of an earlier session, or made up."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        for code in UpdateStatusCode:
+            await peer.send(Ack(CrdtType.ELO, "r", 5, code))
+        await peer.hears_nothing_else()
+        assert (adaptor.refusals, room.state, room.is_synced) == ([], "joined", True)
 
 
 async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ScriptedServer) -> None:
-    """D-ACK: with permission "read" nothing goes out; edits, and what was made offline, reach `refused` at once."""
-    adaptor = Notebook(missing=(b"offline",))
+    """D-ACK D-RESYNC: with permission "read" nothing goes out; edits, and what was made offline, reach `refused`.
+
+    Who wants to be synced has to know.
+    """
+    adaptor, errors = Notebook(missing=(b"offline",)), []
     async with client_of(scripted.url) as client:
         room = client.join("r", adaptor)
+        room.on_error(errors.append)
         peer = await scripted.peer()
         await peer.let_in(permission="read")
-        await room.synced()
-        assert room.permission == "read"
+        for _ in range(2):
+            with pytest.raises(UpdatesRefused, match="PERMISSION_DENIED"):
+                await room.synced()
+        assert (room.permission, room.is_synced) == ("read", False)
         adaptor.edit(b"online")
         await peer.hears_nothing_else()
+        assert [type(each) for each in errors] == [UpdatesRefused]
+        adaptor.missing = ()
+        resyncing = asyncio.create_task(room.resync())
+        await peer.let_in()
+        await resyncing
+        assert (room.permission, room.is_synced) == ("write", True)
     denied = UpdateStatusCode.PERMISSION_DENIED
     assert adaptor.refusals == [((b"offline",), denied), ((b"online",), denied)]
+
+
+async def test_d_resync_a_reader_who_lacks_nothing_is_synced(scripted: ScriptedServer) -> None:
+    """D-RESYNC: to read only is no refusal."""
+    async with client_of(scripted.url) as client:
+        room = client.join("r", Notebook())
+        await (await scripted.peer()).let_in(permission="read")
+        await room.synced()
+        assert room.is_synced
 
 
 async def test_d_ack_an_update_too_large_to_be_sent_is_refused_here(
     scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D-ACK: more than 16 MiB can never arrive: PAYLOAD_TOO_LARGE without asking, and smaller ones go on."""
+    """D-ACK D-RESYNC: without asking. A comparison may bring it in pieces; if it does not, `synced` raises."""
     adaptor = Notebook()
-    huge = bytes(16 * 1024 * 1024 + 1)
-    async with joined(scripted, adaptor) as (_, room, peer):
+    huge = bytes(20_001)
+    async with joined(scripted, adaptor, max_update_size=20_000) as (_, room, peer):
+        adaptor.missing = (huge,)
         adaptor.edit(huge)
-        assert adaptor.refusals == [((huge,), UpdateStatusCode.PAYLOAD_TOO_LARGE)]
-        adaptor.edit(b"small")
-        assert (await peer.next(DocUpdate)).updates == (b"small",)
+        await peer.let_in()
+        with pytest.raises(UpdatesRefused, match="PAYLOAD_TOO_LARGE"):
+            await room.synced()
+        assert adaptor.refusals == [((huge,), UpdateStatusCode.PAYLOAD_TOO_LARGE)] * 2
+        adaptor.missing = (bytes(20_000), b"x")
+        resyncing = asyncio.create_task(room.resync())
+        await peer.let_in()
+        for _ in range(2):
+            batch = await peer.next(DocUpdate)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+            if batch.updates[-1:] == (b"x",):
+                break
+        await resyncing
         assert room.status is RoomStatus.JOINED
-    assert "16777217 bytes" in caplog.text
+    assert "20001 bytes" in caplog.text
 
 
 @pytest.mark.parametrize("limit", ["MAX_UNACKED_UPDATES", "MAX_UNACKED_BYTES"])
 async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
     scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """D-ACK: what is kept is bounded; at the bound the room is rejoined once, and the exchange supersedes it all."""
+    """D-ACK: what is kept is bounded; at the bound versions are compared once, which supersedes it all."""
     monkeypatch.setattr(rooms, limit, 5)
     adaptor, heard = Notebook(), Heard()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -1329,7 +1387,7 @@ async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
         await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
         await room.synced()
         await peer.hears_nothing_else()
-    assert heard == ["reconnecting", "joined", "disconnected"]
+    assert heard == ["disconnected"]
 
 
 async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
@@ -1553,21 +1611,22 @@ async def test_fragments_whose_header_lies_are_refused_and_the_room_goes_on(
             DocUpdateFragment(CrdtType.ELO, "r", 9, 0, b"abc"),
         )
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 9, status)
+        await peer.next(JoinRequest)  # D-RESYNC
         await peer.send(*fragments(10, b"y" * FRAGMENT_SIZE * 2))
         await until(lambda: adaptor.applied)
         await peer.hears_nothing_else()
         assert room.status is RoomStatus.JOINED
 
 
-async def test_fragments_that_stay_away_are_given_up_after_10_s(scripted: ScriptedServer) -> None:
-    """D-TIMEOUT: a batch that is not complete 10 s after its header is refused with Ack 0x07; late ones are ignored."""
+async def test_fragments_that_stay_away_are_given_up_after_30_s(scripted: ScriptedServer) -> None:
+    """D-TIMEOUT: a batch of which nothing more comes for 30 s is refused with Ack 0x07; late ones are ignored."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, _, peer):
         header, *rest = fragments(5, b"z" * FRAGMENT_SIZE * 2)
         began = now()
         await peer.send(header, rest[0])
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 5, UpdateStatusCode.FRAGMENT_TIMEOUT)
-        assert now() - began == pytest.approx(10, abs=0.1)
+        assert now() - began == pytest.approx(30, abs=0.1)
         await peer.next(JoinRequest)  # the only way to what was in it
         await peer.send(*rest)
         await peer.hears_nothing_else()
@@ -1631,6 +1690,7 @@ async def test_a_bad_update_gets_ack_4(scripted: ScriptedServer) -> None:
     async with joined(scripted, adaptor) as (_, room, peer):
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"junk",), 77))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
+        await peer.next(JoinRequest)  # D-RESYNC
         adaptor.raises.clear()
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"better",), 78))
         await peer.hears_nothing_else()
@@ -1759,9 +1819,11 @@ async def test_an_adaptor_that_raises_in_session_harms_nothing_else(
         adaptor.edit(b"x")
         batch = await peer.next(DocUpdate)
         await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.INVALID_UPDATE))
+        await peer.let_in()
         await peer.hears_nothing_else()
         with pytest.raises(ZeroDivisionError):
             await room.synced()
+        assert not room.is_synced
         assert (room.status, client.status) == (RoomStatus.JOINED, ClientStatus.CONNECTED)
         await room.leave()
         assert client.rooms == ()
@@ -1814,6 +1876,7 @@ async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(
     async with joined(scripted, adaptor) as (client, room, peer):
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"junk",), 77))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
+        await peer.let_in()  # D-RESYNC
         await peer.hears_nothing_else()
         assert (client.status, room.status) == (ClientStatus.CONNECTED, RoomStatus.JOINED)
 
@@ -2154,6 +2217,7 @@ async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(scripte
     async with joined(scripted, adaptor) as (client, room, peer):
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"x",), 77))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
+        await peer.next(JoinRequest)  # D-RESYNC
         del adaptor.raises["apply"]
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"y",), 78))
         await peer.hears_nothing_else()

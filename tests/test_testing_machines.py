@@ -225,7 +225,10 @@ FAULTY: list[tuple[type[FSM[Any]], str]] = [
     (Trapped, f"no way leads from updating to connected without {STUCK}, after {CLOSED} [is"),
     (Trapped, "the row of timer_fell_due from updating never fires: nothing is alive there that could bring it about"),
     (Sealed, f"no way leads from banned to connected, after {CLOSED} [is_banned]"),
-    (TrappedRoom, "no way leads from full to joined without connection_lost or client_stopped, after connection_op"),
+    (
+        TrappedRoom,
+        "no way leads from full to joined or resync_delayed or resyncing without connection_lost or cl",
+    ),
     (Attic, "nothing leads to the state attic"),
     (Outdone, "the row of pong_missed from connected when is_offline and is_retrying_off never fires: a row above it"),
     (Impossible, "the row of socket_closed from paused never fires: nothing is alive there that could bring it abou"),

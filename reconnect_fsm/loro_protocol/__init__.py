@@ -21,7 +21,7 @@ varuint of their length and then themselves. A room id has at most 128 bytes, a 
 messages ``ping`` and ``pong`` are text frames, and none of these.
 """
 
-from reconnect_fsm.loro_protocol.encoding import decode, encode, room_header
+from reconnect_fsm.loro_protocol.encoding import decode, decode_in_steps, encode, room_header
 from reconnect_fsm.loro_protocol.fragments import Batch, Reassembler, Refusal, split
 from reconnect_fsm.loro_protocol.messages import (
     FRAGMENT_SIZE,
@@ -69,6 +69,7 @@ __all__ = [
     "RoomErrorCode",
     "UpdateStatusCode",
     "decode",
+    "decode_in_steps",
     "encode",
     "room_header",
     "split",

@@ -15,7 +15,7 @@ ended. A reader object with a method call for each byte costs several times as m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from enum import IntEnum
 from typing import Any, NoReturn
 
@@ -40,7 +40,7 @@ from reconnect_fsm.loro_protocol.messages import (
     UpdateStatusCode,
 )
 
-__all__ = ["decode", "encode", "room_header"]
+__all__ = ["decode", "decode_in_steps", "encode", "room_header"]
 
 _U32_MAX = 2**32 - 1
 _U64_MAX = 2**64 - 1
@@ -233,6 +233,24 @@ def decode(frame: bytes) -> Message:
     return read(crdt, room_id, frame, start)
 
 
+_IN_A_STEP = 1024  # updates, which take half a millisecond
+
+
+def decode_in_steps(frame: bytes) -> Generator[None, None, Message]:
+    """As `decode`, but a DocUpdate, which may hold very many updates, is read in steps of some thousand.
+
+    ``message = yield from decode_in_steps(frame)``.
+    """
+    crdt = _CRDT_TYPES.get(frame[:4])
+    if crdt is None:
+        return decode(frame)  # which says what is wrong
+    room_id, at = _read_text(frame, 4, "room_id")
+    code, start = _read_byte(frame, at, "message type")
+    if code != DocUpdate.type:
+        return decode(frame)
+    return (yield from _doc_update(crdt, room_id, frame, start))
+
+
 def _fail(what: str, at: int, why: str) -> NoReturn:
     raise ProtocolError(f"{what} (byte {at}): {why}")
 
@@ -315,14 +333,26 @@ def _read_join_error(crdt: CrdtType, room_id: str, frame: bytes, at: int) -> Joi
 
 
 def _read_doc_update(crdt: CrdtType, room_id: str, frame: bytes, at: int) -> DocUpdate:
+    steps = _doc_update(crdt, room_id, frame, at)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            message: DocUpdate = end.value
+            return message
+
+
+def _doc_update(crdt: CrdtType, room_id: str, frame: bytes, at: int) -> Generator[None, None, DocUpdate]:
     count, start = _read_varuint(frame, at, "DocUpdate.updates")
     if count > len(frame) - start:  # each takes a byte at least: do not set out on a loop that cannot end well
         _fail("DocUpdate.updates", at, f"{count} updates announced, {len(frame) - start} bytes left")
     updates: list[bytes] = []
     at = start
-    for _ in range(count):
+    for number in range(1, count + 1):
         update, at = _read_bytes(frame, at, "DocUpdate.updates")
         updates.append(update)
+        if number % _IN_A_STEP == 0:
+            yield
     batch_id, at = _read_u64(frame, at, "DocUpdate.batch_id")
     _at_end(frame, at, "DocUpdate")
     return DocUpdate(crdt, room_id, tuple(updates), batch_id)

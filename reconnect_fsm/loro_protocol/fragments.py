@@ -23,6 +23,10 @@ from reconnect_fsm.loro_protocol.messages import (
 __all__ = ["Batch", "Reassembler", "Refusal", "split"]
 
 
+SMALLEST_FRAGMENT: Final = 8 * 1024
+"""Bytes of a fragment, but of the last of a batch, that is not uncommonly small."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one Ack answers (D-ACK): the updates, and the frames that carry them, in the order to send them."""
@@ -64,21 +68,27 @@ class Reassembler:
     wrong costs one in all.
     """
 
-    __slots__ = ("_live", "_settled")
+    __slots__ = ("_idle_timeout", "_live", "_settled", "max_batch_bytes", "max_fragments")
 
     MAX_FRAGMENTS: Final = 4096
-    """Most fragments a batch may have."""
-    MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
-    """Most bytes a batch may have."""
+    """Most fragments a batch may have, unless more bytes are allowed than as many of 16 KiB hold."""
+    MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
+    """Most bytes a batch may have, unless another bound is given."""
     MAX_BATCHES: Final = 8
     """Most batches under way at once."""
     TIMEOUT: Final = 10.0
-    """Seconds from the header to the last fragment; fragments do not extend it."""
+    """Seconds from the header to the last fragment; fragments do not extend it, unless an idle timeout is given."""
     MAX_SETTLED: Final = 64
     """How many batch ids are remembered after their batch is complete or refused."""
 
-    def __init__(self) -> None:
-        self._live: dict[int, _Incoming] = {}  # in the order of their headers, hence of their deadlines
+    def __init__(self, max_batch_bytes: int = MAX_BATCH_BYTES, idle_timeout: float | None = None) -> None:
+        """``idle_timeout``: the seconds from one fragment to the next, instead of `TIMEOUT` for all of them."""
+        self._idle_timeout = idle_timeout
+        self.max_batch_bytes = max_batch_bytes
+        """Most bytes a batch may have."""
+        self.max_fragments = max(self.MAX_FRAGMENTS, -(-max_batch_bytes // SMALLEST_FRAGMENT))
+        """Most fragments a batch may have."""
+        self._live: dict[int, _Incoming] = {}  # in the order of their headers
         self._settled: dict[int, None] = {}  # a set that remembers which came first
 
     def begin(self, header: DocUpdateFragmentHeader, now: float) -> Refusal | None:
@@ -93,16 +103,16 @@ class Reassembler:
             return self.refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header came twice")
         if count == 0:
             return self.refuse(batch_id, UpdateStatusCode.INVALID_UPDATE, "its header announces no fragments")
-        if count > self.MAX_FRAGMENTS:
-            why = f"its header announces {count} fragments, the limit is {self.MAX_FRAGMENTS}"
+        if count > self.max_fragments:
+            why = f"its header announces {count} fragments, the limit is {self.max_fragments}"
             return self.refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
-        if total > self.MAX_BATCH_BYTES:
-            why = f"its header announces {total} bytes, the limit is {self.MAX_BATCH_BYTES}"
+        if total > self.max_batch_bytes:
+            why = f"its header announces {total} bytes, the limit is {self.max_batch_bytes}"
             return self.refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
         if len(self._live) >= self.MAX_BATCHES:
             why = f"{len(self._live)} batches are under way, the limit is {self.MAX_BATCHES}"
             return self.refuse(batch_id, UpdateStatusCode.RATE_LIMITED, why)
-        self._live[batch_id] = _Incoming(header, now + self.TIMEOUT)
+        self._live[batch_id] = _Incoming(header, now + (self._idle_timeout or self.TIMEOUT))
         return None
 
     def awaits(self, fragment: DocUpdateFragment) -> bool:
@@ -136,8 +146,7 @@ class Reassembler:
         if batch.size + len(data) > total:
             why = f"{batch.size + len(data)} bytes came, its header announces {total}"
             return self.refuse(batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE, why)
-        batch.fragments[index] = data
-        batch.size += len(data)
+        self._take(batch, index, data, now)
         if len(batch.fragments) < count:
             return None
         if batch.size < total:
@@ -164,9 +173,18 @@ class Reassembler:
         self._live.clear()
         self._settled.clear()
 
+    def _take(self, batch: _Incoming, index: int, data: bytes, now: float) -> None:
+        batch.fragments[index] = data
+        batch.size += len(data)
+        if self._idle_timeout is not None:
+            batch.deadline = now + self._idle_timeout
+
     def _time_out(self, batch: _Incoming) -> Refusal:
         header = batch.header
         why = f"{len(batch.fragments)} of {header.fragment_count} fragments came within {self.TIMEOUT:g} s"
+        if self._idle_timeout is not None:
+            count, idle = len(batch.fragments), self._idle_timeout
+            why = f"{count} of {header.fragment_count} fragments came, then none for {idle:g} s"
         return self.refuse(header.batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, why)
 
     def refuse(self, batch_id: int, status: UpdateStatusCode, why: str) -> Refusal:
@@ -182,33 +200,39 @@ class Reassembler:
             del self._settled[next(iter(self._settled))]
 
 
-def split(crdt: CrdtType, room_id: str, updates: Sequence[bytes], new_batch_id: Callable[[], int]) -> list[Batch]:
+def split(
+    crdt: CrdtType,
+    room_id: str,
+    updates: Sequence[bytes],
+    new_batch_id: Callable[[], int],
+    size: int = FRAGMENT_SIZE,
+    limit: int = Reassembler.MAX_BATCH_BYTES,
+) -> list[Batch]:
     """The batches that carry ``updates``, in order, with their frames ready to send.
 
-    Small updates share a DocUpdate as long as they fit in about `FRAGMENT_SIZE` bytes; one that is larger becomes a
-    batch of its own, a header and fragments of `FRAGMENT_SIZE`. ``new_batch_id`` is called once a batch and returns
-    an unsigned 64-bit id that no batch still unacknowledged has.
+    Small updates share a DocUpdate as long as they fit in about ``size`` bytes; one that is larger becomes a batch of
+    its own, a header and fragments of ``size``. ``new_batch_id`` is called once a batch and returns an unsigned 64-bit
+    id that no batch still unacknowledged has.
 
-    Raises ValueError, before any id is taken, for an update larger than a `Reassembler` would take: 16 MiB. Raises
-    `ProtocolError` as `encode` does.
+    Raises ValueError, before any id is taken, for an update of more than ``limit`` bytes. Raises `ProtocolError` as
+    `encode` does.
     """
-    limit = min(Reassembler.MAX_BATCH_BYTES, Reassembler.MAX_FRAGMENTS * FRAGMENT_SIZE)
     for update in updates:
         if len(update) > limit:
             raise ValueError(f"an update of {len(update)} bytes cannot be sent, the limit is {limit}")
-    return [_batch(crdt, room_id, group, new_batch_id()) for group in _groups(updates)]
+    return [_batch(crdt, room_id, group, new_batch_id(), size) for group in _groups(updates, size)]
 
 
 _LENGTH_BYTES = 3  # what the length of an update of up to FRAGMENT_SIZE takes on the wire, at most
 
 
-def _groups(updates: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
+def _groups(updates: Sequence[bytes], most: int) -> Iterator[tuple[bytes, ...]]:
     """What shares a batch. An update that is larger than a whole batch may be comes out alone."""
     group: list[bytes] = []
     size = 0
     for update in updates:
         cost = len(update) + _LENGTH_BYTES
-        if group and size + cost > FRAGMENT_SIZE:
+        if group and size + cost > most:
             yield tuple(group)
             group, size = [], 0
         group.append(update)
@@ -217,11 +241,11 @@ def _groups(updates: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
         yield tuple(group)
 
 
-def _batch(crdt: CrdtType, room_id: str, updates: tuple[bytes, ...], batch_id: int) -> Batch:
+def _batch(crdt: CrdtType, room_id: str, updates: tuple[bytes, ...], batch_id: int, size: int) -> Batch:
     first = updates[0]
-    if len(first) <= FRAGMENT_SIZE:
+    if len(first) <= size:
         return Batch(batch_id, updates, (encode(DocUpdate(crdt, room_id, updates, batch_id)),))
-    pieces = [first[start : start + FRAGMENT_SIZE] for start in range(0, len(first), FRAGMENT_SIZE)]
+    pieces = [first[start : start + size] for start in range(0, len(first), size)]
     header = encode(DocUpdateFragmentHeader(crdt, room_id, batch_id, len(pieces), len(first)))
     fragments = (encode(DocUpdateFragment(crdt, room_id, batch_id, i, piece)) for i, piece in enumerate(pieces))
     return Batch(batch_id, updates, (header, *fragments))

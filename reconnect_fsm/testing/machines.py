@@ -99,12 +99,23 @@ FACTS: Mapping[str, list[Arguments]] = {
     "connection_lost": [("lost",)],
     "client_stopped": [("closed",)],
     "client_started": [("asked to connect",)],
-    "join_refused": [(JoinRefused(1, "version unknown"),), (JoinRefused(2, "authentication failed"),)],
+    "join_refused": [
+        (JoinRefused(1, "version unknown"), 100.0),
+        (JoinRefused(2, "authentication failed"), 100.0),
+        (JoinRefused(0, "storage is down"), 100.0),
+        (JoinRefused(0x7F, "slowly", "rate_limited"), 100.0),
+    ],
     "credentials_failed": [("the auth function raised", False), ("the auth function raised", True)],
     "put_out": [(JoinRefused(1, "rejoin"), 100.0), (JoinRefused(2, "evicted"), 101.0)],
     "batch_refused": [
         (UpdateStatusCode.RATE_LIMITED, "refused", 100.0),
         (UpdateStatusCode.INVALID_UPDATE, "refused", 100.0),
+    ],
+    "upload_refused": [(UpdateStatusCode.PERMISSION_DENIED,)],
+    "edited_in_doubt": [(100.0,)],
+    "updates_lost": [
+        (UpdateStatusCode.OK, "one is missing", 100.0),
+        (UpdateStatusCode.PAYLOAD_TOO_LARGE, "too large", 100.0),
     ],
     "acks_overdue": [(100.0,)],
 }
@@ -249,7 +260,11 @@ class RoomWatch(AliveWatch):
     tracked: bool = True
 
     FACTS = {"timer_fell_due": ("timer", "")}  # noqa: RUF012
-    BEGINS = {RequestJoin: ("request", ()), Synchronise: ("session", ()), StartTimer: ("timer", ["request"])}  # noqa: RUF012
+    BEGINS = {  # noqa: RUF012 - a comparison of versions is made, or waited for, in a session
+        RequestJoin: ("request", ["session"]),
+        Synchronise: ("session", ["session"]),
+        StartTimer: ("timer", ["request", "session"]),
+    }
     ENDS = {StopTimer: "timer", AbandonRequest: "request", EndSession: "session"}  # noqa: RUF012
 
     def after(self, moment: Moment) -> tuple[Self, list[str]]:
