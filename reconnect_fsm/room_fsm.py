@@ -320,8 +320,9 @@ class RoomFSM(FSM[RoomStatus]):
     def refuse_for_good(self) -> None:
         """D-RESYNC: the same would be refused again; whoever wants to be synced has to know."""
         self.in_doubt = True
+        if self.refused is None:  # listeners hear of it once, until versions are compared again
+            self.emit(NotifyError(UpdatesRefused(self.batch_status)))
         self.refused = self.batch_status
-        self.emit(NotifyError(UpdatesRefused(self.batch_status)))
 
     def wait_out_limit(self) -> None:
         """D-JOINERR: a rate limit is waited for, longer each time, and no shorter than what was waited for already."""

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import Effect, NotifyStatus, StartTimer, StopTimer, TellRooms
 from reconnect_fsm.errors import JoinRefused
+from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import FSM, REST, STAY, event, refuse, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
@@ -597,10 +598,13 @@ class LivingRoom(Living):
         self.begin(RoomFSM, policy, seed, RoomWatch())
 
     def check_wait(self, event: str, seconds: float) -> None:
-        if self.fsm.state in ("joining", "rejoining"):
+        interval = self.fsm.rejoin_interval + 1e-9 * self.now  # the sum of two floats
+        if self.fsm.state in ("joining", "rejoining", "resyncing"):
             assert seconds == self.fsm.join_timeout
-        elif event in ("put_out", "acks_overdue"):
-            assert 0 < seconds <= self.fsm.rejoin_interval + 1e-9 * self.now  # the sum of two floats
+        elif self.fsm.waits_for_limit:
+            assert 0 < seconds <= max(interval, self.fsm.policy.cap)
+        elif event in ("put_out", "acks_overdue", "batch_refused", "updates_lost", "edited_in_doubt", "join_refused"):
+            assert 0 < seconds <= max(interval, self.fsm.policy.cap * (event == "join_refused"))
         else:
             assert 0 < seconds <= self.fsm.policy.cap
 
@@ -620,7 +624,33 @@ class LivingRoom(Living):
 
     @rule(refusal=REFUSALS)
     def it_is_refused(self, refusal: JoinRefused) -> None:
-        self.tell("join_refused", refusal)
+        self.tell("join_refused", refusal, self.now)
+
+    @rule(status=st.sampled_from(UpdateStatusCode), later=st.floats(0, 60))
+    def updates_are_refused(self, status: UpdateStatusCode, later: float) -> None:
+        self.now += later
+        self.tell("batch_refused", status, "no", self.now)
+
+    @rule(status=st.sampled_from(UpdateStatusCode), later=st.floats(0, 60))
+    def updates_are_lost(self, status: UpdateStatusCode, later: float) -> None:
+        self.now += later
+        self.tell("updates_lost", status, "lost", self.now)
+
+    @rule(later=st.floats(0, 60))
+    def there_is_an_edit(self, later: float) -> None:
+        self.now += later
+        if self.fsm.keeps_edits_back:
+            self.tell("edited_in_doubt", self.now)
+
+    @rule()
+    def all_is_acknowledged(self) -> None:
+        self.tell("acks_complete")
+        assert not (self.fsm.in_doubt and self.fsm.state == "joined" and self.fsm.refused is None)
+
+    @rule()
+    def somebody_asks_for_a_comparison(self) -> None:
+        self.tell("resync_requested")
+        assert self.fsm.state not in ("joined", "resync_delayed")
 
     @rule(unauthorized=st.booleans())
     def credentials_fail(self, unauthorized: bool) -> None:

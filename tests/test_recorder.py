@@ -354,10 +354,11 @@ async def test_the_last_steps_hold_nothing_of_those_who_waited() -> None:
         refused = client.join("refused", Sponge())
         await wait(lambda: refused)
         await wait(lambda: refused)  # it is over: raised at once
+        sponge = Sponge()
         for ask in (
             client.retry_now,
-            lambda: client.join("notes", Sponge()),
-            lambda: client.join("notes", Sponge()).synced(),
+            lambda: client.join("notes", sponge),
+            lambda: client.join("notes", sponge).synced(),
         ):
             waiter = asyncio.ensure_future(wait(ask))
             await asyncio.sleep(1.0)

@@ -350,7 +350,7 @@ async def test_rooms_that_the_server_has_asked_to_come_back_do_not_wait() -> Non
             await server.put_out(room.id)
         await until(lambda: len(server.asked) == 6)
         late = client.join("late", Nothing())
-        assert {room.state for room in rooms} == {"rejoining"}
+        assert {room.state for room in rooms} == {"resyncing"}
         assert late.state == "queued"
         await all_joined([late])
         assert {room.state for room in rooms} == {"joined"}
@@ -367,11 +367,11 @@ async def test_a_turn_that_is_not_needed_any_more_changes_nothing() -> None:
         await server.let_in("a")
         await all_joined([room])
         await server.put_out("a")
-        await until(lambda: room.state == "rejoining")
+        await until(lambda: room.state == "resyncing")
         for name in "bcd":
             await server.let_in(name)
         await all_joined(others)
-        assert room.state == "rejoining"
+        assert room.state == "resyncing"
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "x", b"1"])
