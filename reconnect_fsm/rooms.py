@@ -229,7 +229,10 @@ class Room:
 
         Of edits it hears when they are committed.
         """
-        return self._watched().on_synced.add(callback)
+        watch = self._watched()
+        if not watch.on_synced:
+            watch.was_synced = self.is_synced
+        return watch.on_synced.add(callback)
 
     def on_error(self, callback: Callable[[ReconnectError], object]) -> Callable[[], None]:
         """Call the function with what goes wrong with the room for good. Returns one that ends it.
@@ -308,7 +311,7 @@ class Room:
 
     def _watched(self) -> Watch:
         if self._watch is None:
-            self._watch = Watch(self.is_synced)
+            self._watch = Watch()
         return self._watch
 
     async def _when(self, true: Callable[[], bool]) -> Room:
@@ -352,12 +355,12 @@ class Watch:
 
     __slots__ = ("on_error", "on_synced", "waiting", "was_synced")
 
-    def __init__(self, was_synced: bool) -> None:
+    def __init__(self) -> None:
         self.waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
         """Those who wait, and for what each does."""
         self.on_synced: Listeners[bool] = Listeners("Room.on_synced")
         self.on_error: Listeners[ReconnectError] = Listeners("Room.on_error")
-        self.was_synced = was_synced
+        self.was_synced = False
         """What the listeners were told last, or what it was when they began to listen."""
 
 
@@ -704,8 +707,10 @@ class Rooms:
 
     def later(self, job: Callable[..., None], *args: Any) -> None:
         """Do it in the loop's next turn: a document that is being edited, in whose callback we are, is locked."""
-        assert self._loop is not None
-        self._loop.call_soon(self._pump.post, job, *args)
+        if self._loop is None or self._loop.is_closed():
+            self._pump.post(job, *args)
+        else:
+            self._loop.call_soon(self._pump.post, job, *args)
 
     def _fire_in_session(self, room: Room, session: int, event: str, *args: Any) -> None:
         """The same if that session still lasts."""
@@ -756,7 +761,7 @@ class Rooms:
 
     def _notify_error(self, room: Room, effect: NotifyError) -> None:
         if room._watch is not None and room._watch.on_error:
-            self._pump.post(room._watch.on_error.tell, effect.error)
+            self.later(room._watch.on_error.tell, effect.error)
         elif isinstance(effect.error, UpdatesRefused):  # of a room's end the log has heard
             self.complain("room %r: %s", room.id, effect.error)
 
@@ -1049,23 +1054,30 @@ class Rooms:
         watch = room._watch
         if watch is not None and watch.was_synced and watch.on_synced:
             self.later(room._notice)
-        if type(update) is not bytes or room._permission != "write" or len(update) > self._max_update_size:
+        if room._permission != "write":
+            self.fire(room, "upload_refused", UpdateStatusCode.PERMISSION_DENIED)
+            self.later(self._refused, room, (update,), UpdateStatusCode.PERMISSION_DENIED)
+        elif type(update) is not bytes or len(update) > self._max_update_size:
+            room._unsent = True
             self.later(self._send_in_session, room, room._session, update)
-        elif room._fsm.keeps_edits_back:
+        elif room._fsm.keeps_edits_back or self._is_overdue(room):
             self._hear_of_unsent(room)
         else:
             self._send_edit(room, update)
 
     def _send_edit(self, room: Room, update: bytes) -> None:
-        batch_id, frame, before = self._new_batch_id(), None, room._unacked_bytes
+        batch_id, frame = self._new_batch_id(), None
         if len(update) <= self._payload:
             frame = single_update(room._header, update, batch_id)
         if frame is None:
             self._send_updates(room, (update,))
         else:
             self._send_batch(room, batch_id, (update,), [frame])
-        if before <= MAX_UNACKED_BYTES < room._unacked_bytes or len(room._unacked) == MAX_UNACKED_UPDATES + 1:
+        if self._is_overdue(room):
             self.later(self._fire_in_session, room, room._session, "acks_overdue", self._now())
+
+    def _is_overdue(self, room: Room) -> bool:
+        return room._unacked_bytes > MAX_UNACKED_BYTES or len(room._unacked) > MAX_UNACKED_UPDATES
 
     def _send_unsent(self, room: Room, session: int) -> None:
         if session != room._session or room._permission is None:

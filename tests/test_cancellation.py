@@ -226,6 +226,7 @@ OPERATIONS: dict[str, Callable[[World], Awaitable[object]]] = {
     "Client.join": lambda it: it.client.join("another", Words(), auth=token),
     "Room.__await__": lambda it: it.room,
     "Room.synced": lambda it: it.room.synced(),
+    "Room.resync": lambda it: it.room.resync(),
     "Room.leave": lambda it: it.room.leave(),
     "async with": within,
 }

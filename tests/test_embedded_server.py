@@ -923,7 +923,7 @@ async def test_a_state_too_large_for_the_protocol(server: EmbeddedServer, connec
     answer = await peer.join()
     assert isinstance(answer, JoinError)
     assert answer.code is JoinErrorCode.UNKNOWN
-    assert "the limit is 16777216" in answer.message
+    assert "the limit is 67108864" in answer.message
 
 
 async def test_forget(server: EmbeddedServer, connect: Connect) -> None:

@@ -923,7 +923,7 @@ async def test_an_adaptor_that_raises_at_each_update(reads: bool, caplog: pytest
         waiting = 0
         while not other.applied:
             await asyncio.sleep(0.001)
-            waiting = max(waiting, client._frames_waiting())
+            waiting = max(waiting, client._rooms._link.backlog)  # type: ignore[union-attr]
         assert adaptor.applied == many
         assert waiting <= rooms.MAX_REPLIES
         assert room.status is RoomStatus.JOINED
@@ -1155,10 +1155,10 @@ async def test_batches_that_never_end_are_bounded_in_number_and_time() -> None:
         assert sum(n > 0 for n in live) == len(client._rooms._fragmented) == rooms.MAX_FRAGMENTED_ROOMS
         assert {room_id for room_id, _ in refused(UpdateStatusCode.RATE_LIMITED)} == {f"r{n}" for n in range(16, count)}
         asked = len(hostile.joins)
-        await asyncio.sleep(Reassembler.TIMEOUT)
+        await asyncio.sleep(rooms.FRAGMENT_PATIENCE)
         assert ("r0", 99) in refused(UpdateStatusCode.RATE_LIMITED)  # one more in a room that has all it may
         assert len(client._rooms._fragmented) == 0
-        late = (rooms.MAX_FRAGMENTED_ROOMS - 1) * Reassembler.MAX_BATCHES
+        late = rooms.MAX_FRAGMENTED_ROOMS * Reassembler.MAX_BATCHES
         assert len(refused(UpdateStatusCode.FRAGMENT_TIMEOUT)) == late
         assert len(hostile.joins) - asked <= count
 
@@ -1354,8 +1354,9 @@ async def test_acks_for_what_was_never_sent_change_nothing() -> None:
         await client.join("go", Sponge())
         await eventually(lambda: adaptor.refusals)
         await asyncio.sleep(10)
-        assert (adaptor.refusals, room.status, len(room._unacked)) == (2, RoomStatus.JOINED, 0)
-        assert room._unacked_bytes == 0
+        # D-RESYNC: it was sent once more after a comparison, and that is not answered.
+        assert (adaptor.refusals, room.status, len(room._unacked)) == (2, RoomStatus.JOINED, 1)
+        assert room._unacked_bytes == len(b"onetwo")
 
 
 ABSURD = {

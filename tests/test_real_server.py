@@ -21,6 +21,7 @@ from reconnect_fsm import (
     RoomFSM,
     RoomStatus,
     StatusChange,
+    UpdatesRefused,
 )
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.loro_protocol import JoinErrorCode, RoomErrorCode, UpdateStatusCode
@@ -271,7 +272,9 @@ async def test_d_ack_the_edits_of_a_reader_reach_the_adaptor(server: NodeServer,
     room = await client.join("r", LoroAdaptor(doc, on_refused=lambda *refusal: refusals.append(refusal)))
     assert room.permission == "read"
     write(doc, "not allowed")
-    await room.synced()
+    with pytest.raises(UpdatesRefused):
+        await room.synced()
+    await until(lambda: refusals)
     ((updates, status),) = refusals
     assert status is UpdateStatusCode.PERMISSION_DENIED
     copy = new_doc()
@@ -322,11 +325,10 @@ async def test_d_roomerr_an_evicted_room_is_in_error_and_can_be_joined_again(
 async def test_d_roomerr_a_suggested_rejoin_is_followed_once(server: NodeServer, client: Client) -> None:
     """D-ROOMERR: one immediate rejoin; the second suggestion has to wait for the interval."""
     room = await client.join("r", LoroAdaptor(new_doc()))
-    seen = Statuses(room)
     await server.room_error("r", RoomErrorCode.REJOIN_SUGGESTED)
-    await seen.all_of("reconnecting", "joined")
+    await until(lambda: room._fsm.joins == 2)
     await server.room_error("r", RoomErrorCode.REJOIN_SUGGESTED)
-    await until(lambda: room.state == "rejoin_delayed")
+    await until(lambda: room.state == "resync_delayed")
     assert (await server.stats())["joins"] == 2
 
 
@@ -353,16 +355,67 @@ async def test_d_timeout_a_join_that_hangs_is_asked_again(server: NodeServer) ->
         assert client.status is ClientStatus.CONNECTED
 
 
+# ------------------------------------------------------------------------------------------------------------- D-RESYNC
+
+
+async def test_d_resync_a_second_request_on_the_same_connection(server: NodeServer, client: Client) -> None:
+    """D-RESYNC: the server answers it as it does the first, with what we lack; the session goes on."""
+    ours, theirs = new_doc(), new_doc()
+    room = await client.join("r", LoroAdaptor(ours))
+    statuses: list[str] = []
+    room.on_status(lambda change: statuses.append(change.new.value))
+    async with client_of(server) as other:
+        await other.join("r", LoroAdaptor(theirs))
+        write(theirs, "theirs ")
+        await until(lambda: text(ours) == "theirs ")
+        await server.auth("read", room="r")
+        await room.resync()
+        assert room.permission == "read"
+        write(ours, "ours ")
+        with pytest.raises(UpdatesRefused):
+            await room.synced()
+        write(theirs, "more of ")
+        await until(lambda: "more of " in text(ours))
+        await server.auth("write", room="r")
+        await room.resync()
+        assert (room.permission, room.is_synced) == ("write", True)
+        await until(lambda: text(theirs) == text(ours))
+        assert "ours " in text(theirs)
+    assert statuses == []
+    assert (await server.stats())["joins"] == 4
+
+
+async def test_d_resync_what_the_server_refuses_for_a_while_arrives(server: NodeServer, client: Client) -> None:
+    """D-RESYNC: it took our right to write away, and gave it back; neither told us."""
+    doc = new_doc()
+    room = await client.join("r", LoroAdaptor(doc, on_refused=lambda *_: None))
+    write(doc, "c")
+    await room.synced()
+    await server.auth("read", room="r")
+    async with client_of(server) as other:  # the permission is that of the last request to join
+        await room.resync()
+        await server.auth("write", room="r")
+        write(doc, "b")
+        write(doc, "a")
+        with pytest.raises(UpdatesRefused):
+            await room.synced()
+        await room.resync()
+        copy = new_doc()
+        await other.join("r", LoroAdaptor(copy))
+        await until(lambda: text(copy) == "cba")
+
+
 # ------------------------------------------------------------------------------------------------------------ fragments
 
 
 async def test_fragments_carry_a_large_update_up(server: NodeServer, client: Client) -> None:
-    """One edit of 1 MB reaches the server in fragments, and is acknowledged."""
+    """One operation of 1 MB, which cannot be cut, reaches the server in fragments, and is acknowledged."""
     doc, large = new_doc(), "0123456789abcdef" * 65_536
     room = await client.join("r", LoroAdaptor(doc))
-    write(doc, large)
+    doc.get_map("map").insert("key", large)
+    write(doc, "after it")
     await room.synced()
-    assert await server.text("r") == large
+    assert await server.text("r") == "after it"
     assert (await server.stats())["fragments"] >= 4
 
 

@@ -185,7 +185,7 @@ async def test_a_fragment_header_allocates_nothing(scripted: ScriptedServer) -> 
         finally:
             tracemalloc.stop()
         assert peak < 4_000_000
-        assert room.status is RoomStatus.RECONNECTING  # to get what was in the third
+        assert room.state == "resyncing"  # to get what was in the third
 
 
 async def test_malformed_frames_are_not_silent(scripted: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -200,16 +200,17 @@ async def test_malformed_frames_are_not_silent(scripted: ScriptedServer, caplog:
 
 
 async def test_unacknowledged_batches_do_not_grow_without_bound(scripted: ScriptedServer) -> None:
-    """ "Unacked batches grow without bound": at the bound the room is rejoined, at most once in 30 s."""
+    """ "Unacked batches grow without bound": at the bound versions are compared, at most once in 30 s."""
     adaptor = Notebook()
     megabyte = bytes(1024 * 1024)
     async with joined(scripted, adaptor) as (_, room, peer):
         for round_of_edits in range(3):
-            while room.status is RoomStatus.JOINED:
+            while room.state == "joined":
                 adaptor.edit(megabyte)
+                await asyncio.sleep(0)
                 assert room._unacked_bytes <= rooms.MAX_UNACKED_BYTES + len(megabyte)
             while not isinstance(message := await peer.inbox.get(), JoinRequest):
                 assert not isinstance(message, DocUpdate)  # each is larger than a frame
             await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
-            await room
+            await until(lambda: room.state == "joined")
             assert room._unacked_bytes == 0, round_of_edits

@@ -2402,3 +2402,472 @@ async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted
         acknowledging.cancel()
         assert client.rooms == ()
         assert client.status is ClientStatus.CONNECTED
+
+
+# ------------------------------------------------------------------------------------------------------------- D-RESYNC
+
+
+async def test_d_resync_by_hand_versions_are_compared_in_the_session(scripted: ScriptedServer) -> None:
+    """D-RESYNC: what the server lacks is sent, and `resync` returns when it has its Ack; the status is the same."""
+    adaptor, heard = Notebook(), Heard()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        room.on_status(heard)
+        adaptor.missing = (b"lost long ago",)
+        resyncing = asyncio.create_task(room.resync())
+        request = await peer.next(JoinRequest)
+        assert (request.version, room.state, room.status) == (b"current", "resyncing", RoomStatus.JOINED)
+        adaptor.edit(b"meanwhile")
+        assert (await peer.next(DocUpdate)).updates == (b"meanwhile",)
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b"", b"another day"))
+        batch = await peer.next(DocUpdate)
+        assert batch.updates == (b"lost long ago",)
+        assert not resyncing.done()
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await resyncing
+        assert (room.extra, room.is_synced) == (b"another day", True)
+    assert heard == ["disconnected"]
+
+
+async def test_d_resync_while_not_connected_waits_for_the_join(scripted: ScriptedServer) -> None:
+    """D-RESYNC: which compares versions, too."""
+    async with joined(scripted) as (_, room, peer):
+        peer.drop()
+        await until(lambda: room.status is RoomStatus.RECONNECTING)
+        resyncing = asyncio.create_task(room.resync())
+        peer = await scripted.peer()
+        await peer.let_in()
+        await resyncing
+        await peer.hears_nothing_else()
+
+
+async def test_d_resync_two_at_once_are_one(scripted: ScriptedServer) -> None:
+    """D-RESYNC: the answer under way is for both."""
+    async with joined(scripted) as (_, room, peer):
+        both = [asyncio.create_task(room.resync()) for _ in range(2)]
+        await peer.let_in()
+        await asyncio.gather(*both)
+        await peer.hears_nothing_else()
+
+
+async def test_d_resync_no_answer_is_asked_again_and_the_session_goes_on(scripted: ScriptedServer) -> None:
+    """D-RESYNC D-TIMEOUT: with the room's own backoff."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        resyncing = asyncio.create_task(room.resync())
+        await peer.next(JoinRequest)
+        await peer.next(JoinRequest)  # 10 s later
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"theirs",), 1))
+        await until(lambda: adaptor.applied)
+        assert room.permission == "write"
+        await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
+        await resyncing
+
+
+async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(scripted: ScriptedServer) -> None:
+    """D-RESYNC: `apply` said so; until it is answered, and what the server had has come, the room is not synced."""
+
+    class Gappy(Notebook):
+        def apply(self, updates: Sequence[bytes]) -> bool:
+            super().apply(updates)
+            return b"too early" not in updates
+
+        def covers(self, server_version: bytes) -> bool:
+            return server_version != b"all" or b"the gap" in self.applied
+
+    adaptor = Gappy()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        for _ in range(3):
+            await peer.send(DocUpdate(CrdtType.ELO, "r", (b"too early",), 1))
+        request = await peer.next(JoinRequest)
+        await peer.hears_nothing_else()
+        syncing = asyncio.create_task(room.synced())
+        await peer.send(JoinResponseOk(request.crdt, "r", "write", b"all"))
+        await until(lambda: room.state == "joined")
+        assert not room.is_synced
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"the gap",), 2))
+        await syncing
+        assert room.is_synced
+
+
+async def test_d_resync_a_refusal_for_good_is_raised_until_it_is_over(scripted: ScriptedServer) -> None:
+    """D-RESYNC: `synced` raises, listeners of errors hear of it once; the next edit makes one more comparison."""
+    adaptor, errors, denied = Notebook(), list[Exception](), UpdateStatusCode.PERMISSION_DENIED
+    async with joined(scripted, adaptor) as (_, room, peer):
+        room.on_error(errors.append)
+
+        async def refuse() -> None:
+            batch = await peer.next(DocUpdate)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, denied))
+
+        adaptor.edit(b"a")
+        waiting = asyncio.create_task(room.synced())
+        adaptor.missing = (b"a",)
+        await refuse()
+        await peer.let_in()
+        await refuse()
+        with pytest.raises(UpdatesRefused) as caught:
+            await waiting
+        assert caught.value.status is denied
+        with pytest.raises(UpdatesRefused):
+            await room.synced()
+        assert (room.status, room.is_synced) == (RoomStatus.JOINED, False)
+        adaptor.edit(b"b")
+        adaptor.missing = (b"a", b"b")
+        began = now()
+        await peer.let_in()
+        assert now() - began == pytest.approx(30, abs=0.5)
+        batch = await peer.next(DocUpdate)
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await room.synced()
+        await asyncio.sleep(0)
+    assert [type(each) for each in errors] == [UpdatesRefused]
+    assert adaptor.refusals == [((b"a",), denied)] * 2
+
+
+async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(scripted: ScriptedServer) -> None:
+    """D-RESYNC: two updates are on their way, the first is refused, and the second gets its OK."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        adaptor.edit(b"a")
+        adaptor.edit(b"b, on top of a")
+        first, second = await peer.next(DocUpdate), await peer.next(DocUpdate)
+        await peer.send(
+            Ack(CrdtType.ELO, "r", first.batch_id, UpdateStatusCode.UNKNOWN),
+            Ack(CrdtType.ELO, "r", second.batch_id, UpdateStatusCode.OK),
+        )
+        await peer.next(JoinRequest)
+        assert not room._unacked
+        assert not room.is_synced
+
+
+async def test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on(scripted: ScriptedServer) -> None:
+    """D-JOINERR D-RESYNC: later each time; edits are kept back, and go out in one go."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        adaptor.edit(b"a")
+        for wait in (0.125, 0.25, 0.25):  # as `client_of` has it
+            batch = await peer.next(DocUpdate)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.RATE_LIMITED))
+            await until(lambda: room.state == "resync_delayed")
+            began = now()
+            adaptor.edit(b"another")
+            adaptor.missing = (b"all",)
+            await peer.let_in()
+            assert now() - began == pytest.approx(wait, abs=0.05)
+        batch = await peer.next(DocUpdate)
+        assert batch.updates == (b"all",)
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await room.synced()
+
+
+async def test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good(scripted: ScriptedServer) -> None:
+    """D-JOINERR: neither at a rejoin, nor while versions are compared."""
+    async with joined(scripted) as (client, room, peer):
+        resyncing = asyncio.create_task(room.resync())
+        await peer.turn_away(JoinErrorCode.UNKNOWN)
+        assert room.status is RoomStatus.JOINED
+        await peer.let_in()
+        await resyncing
+        peer.drop()
+        peer = await scripted.peer()
+        await peer.turn_away(JoinErrorCode.UNKNOWN)
+        await peer.let_in()
+        await room
+        assert client.rooms == (room,)
+
+
+async def test_d_resync_on_synced_hears_of_every_change(scripted: ScriptedServer) -> None:
+    """D-RESYNC: once for each change, and not inside the document's own call."""
+    adaptor, heard = Notebook(), list[bool]()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        assert room.is_synced
+        forget = room.on_synced(heard.append)
+        adaptor.edit(b"a")
+        adaptor.edit(b"b")
+        assert (heard, room.is_synced) == ([], False)
+        for _ in range(2):
+            batch = await peer.next(DocUpdate)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await room.synced()
+        await until(lambda: len(heard) == 2)
+        peer.drop()
+        await (await scripted.peer()).let_in()
+        await until(lambda: len(heard) == 4)
+        forget()
+        adaptor.edit(b"c")
+        await asyncio.sleep(1)
+    assert heard == [False, True, False, True]
+
+
+async def test_d_resync_edits_that_are_not_committed_are_committed_first(server: EmbeddedServer) -> None:
+    """D-RESYNC: `is_synced` knows of them, `synced` commits them."""
+    doc = new_doc()
+    async with client_of(server.url) as client:
+        room = await client.join("r", LoroAdaptor(doc))
+        await room.synced()
+        doc.get_text("text").insert(0, "not committed")
+        assert not room.is_synced
+        await room.synced()
+        assert text(server.document("r")) == "not committed"
+
+
+async def test_on_error_hears_why_a_room_ends(scripted: ScriptedServer) -> None:
+    """D-ROOMERR D-ERROR: also if it is this program's own doing."""
+    errors: list[Exception] = []
+    adaptor = Notebook()
+    async with joined(scripted) as (client, room, peer):
+        room.on_error(errors.append)
+        await peer.send(room_error(RoomErrorCode.EVICTED, "out"))
+        await until(lambda: errors)
+        bad = client.join("bad", adaptor)
+        bad.on_error(errors.append)
+        await peer.let_in()
+        await bad
+        adaptor.raises["version"] = ZeroDivisionError()
+        with pytest.raises(JoinRefused):
+            await bad.resync()
+        await until(lambda: len(errors) == 2)
+    assert [(type(each), getattr(each, "code", 0)) for each in errors] == [(JoinRefused, 2), (JoinRefused, None)]
+
+
+# ------------------------------------------------------------------------------------------------ D-ANYWAY, D-PRESENCE
+
+
+class Hoarder(Notebook):
+    """Passes nothing on, and tells that there is something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[bytes] = []
+        self.max_piece = FRAGMENT_SIZE
+
+    def keep(self, *updates: bytes) -> None:
+        self.kept += updates
+        send: Any = self.edit
+        send(None)
+
+    def unsent(self) -> Iterator[bytes]:
+        self._called("unsent")
+        while self.kept:
+            yield self.kept.pop(0)
+
+
+async def test_d_anyway_what_was_not_passed_on_is_taken_in_a_later_turn(scripted: ScriptedServer) -> None:
+    """D-ANYWAY: in order, and the room is not synced until it is sent and acknowledged."""
+    adaptor = Hoarder()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        adaptor.keep(b"one", b"two")
+        adaptor.keep(b"three")
+        assert (adaptor.asked["unsent"], room.is_synced) == (0, False)
+        batch = await peer.next(DocUpdate)
+        assert batch.updates == (b"one", b"two", b"three")
+        assert not room.is_synced
+        await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        await room.synced()
+        await peer.hears_nothing_else()
+
+
+async def test_d_anyway_while_something_is_uploaded_it_comes_next(scripted: ScriptedServer) -> None:
+    """D-ANYWAY: what came to the document during the upload of a join goes after it."""
+    adaptor = Hoarder()
+    adaptor.missing = [bytes(200_000)] * 30
+    async with client_of(scripted.url) as client:
+        room = client.join("r", adaptor)
+        peer = await scripted.peer()
+        await peer.let_in()
+        await peer.next(DocUpdate)
+        adaptor.keep(b"the last")
+        sent = 1
+        while (batch := await peer.next(DocUpdate)).updates != (b"the last",):
+            sent += len(batch.updates)
+            await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.OK))
+        assert sent == 30
+        assert not room.is_synced
+
+
+async def test_d_anyway_an_adaptor_whose_unsent_raises_puts_its_room_in_error(scripted: ScriptedServer) -> None:
+    """D-ANYWAY D-GUARD: it is asked in the loop, not in the document's call."""
+    adaptor = Hoarder()
+    async with joined(scripted, adaptor) as (_, room, _):
+        adaptor.raises["unsent"] = BaseException("as loro does")
+        adaptor.keep(b"x")
+        await until(lambda: room.status is RoomStatus.ERROR)
+
+
+class Presence(Notebook):
+    """Has entries that expire."""
+
+    def __init__(self, interval: float | None) -> None:
+        super().__init__()
+        self.renew_interval = interval
+        self.renewed: list[float] = []
+
+    def renew(self) -> None:
+        self._called("renew")
+        self.renewed.append(now())
+        self.edit(b"here")
+
+    def take_back(self) -> Sequence[bytes]:
+        self._called("take_back")
+        return [b"gone"]
+
+
+async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(scripted: ScriptedServer) -> None:
+    """D-PRESENCE: each interval, whatever a renewal raises; not while there is no session."""
+    adaptor = Presence(10.0)
+    async with joined(scripted, adaptor) as (_, room, peer):
+        began = now()
+        for _ in range(2):
+            assert (await peer.next(DocUpdate)).updates == (b"here",)
+        adaptor.raises["renew"] = ZeroDivisionError()
+        await asyncio.sleep(10)
+        adaptor.raises.clear()
+        assert (await peer.next(DocUpdate)).updates == (b"here",)
+        assert [round(at - began) for at in adaptor.renewed] == [10, 20, 40]
+        peer.drop()
+        peer = await scripted.peer()
+        await peer.next(JoinRequest)
+        await asyncio.sleep(9)
+        assert len(adaptor.renewed) == 3
+        await room.leave()
+        await asyncio.sleep(60)
+        assert (len(adaptor.renewed), adaptor.asked["take_back"]) == (3, 0)
+
+
+@pytest.mark.parametrize("ending", ["leave", "close"])
+async def test_d_presence_is_taken_back_at_the_end(scripted: ScriptedServer, ending: str) -> None:
+    """D-PRESENCE: before the Leave, or the close frame; once."""
+    adaptor = Presence(None)
+    async with joined(scripted, adaptor) as (client, room, peer):
+        await (room.leave() if ending == "leave" else client.close())
+        assert (await peer.next(DocUpdate)).updates == (b"gone",)
+        if ending == "leave":
+            await peer.next(Leave)
+            await client.close()
+    assert adaptor.asked["take_back"] == 1
+
+
+async def test_d_presence_a_connection_that_is_made_anew_takes_nothing_back(scripted: ScriptedServer) -> None:
+    """D-PRESENCE: the others would see us go and come."""
+    adaptor = Presence(None)
+    async with joined(scripted, adaptor) as (client, room, _):
+        client.retry_now()
+        await (await scripted.peer()).let_in()
+        await room
+        assert adaptor.asked["take_back"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ D-TOOBIG
+
+
+async def test_d_toobig_pieces_are_halved_until_they_are_taken(scripted: ScriptedServer) -> None:
+    """D-TOOBIG: of updates and of fragments, at each 1009, down to 16 KiB; the adaptor is told."""
+    adaptor = Hoarder()
+    adaptor.missing = (bytes(100_000), bytes(300_000))
+    async with client_of(scripted.url) as client:
+        client.join("r", adaptor)
+        sizes = []
+        for _ in range(6):
+            peer = await scripted.peer()
+            await peer.let_in()
+            message = await peer.next(DocUpdate if not sizes else Message)  # type: ignore[type-var]
+            sizes.append(adaptor.max_piece)
+            while isinstance(message, DocUpdate | DocUpdateFragmentHeader):
+                message = await peer.next(Message)  # type: ignore[type-var]
+            assert isinstance(message, DocUpdateFragment)
+            assert len(encode(message)) <= max(256 * 1024 >> len(sizes) - 1, 16 * 1024)
+            await peer.close(1009)
+    assert sizes == [FRAGMENT_SIZE, *[size - rooms.FRAME_AROUND for size in (131072, 65536, 32768, 16384, 16384)]]
+
+
+async def test_d_toobig_a_close_for_nothing_of_ours_halves_nothing(scripted: ScriptedServer) -> None:
+    """D-TOOBIG: nothing was on its way."""
+    async with joined(scripted) as (client, room, peer):
+        await peer.close(1009)
+        await (await scripted.peer()).let_in()
+        await room
+        assert client._rooms._max_piece == 256 * 1024
+
+
+@pytest.mark.parametrize("name", ["max_piece", "max_update_size"])
+@pytest.mark.parametrize("wrong", [0, 16 * 1024 - 1, 1e6, "x", None, True])
+def test_d_toobig_a_size_that_makes_no_sense_is_refused(name: str, wrong: Any) -> None:
+    """D-TOOBIG: at once, in words."""
+    with pytest.raises(ValueError, match=f"{name} must be a number of bytes, at least 16384"):
+        Client("ws://127.0.0.1:1", **{name: wrong})
+
+
+async def test_d_toobig_the_first_size_can_be_set(scripted: ScriptedServer) -> None:
+    """D-TOOBIG: no frame is larger, small edits included."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor, max_piece=16 * 1024) as (_, _, peer):
+        adaptor.edit(bytes(16_383))
+        adaptor.edit(b"end")
+        frames: list[Message | str] = []
+        while not frames or getattr(frames[-1], "updates", ()) != (b"end",):
+            frames.append(await peer.next(Message))  # type: ignore[type-var]
+        assert max(len(encode(each)) for each in frames if not isinstance(each, str)) <= 16 * 1024
+
+
+# ------------------------------------------------------------------------------------------------------- large messages
+
+
+async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: ScriptedServer) -> None:
+    """The loop has its turns meanwhile; order is kept; one Ack for the batch, if it is refused."""
+    adaptor, turns = Notebook(), 0
+    many = tuple(number.to_bytes(2, "big") for number in range(20_000))
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    async with joined(scripted, adaptor) as (_, _, peer):
+        await peer.send(DocUpdate(CrdtType.ELO, "r", many, 1), DocUpdate(CrdtType.ELO, "r", (b"next",), 2))
+        await until(lambda: adaptor.applied)
+        turn()
+        await until(lambda: len(adaptor.applied) == len(many) + 1)
+        assert adaptor.applied == [*many, b"next"]
+        assert adaptor.asked["apply"] == -(-len(many) // rooms.APPLIED_AT_ONCE) + 1
+        adaptor.raises["apply"] = ValueError("junk")
+        await peer.send(DocUpdate(CrdtType.ELO, "r", many, 3))
+        assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 3, UpdateStatusCode.INVALID_UPDATE)
+        await peer.next(JoinRequest)
+        await peer.hears_nothing_else()
+
+
+async def test_a_batch_that_is_being_applied_ends_with_its_session(scripted: ScriptedServer) -> None:
+    """The next session begins with a comparison; a room that was left applies nothing."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        steps = room._rooms.received(encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 1000, 1)))
+        assert steps is not None
+        next(iter(steps))
+        room.leave()
+        assert list(steps) == []
+        assert len(adaptor.applied) == rooms.APPLIED_AT_ONCE
+        await peer.next(Leave)
+
+
+async def test_a_large_frame_that_is_cut_off_is_dropped_whole(
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is read to its end before anything of it is applied."""
+    adaptor = Notebook()
+    async with joined(scripted, adaptor) as (_, room, peer):
+        await peer.send(encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 5000, 1))[:-1])
+        await peer.hears_nothing_else()
+        assert (adaptor.applied, room.status) == ([], RoomStatus.JOINED)
+    assert "dropped a malformed message" in caplog.text
+
+
+async def test_d_thread_a_wait_in_another_loop_raises_at_once(scripted: ScriptedServer) -> None:
+    """D-THREAD: whatever would wait for a room, join it or leave it."""
+    async with joined(scripted) as (client, room, _):
+
+        async def each(ask: Callable[[], Any]) -> None:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await ask()
+
+        for ask in (room.synced, room.resync, lambda: room, room.leave, lambda: client.join("x", Notebook())):
+            await asyncio.to_thread(asyncio.run, each(ask))
