@@ -195,7 +195,7 @@ def test_loro_attach_passes_on_every_local_commit_until_detached() -> None:
         assert update is not None
         copy.import_(update)
     assert text(copy) == "two one "
-    assert id(doc) not in of_loro._SIBLINGS
+    assert id(doc) not in of_loro._FIRST
 
 
 def test_loro_a_callback_that_raises_never_panics_commit(caplog: pytest.LogCaptureFixture) -> None:

@@ -629,12 +629,13 @@ def test_d_guard_a_sender_that_raises_harms_no_commit_and_no_import(
         calls.append(update)
         raise error
 
-    LoroAdaptor(doc).attach(send)
+    detach = LoroAdaptor(doc).attach(send)
     write(doc, "edit ")
     doc.import_(saved("import "))
     assert sorted(text(doc).split()) == ["edit", "import"]
     assert [update is None for update in calls] == [False, True]
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 2
+    detach()
 
 
 def test_an_adaptor_that_is_dropped_is_collected_with_its_document() -> None:
@@ -654,7 +655,7 @@ def test_an_adaptor_that_is_dropped_is_collected_with_its_document() -> None:
     assert [ref() for ref in refs] == [None, None, None]
     write(doc, "edit")
     store.set("key", 1)
-    assert id(doc) not in of_loro._SIBLINGS
+    assert id(doc) not in of_loro._FIRST
 
 
 # ------------------------------------------------------------------------------------------------------------ presence

@@ -44,6 +44,7 @@ Send = Callable[[bytes | None], None]
 PIECE_LIMIT: Final = FRAGMENT_SIZE
 FIRST_PIECE: Final = 64  # operations; nobody knows how many bytes they make until they are exported
 A_DAY: Final = 86_400_000  # milliseconds
+LOCAL: Final = EventTriggerKind.Local
 DELETED: Final = object()
 NO_ENTRIES: Final = b"\0"  # as a store encodes them
 MAX_TRIES: Final = 10_000  # to get a later date: the next millisecond; a clock that was set back is not waited for
@@ -121,16 +122,8 @@ def _call(us: weakref.ref[A], method: Callable[[A, T], None], argument: T) -> bo
     return True
 
 
-class _Siblings(list["LoroAdaptor"]):
-    """The adaptors that are attached to one document.
-
-    They tell each other of what they apply: loro has no event for changes of no value, nor while a document is checked
-    out.
-    """
-
-
-# By the id() of the document, which each of them holds, so that no id is used twice.
-_SIBLINGS: weakref.WeakValueDictionary[int, _Siblings] = weakref.WeakValueDictionary()
+# The first adaptor that was attached to a document, by the document's id(). It holds it, so no id is used twice.
+_FIRST: weakref.WeakValueDictionary[int, LoroAdaptor] = weakref.WeakValueDictionary()
 
 
 class LoroAdaptor(_Adaptor):
@@ -161,7 +154,9 @@ class LoroAdaptor(_Adaptor):
         super().__init__(on_refused)
         self.doc = doc
         self._subscriptions: list[Subscription] = []
-        self._siblings = _Siblings()
+        # All adaptors that are attached to the document, if there are several. They tell each other of what they apply:
+        # loro has no event for changes of no value, nor while a document is checked out.
+        self._siblings: list[LoroAdaptor] = []
         self._on_root_event: Callable[[DiffEvent], Any] = bool
         self._passed = _nothing()
         self._announced = self._passed  # what `_passed` was at the last send(None)
@@ -227,51 +222,43 @@ class LoroAdaptor(_Adaptor):
 
         False if some of them wait for others that have not come. Raises ValueError if there were bad ones.
         """
+        doc = self.doc
         if not self._sends:
-            return self._import(updates, {}, [])
-        waiting: dict[int, tuple[int, int]] = {}
-        new: list[bytes] = []
+            return _imported(doc, updates, *_import(doc, updates, None))
+        if doc.get_pending_txn_len():
+            doc.commit()
+        self._compare()
         is_plain = self._is_plain()
-        # We need no event of our own imports. They cost 25 % more with one, and far more if they bring much.
+        new: list[bytes] | None = [] if len(self._sends) > 1 else None
+        # We need no event of our own imports. A small one takes as long with an event (1 µs) as the subscribing anew
+        # does, but what brings much has large events: they hold all that it brings.
         self._subscriptions.pop().unsubscribe()
         self._is_applying = True
         try:
-            return self._import(updates, waiting, new)
+            waiting, bad = _import(doc, updates, new)
         finally:
             self._is_applying = False
             if self._sends:
-                self._subscriptions.append(self.doc.subscribe_root(self._on_root_event))
+                self._subscriptions.append(doc.subscribe_root(self._on_root_event))
+        if is_plain and not waiting and not self._has_unsent:
+            self._passed = doc.oplog_vv
+        else:
             self._pending |= waiting
             self._account(updates, is_plain=is_plain and not self._has_unsent)
-            if len(self._sends) > 1:  # whose update it was is not known; its sender gets it once more
-                for update in new:
-                    self._send_to_all(update)
-            for other in self._siblings:
+        for update in new or ():  # whose it was is not known; its sender gets it once more
+            self._send_to_all(update)
+        for other in self._siblings:
+            if other is not self:
                 other._look()
+        return _imported(doc, updates, waiting, bad)
 
     def _is_plain(self) -> bool:
-        """Whether all that an import adds to the document will be what it brings itself."""
-        self.doc.commit()
-        self._look()
+        """Whether all that an import will add to the document is what it brings itself."""
         if self._distrust:
             self._distrust -= 1
         elif self.doc.export_pending_updates() is not None:  # which exports them all, so it is not asked at each update
             self._distrust = 64
         return not (self._distrust or self._has_unsent or self._pending)
-
-    def _import(self, updates: Sequence[bytes], waiting: dict[int, tuple[int, int]], new: list[bytes]) -> bool:
-        import_, is_shared = self.doc.import_, len(self._sends) > 1
-
-        def import_one(update: bytes) -> None:
-            status = import_(update)
-            if status.pending is not None:
-                waiting.update(status.pending.inner())
-            elif is_shared and not status.success.is_empty:
-                new.append(update)
-
-        _each(import_one, updates)
-        ours = self.doc.oplog_vv
-        return all(ours.includes_id(ID(peer, end - 1)) for peer, (_, end) in waiting.items())
 
     def _account(self, updates: Sequence[bytes], *, is_plain: bool) -> None:
         """Remember that the server has these."""
@@ -294,22 +281,30 @@ class LoroAdaptor(_Adaptor):
             us = weakref.ref(self)
 
             def on_event(event: DiffEvent) -> Any:
-                return _call(us, LoroAdaptor._on_event, event)
+                if event.triggered_by != LOCAL:  # that comes before its update does
+                    _call(us, LoroAdaptor._compare, None)
 
             self._on_root_event = on_event
             self._subscriptions = [
                 self.doc.subscribe_local_update(lambda update: _call(us, LoroAdaptor._on_local_update, update)),
                 self.doc.subscribe_root(on_event),
             ]
-            self._siblings = _SIBLINGS.setdefault(id(self.doc), _Siblings())
-            self._siblings.append(self)
+            first = _FIRST.setdefault(id(self.doc), self)
+            if first is not self:
+                first._siblings = self._siblings = first._siblings or [first]
+                self._siblings.append(self)
         return self._add(send)
 
     def _last_detached(self) -> None:
         while self._subscriptions:
             self._subscriptions.pop().unsubscribe()
-        self._siblings.remove(self)
-        self._siblings = _Siblings()
+        siblings, self._siblings = self._siblings, []
+        if self in siblings:
+            siblings.remove(self)
+        if _FIRST.get(id(self.doc)) is self:
+            del _FIRST[id(self.doc)]
+            if siblings:
+                _FIRST[id(self.doc)] = siblings[0]
 
     def _on_local_update(self, update: bytes) -> None:
         if self._has_unsent:
@@ -322,16 +317,12 @@ class LoroAdaptor(_Adaptor):
             self._passed = version
             self._send_to_all(update)
 
-    def _on_event(self, event: DiffEvent) -> None:
-        if event.triggered_by != EventTriggerKind.Local:  # that comes before its update does
-            self._compare()
-
     def _look(self) -> None:
         """Compare, unless there are edits to be committed: the version counts them. In a callback this would hang."""
         if self._sends and not self.doc.get_pending_txn_len():
             self._compare()
 
-    def _compare(self) -> None:
+    def _compare(self, _: None = None) -> None:
         """Has something entered the document that was not passed on?"""
         if not self._has_unsent and not self._is_applying and not self._passed.includes_vv(self.doc.oplog_vv):
             self._announce()
@@ -646,6 +637,39 @@ def _version_vector(encoded: bytes) -> VersionVector:
         if not is_fault(error):
             raise
         return _nothing()
+
+
+def _import(doc: LoroDoc, updates: Sequence[bytes], new: list[bytes] | None) -> tuple[dict[int, tuple[int, int]], int]:
+    """Import every one; return what waits for others (from, to, by peer), and how many were bad.
+
+    What brought something new is added to ``new``.
+    """
+    waiting: dict[int, tuple[int, int]] = {}
+    bad = 0
+    import_ = doc.import_
+    for update in updates:
+        try:
+            status = import_(update)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            bad += 1
+        else:
+            if (pending := status.pending) is not None:
+                waiting.update(pending.inner())
+            elif new is not None and not status.success.is_empty:
+                new.append(update)
+    return waiting, bad
+
+
+def _imported(doc: LoroDoc, updates: Sequence[bytes], waiting: dict[int, tuple[int, int]], bad: int) -> bool:
+    """Whether none of them waits for others any more. Raises ValueError if there were bad ones."""
+    if bad:
+        raise ValueError(f"{bad} of {len(updates)} updates cannot be applied")
+    if not waiting:
+        return True
+    ours = doc.oplog_vv
+    return all(ours.includes_id(ID(peer, end - 1)) for peer, (_, end) in waiting.items())
 
 
 def _each(apply: Callable[[bytes], object], updates: Sequence[bytes]) -> None:
