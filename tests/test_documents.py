@@ -765,6 +765,37 @@ def test_d_ack_what_is_set_twice_within_one_millisecond_arrives(server: Ephemera
     assert states(server) == {}
 
 
+def test_a_date_is_where_loro_has_it() -> None:
+    """The adaptor dates entries anew where loro's clock is too coarse; when loro writes dates otherwise, look again."""
+    for value in (None, 7, "x" * 300, b"\x80" * 9, {"a": [1, 2.5]}):
+        one, other = EphemeralStore(60_000), EphemeralStore(60_000)
+        one.set("key", value)
+        entry = one.encode("key")
+        for _ in range(300):
+            later = of_loro._dated_after(entry, entry)
+            other.apply(entry)
+            other.apply(later)
+            assert other.encode("key") == later != entry
+            assert other.get_all_states() == {"key": value}
+            entry = later
+
+
+def test_d_presence_a_clock_that_is_set_back(server: EphemeralStore) -> None:
+    """D-PRESENCE: what was told last is dated ahead of the clock: what comes after it counts all the same."""
+    ada = Presence(server)
+    ada.join()
+    ada.store.set("ada", 1)
+    ahead = ada.adaptor._told["ada"]
+    for _ in range(5_000):
+        ahead = of_loro._dated_after(ahead, ahead)
+    server.apply(ahead)
+    ada.adaptor._told["ada"] = ahead
+    ada.store.set("ada", 2)
+    assert states(server) == {"ada": 2}
+    ada.leave()
+    assert states(server) == {}
+
+
 @pytest.mark.parametrize("other_keys", [(), ("name",)])
 def test_d_ack_a_key_deleted_offline_is_deleted(server: EphemeralStore, other_keys: Sequence[str]) -> None:
     """D-ACK: the last key, or not the last one; and what others set since then stays."""

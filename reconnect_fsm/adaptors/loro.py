@@ -43,11 +43,11 @@ Send = Callable[[bytes | None], None]
 # A piece that goes in one frame has no deadline to meet, as fragments have, and takes loro well under 10 ms.
 PIECE_LIMIT: Final = FRAGMENT_SIZE
 FIRST_PIECE: Final = 64  # operations; nobody knows how many bytes they make until they are exported
-A_DAY: Final = 86_400_000  # milliseconds
+TEN_YEARS: Final = 10 * 365 * 86_400_000  # milliseconds
 LOCAL: Final = EventTriggerKind.Local
 DELETED: Final = object()
 NO_ENTRIES: Final = b"\0"  # as a store encodes them
-MAX_TRIES: Final = 10_000  # to get a later date: the next millisecond; a clock that was set back is not waited for
+MAX_TRIES: Final = 10_000  # to get the next millisecond; a clock that was set back is not waited for
 MAX_RUNS: Final = 4096  # to a piece: putting them in order takes us 2 µs each
 
 
@@ -442,10 +442,14 @@ class EphemeralAdaptor(_Adaptor):
         """A key that another client has written is no longer ours. loro's callback could not read the store."""
         imported, self._imported = self._imported & self._own.keys(), set()
         for key in imported:
-            if self.store.encode(key) != self._told[key]:
+            here, told = self.store.encode(key) or NO_ENTRIES, self._told[key]
+            if _store_of((told, here)).encode(key) != told:
                 self._forget((key,))
-            elif key not in set(self.store.keys()):  # what we took back has come back to us
-                self.store.set(key, self._own[key])
+            elif self._has_taken_back:
+                if key not in set(self.store.keys()):  # our own goodbye came back to us
+                    self.store.set(key, self._own[key])
+            elif here != told:  # older than what we said last
+                self.store.apply(told)
 
     def _forget(self, keys: Iterable[str]) -> None:
         for key in tuple(keys):
@@ -485,14 +489,38 @@ class EphemeralAdaptor(_Adaptor):
 
     def _tell(self, key: str, update: bytes, value: LoroValue | object) -> bytes:
         """Remember that the others are told this of the key; return it, dated anew if they would not take it."""
-        others = _store_of((self._told.get(key, NO_ENTRIES),))
-        for _ in range(MAX_TRIES):
-            others.apply(update)
-            if others.encode(key) == update:
-                break
-            update = _entry(key, value)
+        told = self._told.get(key, NO_ENTRIES)
+        others = _store_of((told,))
+        others.apply(update)
+        if others.encode(key) != update:
+            update = _dated_after(update, told)
+            for _ in range(MAX_TRIES):
+                others.apply(update)
+                if others.encode(key) == update:
+                    break
+                update = _entry(key, value)  # loro writes dates otherwise now: wait for the next millisecond
         self._told[key] = update
         return update
+
+
+def _dated_after(entry: bytes, earlier: bytes) -> bytes:
+    """The same entry, one millisecond later than the earlier one.
+
+    loro writes the date last, in milliseconds since 1970, as a zigzag varint: 6 bytes until 2039, then 7.
+    """
+
+    def start_of_date(entry: bytes) -> int:
+        return len(entry) - next(length for length in (6, 7) if entry[-length] & 0x80 and length < len(entry))
+
+    zigzag = 0
+    for byte in reversed(earlier[start_of_date(earlier) :]):
+        zigzag = zigzag << 7 | byte & 0x7F
+    zigzag += 2
+    date = bytearray()
+    while zigzag > 0x7F:
+        date.append(zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    return entry[: start_of_date(entry)] + bytes((*date, zigzag))
 
 
 def _entry(key: str, value: LoroValue | object) -> bytes:
@@ -505,7 +533,7 @@ def _entry(key: str, value: LoroValue | object) -> bytes:
 
 
 def _store_of(updates: Iterable[bytes], timeout: float | None = None) -> EphemeralStore:
-    store = EphemeralStore(A_DAY if timeout is None else max(1, int(timeout * 1000)))
+    store = EphemeralStore(TEN_YEARS if timeout is None else max(1, int(timeout * 1000)))
     for update in updates:
         store.apply(update)
     return store
