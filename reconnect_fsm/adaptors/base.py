@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar, TypeVarTuple, Unpack, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from reconnect_fsm.loro_protocol.messages import CrdtType, UpdateStatusCode
-from reconnect_fsm.user_code import is_fault
 
-__all__ = ["Adaptor", "CommitsEdits", "KeepsPresence", "KeepsUnsent", "MakesPieces", "guarded"]
-
-Args = TypeVarTuple("Args")
-T = TypeVar("T")
+__all__ = ["Adaptor", "CommitsEdits", "KeepsPresence", "KeepsUnsent", "MakesPieces"]
 
 
 @runtime_checkable
@@ -130,16 +125,3 @@ class KeepsPresence(Protocol):
         The room sends them when it is left or the client is closed.
         """
         ...
-
-
-def guarded(call: Callable[[Unpack[Args]], T], *args: *Args) -> T:
-    """Call something of an adaptor's; a fault of it is always an Exception.
-
-    So is a CancelledError: in a plain call it can only be that of some task whose result was asked for.
-    """
-    try:
-        return call(*args)
-    except BaseException as error:
-        if not isinstance(error, Exception) and (is_fault(error) or isinstance(error, CancelledError)):
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
-        raise
