@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable, Iterable
+from urllib.parse import quote, quote_plus
 
 import aiohttp
 import pytest
 from yarl import URL
 
 import reconnect_fsm.redaction as redaction_module
-from reconnect_fsm.redaction import MOST, PARTS, READ, Redaction
+from reconnect_fsm.redaction import MOST, MOST_RECENT, READ, Redaction
 from reconnect_fsm.transport import learn_secrets
 
 SECRET = "s3cr3t-t0ken"
@@ -67,7 +69,7 @@ def test_of_a_flood_of_words_only_the_beginning_is_read() -> None:
     assert redaction(SECRET)("x" * (READ - 8) + SECRET) == "x" * 200
     assert redaction(SECRET * 2)((SECRET * 2 + "…") * READ) == "…" * 200
     known = redaction(" ".join(f"word{number:06}" for number in range(20_000)))
-    assert len(known._forms()) <= 2 * (PARTS + 3)
+    assert known("word02, word019999, word000000") == "word02, …, …"
 
 
 def test_d_judged_a_provider_is_asked_when_words_are_shown() -> None:
@@ -76,27 +78,68 @@ def test_d_judged_a_provider_is_asked_when_words_are_shown() -> None:
     rooms = [f"room-token-{number:05}".encode() for number in range(10_000)] + [b'{"token": "in-json"}', b"short"]
     asked = []
     known.ask(lambda: asked.append(1) or rooms)  # type: ignore[func-returns-value]
+    known.learn("learned before")
     assert not asked
     assert known("room-token-00000, room-token-09999 and room-token-1") == "…, … and room-token-1"
-    assert known("in-json, in short") == "…, in short"
-    rooms.clear()
-    assert known(f"room-token-00000 {SECRET}") == "room-token-00000 …"
-    assert len(asked) == 3
-    assert (known(""), known("well")) == ("", "well")
-    assert len(asked) == 3  # in so few characters there is no secret
+    assert known("in-json, in short, learned before") == "…, in short, …"
+    for number in range(10_000, 10_000 + MOST_RECENT):
+        known.learn(f"room-token-{number:05}", "room")
+    assert known(f"room-token-00000 {SECRET} room-token-{9_999 + MOST_RECENT}") == "… … …"
+    assert len(asked) == 1
+    rooms[0] = b"room-token-1000000"
+    known.learn("one too many")
+    assert known("room-token-00000, room-token-1000000, one too many") == "room-token-00000, …, …"
+    assert len(asked) == 2
 
 
-def test_d_judged_forms_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d_judged_the_index_is_made_when_words_are_shown_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Showing words is what costs, learning does not, and no secret costs twice."""
-    worked_out = []
-    forms = redaction_module._forms
-    monkeypatch.setattr(redaction_module, "_forms", lambda text: worked_out.append(text) or forms(text))
+    made: list[int] = []
+
+    class Counting(redaction_module._Index):
+        def __init__(self, secrets: Iterable[bytes]) -> None:
+            listed = list(secrets)
+            made.append(len(listed))
+            super().__init__(listed)
+
+    monkeypatch.setattr(redaction_module, "_Index", Counting)
     known = redaction(*(f"secret{number:04}" for number in range(MOST)))
-    assert worked_out == []
+    assert (known(""), known("short")) == ("", "short")  # there is no room for a secret
+    assert made == []
     for _ in range(10):
         assert known(f"{SECRET} secret0001") == f"{SECRET} …"
-        known.learn("secret0001")
-    assert len(worked_out) == MOST
+        known.learn("secret0001")  # it is known
+    assert made == [MOST]
+    known.learn(SECRET)
+    for _ in range(10):
+        assert known(f"{SECRET} secret0001") == "… …"
+    assert made == [MOST, 1]
+
+
+@pytest.mark.parametrize("escape", [quote, quote_plus, lambda word: json.dumps(word)[1:-1], str])
+@pytest.mark.parametrize("secret", ['two words + é/ü=\\"', "simple-token", "a" * 15 + "é", "\U0001f511-and-\n-more"])
+def test_d_judged_however_it_is_escaped(escape: Callable[[str], str], secret: str) -> None:
+    """As it is, as in a path, a query or JSON; what is around it stays."""
+    said = f"é%é+ {escape(secret)}; more +"
+    shown = redaction(secret)(said)
+    assert shown.startswith("é%é+ …")
+    assert shown.endswith("; more +")
+    assert len(shown) <= len("é%é+ …; more +") + 1
+
+
+@pytest.mark.parametrize(
+    "said", [b"\xff\xfe" * 40, "\ud800" * 40, "\\" * 40, "%" * 40, "\\u12" * 9, "\\ud83d \\u0000", "+" * 9]
+)
+def test_d_judged_words_that_are_no_text(said: str | bytes) -> None:
+    """Whatever a server says, and whatever was told, is shown somehow."""
+    known = redaction(b"\xff\xfe\xfd" * 9, "\ud800" * 9, "\\ud83d" * 2, "%%%%%%%", SECRET)
+    assert len(known(said)) <= 200
+    assert known(f"{SECRET} {SECRET}") == "… …"
+
+
+def test_d_judged_secrets_that_overlap() -> None:
+    """Of two that are said in one another nothing is left."""
+    assert redaction("abcdefgh", "efghijklmn")("say abcdefghijklmn") == "say …"
 
 
 def test_a_longer_secret_is_replaced_before_a_shorter_one_within_it() -> None:
