@@ -164,7 +164,8 @@ class Client(Connection):
         super()._socket_closed(socket, info)
 
     def _tell_rooms(self, effect: TellRooms) -> None:
-        self._rooms.tell(effect.event, effect.why, self._socket if effect.event == "connection_opened" else None)
+        link = self._socket if effect.event == "connection_opened" else None
+        self._rooms.tell(effect.event, effect.why, link, effect.cause, effect.stop)
 
     def _received(self, data: Data) -> Iterator[object] | None:
         """Binary messages are the protocol's; text other than its ping and pong is passed on."""

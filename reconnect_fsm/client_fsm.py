@@ -15,7 +15,11 @@ after a stop:
 The driver (connection.py) tells it facts, one at a time: a socket opened, a dial failed, a timer ran out, somebody
 asked for something. Each fact is a method below; its body only remembers what the fact tells, its rows decide. What
 the machine remembers besides its state is plain data for the guards: the policy, whether the environment is online,
-how many attempts failed in a row, and the last reason.
+how many attempts failed in a row, until when the server asked to stay away, and the last reason and its cause. Time is
+what the facts tell (``now``, in seconds of the driver's clock).
+
+Two things are seen to whatever the table says, when a transition is complete (`state_changed`, `status_changed`): each
+change carries its cause as data (D-CAUSE), and an outage is reported once (D-HEARD).
 
 To change a decision, subclass: override a guard, put a row first, add a state. See machine.py for how rows are written.
 """
@@ -31,21 +35,38 @@ from .effects import (
     FailWaiters,
     NotifyStatus,
     Release,
+    ReportOutage,
+    ReportRecovery,
     StartKeepalive,
+    StartOutageTimer,
     StartTimer,
     StopKeepalive,
+    StopOutageTimer,
     StopTimer,
     TellRooms,
 )
 from .errors import ClientStopped
 from .machine import ANY, FSM, REST, STAY, any_but, event, refuse, row, state
 from .retry import RetryPolicy
-from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StatusChange
+from .status import AttemptFailure, Cause, ClientStatus, CloseInfo, FailureKind, FaultKind, StatusChange, StopKind
 
 __all__ = ["ClientFSM"]
 
 NORMAL, GOING_AWAY, INTERNAL_ERROR = 1000, 1001, 1011  # RFC 6455, 7.4.1
 NO_FAILURE = AttemptFailure(FailureKind.NETWORK, "")
+OFFLINE = AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE)
+
+STOPPED_STATUSES = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+UNDER_WAY = (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
+
+# What `ClientFSM.marks` is made of. One number, for there are thousands of clients in a process.
+CONNECTED_ONCE = 1  # it has been connected, in this run or an earlier one
+NETWORK_CHANGED = 2  # the environment went online, having been offline
+TOO_BIG = 4  # the last connection ended because the server sent too big a message
+TOO_BIG_AGAIN = 8  # and so did the one before
+OUTAGE_REPORTED = 16  # the log has heard of this outage
+NO_BACKOFF = 32  # the wait that is entered now is only as long as it must be
+ASKED = 64  # what broke last was an event, and who caused it may wait for what comes of it
 
 
 class ClientFSM(FSM[ClientStatus]):
@@ -53,16 +74,28 @@ class ClientFSM(FSM[ClientStatus]):
 
     __slots__ = (
         "attempt",
+        "cause",
         "failure",
         "farewell",
         "loss",
+        "marks",
         "news",
+        "news_cause",
+        "not_before",
+        "now",
         "online",
         "policy",
         "reason",
         "reset_asked",
         "retry_in",
+        "stop_kind",
+        "woken_at",
     )
+
+    failures_until_heard = 3
+    """So many failures in a row are an outage, which is reported (D-HEARD)."""
+    seconds_until_heard = 10.0
+    """And so many seconds without a connection."""
 
     # States
 
@@ -129,8 +162,23 @@ class ClientFSM(FSM[ClientStatus]):
         self.farewell = (NORMAL, "")
         """What the close frame will say, should the socket be closed."""
         self.loss = CloseInfo(NORMAL)
+        """How the last connection ended, as the server said it: it is judged, and not shown (D-JUDGED)."""
         self.failure = NO_FAILURE
         self.reset_asked = False
+        self.cause: Cause | None = None
+        """Why it is in its present state, as data (D-CAUSE)."""
+        self.news_cause: Cause | None = None
+        """What the present event tells of a cause; it becomes the cause if it leads to another state."""
+        self.stop_kind: StopKind | None = None
+        """Why it stopped, while it is stopped."""
+        self.now = 0.0
+        """When the last event came that tells the time."""
+        self.not_before: float | None = None
+        """Until when the server asked to stay away (D-HTTP)."""
+        self.woken_at: float | None = None
+        """When an attempt was last made, or is to be made, because the network is back (OFF-2)."""
+        self.marks = 0
+        """What it has seen before: flags, see above."""
 
     # Guards
 
@@ -143,8 +191,24 @@ class ClientFSM(FSM[ClientStatus]):
         return self.policy.is_fatal_failure(self.failure)
 
     def is_misconfigured(self) -> bool:
-        """It cannot work: an unusable URL, a certificate that does not verify."""
-        return self.failure.kind is FailureKind.MISCONFIGURED
+        """It cannot work: an unusable URL, a certificate that does not verify and never did (D-HTTP)."""
+        return self.failure.kind is FailureKind.MISCONFIGURED and not self.is_passing()
+
+    def is_too_big_again(self) -> bool:
+        """The server sent a message that is too big for this client, twice in a row: it would send it for ever."""
+        return bool(self.marks & TOO_BIG_AGAIN)
+
+    def is_too_soon(self) -> bool:
+        """The server asked to stay away for longer, or the last attempt of this kind is less than ``base`` ago."""
+        return self.soonest() > self.now
+
+    def is_outage_unreported(self) -> bool:
+        """The log has not heard of this outage yet."""
+        return not self.marks & OUTAGE_REPORTED
+
+    def was_asked(self) -> bool:
+        """What broke was an event, not the running of an effect: who caused it may wait for what comes of it."""
+        return bool(self.marks & ASKED)
 
     def is_retrying_off(self) -> bool:
         """The policy says not to retry at all."""
@@ -170,22 +234,42 @@ class ClientFSM(FSM[ClientStatus]):
         """Whoever asked to connect wants the backoff to begin anew."""
         return self.reset_asked
 
-    def resets_on_online(self) -> bool:
-        """The policy says that the backoff begins anew when the network is back."""
-        return self.policy.reset_on_online
-
     # Actions: each asks for effects, or changes what is remembered
 
     def start(self) -> None:
         """The client begins, or begins again: with a clean slate."""
         self.attempt = 0
+        self.not_before = self.woken_at = None
+        self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
         self.tell_rooms("client_started")
 
     def stop(self) -> None:
         """The client ends: nothing is left running, rooms and waiting operations hear of it."""
+        self.stop_kind = self.kind_of_stop()
         self.emit(Release())
         self.tell_rooms("client_stopped")
-        self.emit(FailWaiters(ClientStopped(self.news)))
+        self.fail_waiters()
+
+    def fail_waiters(self) -> None:
+        """D-STOP: whoever waits is told why, in words and as data."""
+        self.emit(FailWaiters(ClientStopped(self.news, self.news_cause, self.stop_kind)))
+
+    def break_again(self) -> None:
+        """D-ERROR: it is in error for another reason now."""
+        self.reason, self.cause, self.stop_kind = self.news, None, StopKind.FAULT
+        self.fail_waiters()
+
+    def note_retrying_off(self) -> None:
+        """D-CAUSE: it stops because it may not retry."""
+        self.stop_kind = StopKind.RETRYING_OFF
+
+    def note_used_up(self) -> None:
+        """D-CAUSE: it stops because there are no attempts left."""
+        self.stop_kind = StopKind.ATTEMPTS_USED_UP
+
+    def note_too_big(self) -> None:
+        """D-TOOBIG: say what can be done about it."""
+        self.news += ", twice in a row: make max_msg_size= larger (0: no limit), or have the server send less at once"
 
     def dial(self) -> None:
         self.emit(Dial())
@@ -207,7 +291,13 @@ class ClientFSM(FSM[ClientStatus]):
 
     def start_retry_timer(self) -> None:
         """RETRY-1, and never sooner than the server asked (D-HTTP)."""
-        delay, no_sooner = self.policy.delay(self.attempt), self.policy.no_sooner(self.failure.retry_after)
+        if self.marks & NO_BACKOFF:
+            self.marks &= ~NO_BACKOFF
+            delay = max(self.soonest() - self.now, 0.0)
+        else:
+            delay = self.policy.delay(self.attempt)
+        rest = 0.0 if self.not_before is None else max(self.not_before - self.now, 0.0)
+        no_sooner = self.policy.no_sooner(rest)
         for name, wait in (("delay", delay), ("no_sooner", no_sooner)):
             if not 0 <= wait < float("inf"):
                 raise ValueError(f"{type(self.policy).__name__}.{name} returned {wait!r}, which is no time to wait")
@@ -224,11 +314,47 @@ class ClientFSM(FSM[ClientStatus]):
     def forget_attempts(self) -> None:
         self.attempt = 0
 
+    def forget_attempts_if_asked(self) -> None:
+        """CTRL-1: ``reset_backoff``."""
+        if self.reset_asked:
+            self.forget_attempts()
+
     def note_offline(self) -> None:
         self.online = False
 
     def note_online(self) -> None:
         self.online = True
+        self.marks |= NETWORK_CHANGED
+
+    def wake_up(self) -> None:
+        """OFF-2: an attempt now."""
+        self.woken_at = self.now
+        self.begin_on_online()
+
+    def wake_up_later(self) -> None:
+        """OFF-2 D-HTTP: an attempt as soon as may be."""
+        if (due := self.damped_until()) > self.now:
+            self.woken_at = due
+        self.marks |= NO_BACKOFF
+        self.begin_on_online()
+
+    def begin_on_online(self) -> None:
+        """OFF-2: the backoff begins anew, unless the policy says otherwise."""
+        self.note_online()
+        if self.policy.reset_on_online:
+            self.forget_attempts()
+
+    def report_outage(self) -> None:
+        """D-HEARD: why there is no connection, and what comes next."""
+        self.marks |= OUTAGE_REPORTED
+        self.emit(ReportOutage(self.news, self.what_comes_next(), self.attempt))
+
+    def end_outage(self) -> None:
+        """D-STABLE D-HEARD: the connection has lasted; if the log has heard of an outage, that is over."""
+        self.forget_attempts()
+        if self.marks & OUTAGE_REPORTED:
+            self.marks &= ~OUTAGE_REPORTED
+            self.emit(ReportRecovery())
 
     # The table: for each fact, the first row whose guards pass
     # fmt: off
@@ -241,16 +367,17 @@ class ClientFSM(FSM[ClientStatus]):
         refuse(REST, because="connected already, or an attempt is under way", clause="D-FORCE"),
     )
     def connect_requested(self, reset_backoff: bool = False) -> None:
-        """Somebody asked to be connected: `connect()`."""
+        """Somebody asked to be connected: `connect()`. A person's word overrides every wait (OFF-2, D-HTTP)."""
         self.reset_asked = reset_backoff
         self.news = "asked to connect"
 
     @event(
-        row(STOPPED, to=connecting, do=start, clause="CTRL-1 RETRY-4 OK-3"),
-        row(REST,    to=connecting,           clause="CTRL-1 D-FORCE"),
+        row(STOPPED, to=connecting, do=start,                    clause="CTRL-1 RETRY-4 OK-3"),
+        row(REST,    to=connecting, do=forget_attempts_if_asked, clause="CTRL-1 D-FORCE"),
     )
-    def retry_requested(self) -> None:
+    def retry_requested(self, reset_backoff: bool = False) -> None:
         """Somebody asked for a fresh attempt now: `retry_now()`."""
+        self.reset_asked = reset_backoff
         self.news = "asked for a fresh attempt"
         self.farewell = (NORMAL, "reconnecting")
 
@@ -262,6 +389,7 @@ class ClientFSM(FSM[ClientStatus]):
     def start_requested(self) -> None:
         """The client is started: `start()`, or entering ``async with``."""
         self.news = "started"
+        self.news_cause = None if self.online else OFFLINE
 
     @event(
         refuse(disconnected, because="disconnected already"),
@@ -273,116 +401,208 @@ class ClientFSM(FSM[ClientStatus]):
         self.farewell = (NORMAL, "")
 
     @event(
-        row(DIALING, to=connected, when=is_stable_at_once, do=forget_attempts, clause="CONN-5 D-STABLE"),
-        row(DIALING, to=connected,                                             clause="CONN-5"),
+        row(DIALING, to=connected, when=is_stable_at_once, do=end_outage, clause="CONN-5 D-STABLE D-HEARD"),
+        row(DIALING, to=connected,                                        clause="CONN-5"),
         refuse(REST, because="no dial is under way: a socket that opens now is nobody's"),
     )
     def socket_opened(self) -> None:
         """The dial succeeded: the WebSocket is open."""
         self.news = "connected"
         self.failure = NO_FAILURE
+        self.not_before = None
+        self.marks |= CONNECTED_ONCE
 
     @event(
-        row(DIALING, to=error,        when=is_misconfigured,                       clause="D-ERROR"),
-        row(DIALING, to=disconnected, when=is_fatal_failure,                       clause="RETRY-3 D-HTTP CONN-4"),
-        row(DIALING, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
-        row(DIALING, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
-        row(DIALING, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
-        row(DIALING, to=waiting,                                 do=count_attempt, clause="CONN-3 RETRY-1"),
+        row(DIALING, to=error,        when=is_misconfigured,                           clause="D-ERROR D-HTTP"),
+        row(DIALING, to=disconnected, when=is_fatal_failure,                           clause="RETRY-3 D-HTTP CONN-4"),
+        row(DIALING, to=disconnected, when=is_retrying_off,      do=note_retrying_off, clause="RETRY-1"),
+        row(DIALING, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
+        row(DIALING, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
+        row(DIALING, to=waiting,                                 do=count_attempt,     clause="CONN-3 RETRY-1 D-HTTP"),
         refuse(REST, because="no dial is under way"),
     )
-    def dial_failed(self, failure: AttemptFailure) -> None:
+    def dial_failed(self, failure: AttemptFailure, now: float | None = None) -> None:
         """The dial did not lead to an open WebSocket."""
-        self.failure = failure
+        self.failure = self.news_cause = failure
         self.news = str(failure)
+        self.tell_time(now)
+        if failure.retry_after > 0:
+            self.not_before = self.now + min(failure.retry_after, self.policy.max_retry_after)
 
     @event(
-        row(connected, to=disconnected, when=is_fatal_close,                         clause="RETRY-3 D-CODES CONN-4"),
-        row(connected, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
-        row(connected, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
-        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
-        row(connected, to=waiting,                                 do=count_attempt, clause="CONN-3"),
+        row(connected, to=disconnected, when=is_fatal_close,                           clause="RETRY-3 D-CODES CONN-4"),
+        row(connected, to=error,        when=is_too_big_again,     do=note_too_big,      clause="D-TOOBIG D-ERROR"),
+        row(connected, to=disconnected, when=is_retrying_off,      do=note_retrying_off, clause="RETRY-1"),
+        row(connected, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
+        row(connected, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
+        row(connected, to=waiting,                                 do=count_attempt,     clause="CONN-3"),
         refuse(REST, because="there is no socket that could close"),
     )
     def socket_closed(self, info: CloseInfo) -> None:
         """The connection is gone: the server closed it, or the network dropped it."""
         self.loss = info
         self.news = str(info)
+        self.news_cause = info.redacted()
         self.farewell = (NORMAL, "")
+        was_too_big = TOO_BIG_AGAIN if self.marks & TOO_BIG else 0
+        self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
+        if info.fault is FaultKind.MESSAGE_TOO_BIG:
+            self.marks |= TOO_BIG | was_too_big
 
     @event(
-        row(connected, to=disconnected, when=is_retrying_off,                        clause="RETRY-1"),
-        row(connected, to=disconnected, when=are_attempts_used_up,                   clause="RETRY-2"),
-        row(connected, to=paused,       when=is_offline,           do=count_attempt, clause="OFF-1"),
-        row(connected, to=waiting,                                 do=count_attempt, clause="LIVE-2 CONN-3 OK-2"),
+        row(connected, to=disconnected, when=is_retrying_off,      do=note_retrying_off, clause="RETRY-1"),
+        row(connected, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
+        row(connected, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
+        row(connected, to=waiting,                                 do=count_attempt,     clause="LIVE-2 CONN-3 OK-2"),
         refuse(REST, because="there is no socket to be dead or alive"),
     )
     def pong_missed(self, info: CloseInfo) -> None:
         """A ping went unanswered: the connection is dead, or as good as dead."""
+        self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
         self.news = str(info)
+        self.news_cause = info.redacted()
         self.farewell = (GOING_AWAY, "ping_timeout: liveness check failed, no pong")
 
     @event(
-        row(waiting,   to=retrying,                     clause="RETRY-1"),
-        row(connected, to=STAY,     do=forget_attempts, clause="D-STABLE"),
+        row(waiting,   to=retrying,                clause="RETRY-1"),
+        row(connected, to=STAY,     do=end_outage, clause="D-STABLE D-HEARD"),
         refuse(REST, because="no timer is running"),
     )
     def timer_fell_due(self) -> None:
         """The wait before the next attempt is over, or the time after which a connection counts as stable."""
-        self.news = self.reason
+        self.news, self.news_cause = self.reason, self.cause
+
+    @event(
+        refuse(connected, because="there is a connection"),
+        refuse(STOPPED, because="it is stopped: nothing is under way, and whoever waits was told"),
+        row(REST, to=STAY, when=is_outage_unreported, do=report_outage, clause="D-HEARD"),
+        refuse(REST, because="it was reported"),
+    )
+    def outage_lasted(self) -> None:
+        """There has been no connection for `seconds_until_heard`."""
+        self.news, self.news_cause = self.reason, self.cause
 
     @event(
         refuse(ANY, when=is_offline, because="known already"),
-        row(STOPPED,           to=STAY,                               do=note_offline),
-        row(any_but(*STOPPED), to=disconnected, when=is_retrying_off, do=note_offline, clause="RETRY-1"),
-        row(REST,              to=paused,                             do=note_offline, clause="OFF-1 OK-1"),
+        row(STOPPED,           to=STAY,         do=note_offline),
+        row(any_but(*STOPPED), to=disconnected, when=is_retrying_off, do=(note_offline, note_retrying_off),
+            clause="RETRY-1"),
+        row(REST,              to=paused,       do=note_offline, clause="OFF-1 OK-1"),
     )
     def went_offline(self) -> None:
         """The environment reports that there is no network."""
         self.news = "offline"
+        self.news_cause = OFFLINE
         self.farewell = (GOING_AWAY, "offline")
 
     @event(
         refuse(ANY, when=is_online, because="known already"),
-        row(paused, to=retrying, when=resets_on_online, do=(note_online, forget_attempts), clause="OFF-2 OK-1"),
-        row(paused, to=retrying,                        do=note_online,                    clause="OFF-2 OK-1"),
-        row(REST,   to=STAY,                            do=note_online),
+        row(paused,     to=waiting,    when=is_too_soon, do=wake_up_later,   clause="OFF-2 D-HTTP"),
+        row(paused,     to=retrying,                     do=wake_up,         clause="OFF-2 OK-1"),
+        row(DIALING,    to=STAY,       when=is_too_soon, do=begin_on_online, clause="OFF-2 D-HTTP"),
+        row(connecting, to=connecting,                   do=wake_up,         clause="OFF-2"),  # the dial under way may
+        row(retrying,   to=retrying,                     do=wake_up,         clause="OFF-2"),  # hang on the old network
+        row(REST,       to=STAY,                         do=note_online),  # connected, stopped, or not offline
     )
-    def went_online(self) -> None:
-        """The environment reports that there is a network again."""
-        self.news = "back online"
+    def went_online(self, now: float | None = None) -> None:
+        """The environment reports that there is a network again, at time ``now`` in seconds."""
+        self.news, self.news_cause = "back online", self.cause
+        self.tell_time(now)
+        if now is None:
+            self.woken_at = None  # without a clock there is no flapping
 
     @event(
-        refuse(error, because="in error already"),
-        row(REST, to=error, clause="D-ERROR"),
+        row(error, to=STAY,  when=was_asked, do=break_again, clause="D-ERROR D-STOP"),
+        refuse(error, because="in error already; to say so again might raise again, for ever"),
+        row(REST,  to=error, clause="D-ERROR"),
     )
-    def broke(self, what: str) -> None:
-        """A guard, a policy, or something else of this program's own raised."""
+    def broke(self, what: str, asked: bool = False) -> None:
+        """A guard, a policy, or something else of this program's own raised; ``asked``: on an event, and no effect."""
         self.news = what
+        self.marks = self.marks | ASKED if asked else self.marks & ~ASKED
         self.farewell = (INTERNAL_ERROR, "")
 
     # fmt: on
 
     # Helpers
 
+    def event_begins(self) -> None:
+        """What was told before is no cause of what comes of this."""
+        self.news_cause = None
+
+    def tell_time(self, now: float | None) -> None:
+        if now is not None:
+            self.now = now
+
+    def soonest(self) -> float:
+        """When the next attempt may be made because the network is back (OFF-2, D-HTTP)."""
+        return max(self.damped_until(), float("-inf") if self.not_before is None else self.not_before)
+
+    def damped_until(self) -> float:
+        """OFF-2: not within ``base`` of the last such attempt, however the network flaps."""
+        if self.woken_at is None:
+            return float("-inf")
+        return self.woken_at if self.woken_at > self.now else self.woken_at + self.policy.base
+
+    def is_passing(self) -> bool:
+        """D-HTTP: a certificate that does not verify may pass, as captive portals and wrong clocks do."""
+        return self.failure.fault is FaultKind.CERTIFICATE and bool(self.marks & (CONNECTED_ONCE | NETWORK_CHANGED))
+
+    def kind_of_stop(self) -> StopKind:
+        """D-CAUSE: what its row has noted; else who has decided that it ends can be told from the cause."""
+        if self.status is ClientStatus.ERROR:
+            return StopKind.FAULT if self.news_cause is None else StopKind.MISCONFIGURED
+        if self.stop_kind is not None and self.told_status not in STOPPED_STATUSES:
+            return self.stop_kind
+        return StopKind.CLOSED if self.news_cause is None else StopKind.REFUSED
+
+    def what_comes_next(self) -> str:
+        """In words, for the log (D-HEARD)."""
+        if self.status in STOPPED_STATUSES:
+            return "it does not try again by itself; connect() or retry_now() starts it again"
+        if self.retry_in is not None:
+            number = f"retry {self.attempt}" if self.attempt else "the next attempt"
+            return f"{number} comes after a wait of {self.retry_in:.1f} s"
+        if self.states[self.state] in self.DIALING:
+            return "an attempt is under way"
+        return "it waits to hear that there is a network again" if not self.online else "it goes on"
+
     def tell_rooms(self, fact: str) -> None:
         """A room hears one thing per transition, the last: being stopped says more than having lost the connection."""
         assert self._effects is not None
         self._effects[:] = [each for each in self._effects if not isinstance(each, TellRooms)]
-        self.emit(TellRooms(fact, self.news))
+        stop = self.stop_kind if fact == "client_stopped" else None
+        self.emit(TellRooms(fact, self.news, self.news_cause, stop))
 
     def give_up(self, what: str) -> list[Effect]:
         """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
         old, self.news = self.told_status, what
         self.reason = what
+        self.cause, self.stop_kind = None, StopKind.FAULT
         self.jump_to(self.error)
-        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what))]
-        return [Release(), TellRooms("client_stopped", what), FailWaiters(ClientStopped(what)), *news]
+        change: StatusChange[ClientStatus] = StatusChange(old, self.status, what, None, StopKind.FAULT)
+        stopped = FailWaiters(ClientStopped(what, None, StopKind.FAULT))
+        news = [] if self.status == old else [NotifyStatus(change)]
+        return [Release(), TellRooms("client_stopped", what, None, StopKind.FAULT), stopped, *news]
 
     def state_changed(self) -> None:
-        self.reason = self.news
+        self.reason, self.cause = self.news, self.news_cause
+        if self.status not in STOPPED_STATUSES:
+            self.stop_kind = None
+        failures = self.attempt if self.status is ClientStatus.RECONNECTING else 0
+        if self.stop_kind not in (None, StopKind.CLOSED, StopKind.FAULT):
+            failures = self.attempt + 1  # the last one was not counted
+        if failures >= self.failures_until_heard and self.is_outage_unreported():
+            self.report_outage()
 
     def status_changed(self, old: ClientStatus, new: ClientStatus) -> None:
-        under_way = new in (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
+        under_way = new in UNDER_WAY
+        if under_way and old not in UNDER_WAY:
+            self.emit(StartOutageTimer(self.seconds_until_heard))
+        elif not under_way and old in UNDER_WAY:
+            self.emit(StopOutageTimer())
+        if self.stop_kind is StopKind.CLOSED:
+            self.marks &= ~OUTAGE_REPORTED
         attempt = self.attempt if under_way else 0
-        self.emit(NotifyStatus(StatusChange(old, new, self.news, attempt=attempt, retry_in=self.retry_in)))
+        change = StatusChange(old, new, self.news, self.news_cause, self.stop_kind, attempt, self.retry_in)
+        self.emit(NotifyStatus(change))

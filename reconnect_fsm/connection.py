@@ -39,9 +39,13 @@ from .effects import (
     FailWaiters,
     NotifyStatus,
     Release,
+    ReportOutage,
+    ReportRecovery,
     StartKeepalive,
+    StartOutageTimer,
     StartTimer,
     StopKeepalive,
+    StopOutageTimer,
     StopTimer,
     TellRooms,
 )
@@ -53,7 +57,7 @@ from .pump import LazyCoroutine, Listeners, Outcome, Promise
 from .redaction import Redaction
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
-from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
+from .status import AttemptFailure, Cause, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
 from .transport import (
     MAX_RETRY_AFTER,
     AttemptFailed,
@@ -140,6 +144,7 @@ class Connection:
         "_on_status",
         "_on_transition",
         "_options",
+        "_outage_timer",
         "_pong",
         "_pump",
         "_redaction",
@@ -202,6 +207,7 @@ class Connection:
         self._socket: Socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timers_started = 0
+        self._outage_timer: asyncio.TimerHandle | None = None
         self._heartbeat: Heartbeat | None = None
         self._heartbeat_timer: Deadline | None = None
         self._deadlines: Deadlines | None = None
@@ -241,6 +247,14 @@ class Connection:
         return self._fsm.reason
 
     @property
+    def cause(self) -> Cause | None:
+        """The same as data (D-CAUSE): how the connection ended, or why the last attempt failed.
+
+        None while nothing is wrong, and where this program itself asked for the present state.
+        """
+        return self._fsm.cause
+
+    @property
     def latency(self) -> float | None:
         """The last round trip of a ping, in seconds; None before the first (OBS-3)."""
         return self._latency
@@ -271,12 +285,12 @@ class Connection:
         """
         return self._ask(self._fsm.connect_requested, reset_backoff)
 
-    def retry_now(self) -> LazyCoroutine[None]:
+    def retry_now(self, reset_backoff: bool = False) -> LazyCoroutine[None]:
         """Force a fresh attempt now: a dial under way or a connection is dropped for it (CTRL-1, D-FORCE).
 
-        Acts at once; the result may be awaited as that of `connect`.
+        Acts at once; ``reset_backoff`` and the result are as those of `connect`.
         """
-        return self._ask(self._fsm.retry_requested)
+        return self._ask(self._fsm.retry_requested, reset_backoff)
 
     def close(self) -> LazyCoroutine[None]:
         """Stop (CTRL-2). Acts at once (D-NOW); await the result to know that no task, timer or socket is left.
@@ -364,7 +378,10 @@ class Connection:
         What is known already changes nothing: a connection made by hand while offline outlives a second "offline".
         """
         if self._loop is None or threading.get_ident() == self._thread:
-            self._pump.post(self._fire, self._fsm.went_online if online else self._fsm.went_offline)
+            if online:
+                self._pump.post(self._fire, self._fsm.went_online, self._time())
+            else:
+                self._pump.post(self._fire, self._fsm.went_offline)
         elif not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
                 self._loop.call_soon_threadsafe(self.set_online, online)
@@ -521,7 +538,7 @@ class Connection:
         """What an operation raises that waits while the client is stopped (D-STOP); None if it was never started."""
         if not self._was_started or self.status not in STOPPED:
             return None
-        return ClientStopped(self.reason)
+        return ClientStopped(self.reason, self.cause, self._fsm.stop_kind)
 
     def _bind(self) -> None:
         """Belong to the running loop; to another one than before only if nothing of the old one is left."""
@@ -558,7 +575,9 @@ class Connection:
         """The loop ended without `close`, and everything that lived in it has ended with it."""
         if self._session is not None:
             self._session.detach()
-        self._dial = self._socket = self._timer = self._heartbeat = self._heartbeat_timer = self._session = None
+        self._dial = self._socket = self._timer = self._outage_timer = self._heartbeat = self._heartbeat_timer = (
+            self._session
+        ) = None
         self._loop = self._deadlines = None
         self._ending.clear()
         self._pump.reset()
@@ -578,7 +597,8 @@ class Connection:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))
         if fsm.state != old:
             logger.debug("%s: %s → %s: %s", event, old, fsm.state, fsm.reason)
-            change = StateChange(event, old, fsm.state, fsm.status, fsm.reason, fsm.attempt, fsm.retry_in)
+            now = fsm.status, fsm.reason, fsm.attempt, fsm.retry_in, fsm.cause, fsm.stop_kind
+            change = StateChange(event, old, fsm.state, *now)
             self._transitions_to_come += 1
             self._pump.schedule_call(self._tell_transition, change)
 
@@ -616,7 +636,7 @@ class Connection:
         else:  # not foreseen; a failed attempt all the same, never a wedged client
             what = "the url function was cancelled" if error is None else f"could not connect: {type(error).__name__}"
             failure = AttemptFailure(FailureKind.NETWORK, what)
-        self._fire(self._fsm.dial_failed, failure)
+        self._fire(self._fsm.dial_failed, failure, self._now())
 
     def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
         if self._is_current(socket):
@@ -705,6 +725,7 @@ class Connection:
         # Most of it was stopped when the last state was left; after a fault nothing is certain, so all of it, always.
         self._cancel_dial()
         self._stop_timer()
+        self._stop_outage_timer()
         self._stop_keepalive()
         self._close_socket(CloseSocket(1001, ""))
         session, self._session = self._session, None
@@ -754,6 +775,35 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _start_outage_timer(self, effect: StartOutageTimer) -> None:
+        assert self._loop is not None
+        self._stop_outage_timer()
+        self._outage_timer = self._loop.call_later(effect.seconds, self._pump.post, self._outage_lasted)
+
+    def _stop_outage_timer(self, _: StopOutageTimer | None = None) -> None:
+        if self._outage_timer is not None:
+            self._outage_timer.cancel()
+            self._outage_timer = None
+
+    def _outage_lasted(self) -> None:
+        if self._outage_timer is not None:
+            self._outage_timer = None
+            self._fire(self._fsm.outage_lasted)
+
+    def _report_outage(self, effect: ReportOutage) -> None:
+        server = _server(self._url)
+        logger.warning(
+            "%snot connected: %s; %s",
+            f"{server}: " if server else "",
+            effect.why,
+            effect.next,
+            extra={"server": server, "reason": effect.why, "attempt": effect.attempt},
+        )
+
+    def _report_recovery(self, _: ReportRecovery) -> None:
+        server = _server(self._url)
+        logger.info("%sthe outage is over: the connection has lasted", f"{server}: " if server else "")
 
     def _start_keepalive(self, _: StartKeepalive) -> None:
         counters = None if self._socket is None else self._socket.counters()
@@ -871,6 +921,10 @@ METHODS: Final[Mapping[type[Effect], str]] = {
     CloseSocket: "_close_socket",
     StartTimer: "_start_timer",
     StopTimer: "_stop_timer",
+    StartOutageTimer: "_start_outage_timer",
+    StopOutageTimer: "_stop_outage_timer",
+    ReportOutage: "_report_outage",
+    ReportRecovery: "_report_recovery",
     StartKeepalive: "_start_keepalive",
     StopKeepalive: "_stop_keepalive",
     AnnounceConnected: "_announce_connected",

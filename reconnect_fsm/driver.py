@@ -127,7 +127,7 @@ def broken(fsm: ClientFSM | RoomFSM, error: BaseException) -> list[Effect]:
     """Something of the user's own raised (D-ERROR). If the way to `error` raises too, nobody is asked."""
     what = raised(f"the machine {type(fsm).__name__}", error)
     try:
-        return fsm.broke(what)
+        return fsm.broke(what, True) if isinstance(fsm, ClientFSM) else fsm.broke(what)
     except BaseException as again:
         if not is_fault(again):
             raise

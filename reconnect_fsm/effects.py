@@ -23,11 +23,15 @@ __all__ = [
     "NotifyError",
     "NotifyStatus",
     "Release",
+    "ReportOutage",
+    "ReportRecovery",
     "RequestJoin",
     "SendLeave",
     "StartKeepalive",
+    "StartOutageTimer",
     "StartTimer",
     "StopKeepalive",
+    "StopOutageTimer",
     "StopTimer",
     "Synchronise",
     "TakeBack",
@@ -115,6 +119,35 @@ class StopKeepalive(Effect):
 
 class AnnounceConnected(Effect):
     """Resolve the promise of CONN-5, and the operations that waited for a connection."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StartOutageTimer(Effect):
+    """Fire `outage_lasted` after ``seconds`` without a connection (D-HEARD); beside the machine's own timer."""
+
+    seconds: float
+
+
+class StopOutageTimer(Effect):
+    """Stop that timer: there is a connection, or nobody is to hear that there is none."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOutage(Effect):
+    """Say in the log, as a warning, why there is no connection and what comes next (D-HEARD)."""
+
+    why: str
+    next: str
+    attempt: int
+    """How many attempts or connections have failed in a row."""
+
+
+class ReportRecovery(Effect):
+    """Say in the log that the outage of which it has heard is over (D-HEARD)."""
 
     __slots__ = ()
 

@@ -404,7 +404,7 @@ class _Herd:
     def failed(self, client: _Client, failure: AttemptFailure) -> None:
         client.dial = 0
         self.count(self.refused)
-        self.tell(client, client.fsm.dial_failed(failure))
+        self.tell(client, client.fsm.dial_failed(failure, self.now))
 
     def gave_up(self, client: _Client) -> None:
         self.timed_out += self.now >= 0

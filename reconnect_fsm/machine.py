@@ -243,6 +243,7 @@ class Event(Generic[P]):
         fsm._effects = effects
         fsm.emit = effects.append
         try:
+            fsm.event_begins()
             self._record(fsm, *args, **kwargs)
             fsm.machine.events[self.name].trigger(fsm)
         finally:
@@ -290,6 +291,9 @@ class FSM(Generic[StatusT]):
         """The public status of the present state."""
         status: StatusT = self._statuses[self.state]
         return status
+
+    def event_begins(self) -> None:
+        """Runs before each event's body; override it to forget what the event before told."""
 
     def state_changed(self) -> None:
         """Runs in every transition to another state, once it is there."""

@@ -296,7 +296,7 @@ class _Recorded:
         return min(self.policy.base * 2.0 ** min(max(attempt - 1, 0), 32), self.policy.cap)  # none was: this is new
 
     def _no_sooner(self, retry_after: float) -> float:
-        return 0.0  # the recorded wait is the longer of the two
+        return 0.0 if self._wait is None or not retry_after else self._wait  # it is the longer of the two
 
 
 def replay(
@@ -454,6 +454,7 @@ class _Run:
 WORDS: Final[dict[str, tuple[str, ...]]] = {
     "StatusChange": ("reason",),
     "TellRooms": ("why",),
+    "ReportOutage": ("why", "next"),
     "ClientStopped": ("words", "reason"),
     "JoinRefused": ("words", "message"),
     "RoomLeft": ("words",),

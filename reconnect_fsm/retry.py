@@ -26,6 +26,7 @@ class RetryPolicy:
     ``base`` doubles with each attempt up to ``cap``; each wait is spread by ``jitter`` either way and never above
     ``cap``. ``max_attempts`` counts retries in a row, None means for ever. A connection that lasted ``stable_after``
     begins the count anew (D-STABLE). ``reset_on_online`` does so when the machine comes back online (OFF-2).
+    ``max_retry_after`` bounds how long a server may ask us to stay away (D-HTTP); 0: it may not.
     ``random`` is the source of the jitter, the system's by default: processes that were forked do not share it. Give a
     seeded `random.Random` to make a run repeatable.
 
@@ -42,6 +43,7 @@ class RetryPolicy:
     max_attempts: int | None = None
     stable_after: float = 5.0
     reset_on_online: bool = True
+    max_retry_after: float = 300.0
     fatal_close_codes: Container[int] = FATAL_CLOSE_CODES
     fatal_close_reasons: Container[str] = FATAL_CLOSE_REASONS
     fatal_http_statuses: Container[int] = FATAL_HTTP_STATUSES
@@ -65,6 +67,8 @@ class RetryPolicy:
                 raise TypeError(f"{name} must be a set or the like, not a str: write {{{getattr(self, name)!r}}}")
         if not self.stable_after >= 0:
             raise ValueError(f"stable_after must be a number of seconds from 0, not {self.stable_after!r}")
+        if not 0 <= self.max_retry_after < float("inf"):
+            raise ValueError(f"max_retry_after must be a number of seconds from 0, not {self.max_retry_after!r}")
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait before retry number ``attempt``, which counts from 1 (RETRY-1, D-JITTER)."""
@@ -77,10 +81,11 @@ class RetryPolicy:
     def no_sooner(self, retry_after: float) -> float:
         """Seconds to wait when a server asks us to stay away for ``retry_after`` seconds (D-HTTP).
 
-        Up to as much longer as the jitter is wide: a server tells the same to each of a herd, which would else be back
-        in one piece.
+        No more than ``max_retry_after``: a hostile or confused server must not park us for days. Then up to as much
+        longer as the jitter is wide: a server tells the same to each of a herd, which would else be back in one piece.
         """
-        return retry_after * self.random.uniform(1, 1 + 2 * self.jitter) if retry_after else 0.0
+        asked = min(retry_after, self.max_retry_after)
+        return asked * self.random.uniform(1, 1 + 2 * self.jitter) if asked else 0.0
 
     def is_fatal_close(self, info: CloseInfo) -> bool:
         """Whether the server's close means "do not come back" (RETRY-3, D-CODES)."""

@@ -52,7 +52,7 @@ from .errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
 from .loro_protocol.messages import JoinErrorCode, RoomErrorCode, UpdateStatusCode
 from .machine import FSM, REST, STAY, event, refuse, row, state
 from .retry import RetryPolicy
-from .status import RoomStatus, StatusChange
+from .status import Cause, RoomStatus, StatusChange, StopKind
 
 __all__ = ["RoomFSM"]
 
@@ -73,6 +73,7 @@ class RoomFSM(FSM[RoomStatus]):
     __slots__ = (
         "attempt",
         "batch_status",
+        "cause",
         "delay",
         "in_doubt",
         "joins",
@@ -207,6 +208,8 @@ class RoomFSM(FSM[RoomStatus]):
         self.news = "not asked for yet"
         self.reason = self.news
         """Why it is in its present state, in words."""
+        self.cause: Cause | None = None
+        """What the present event tells of a cause (D-CAUSE): the client's, or a refusal; None where nothing ended."""
 
     @property
     def keeps_edits_back(self) -> bool:
@@ -347,7 +350,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     def fail_waiters(self) -> None:
         """D-STOP: the client was stopped, and nobody is left waiting."""
-        self.emit(FailWaiters(ClientStopped(self.news)))
+        self.emit(FailWaiters(self.refusal))
 
     def back_off(self) -> None:
         """D-TIMEOUT: ask again later, and later each time."""
@@ -405,18 +408,19 @@ class RoomFSM(FSM[RoomStatus]):
         refuse(OVER, because="the room is no longer tracked"),
         refuse(REST, because="it knows that there is no connection"),
     )
-    def connection_lost(self, why: str) -> None:
+    def connection_lost(self, why: str, cause: Cause | None = None) -> None:
         """The connection is gone; the client sees to a new one."""
-        self.news = why
+        self.news, self.cause = why, cause
 
     @event(
         refuse(OVER, because="the room is no longer tracked"),
         refuse(disconnected, because="it knows that the client is stopped"),
         row(REST, to=disconnected, do=begin_anew, clause="D-STOP"),
     )
-    def client_stopped(self, why: str) -> None:
+    def client_stopped(self, why: str, cause: Cause | None = None, stop: StopKind | None = None) -> None:
         """The client stopped: closed, refused for good, out of attempts, or in error."""
-        self.news = why
+        self.news, self.cause = why, cause
+        self.refusal = ClientStopped(why, cause, stop)
 
     @event(
         row(disconnected, to=queued, clause="D-STOP"),
@@ -460,7 +464,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def join_refused(self, refusal: JoinRefused, now: float = 0.0) -> None:
         """The server answered with a JoinError, at time ``now`` in seconds."""
-        self.refusal = refusal
+        self.refusal = self.cause = refusal
         self.news = str(refusal)
         self.now = now
 
@@ -475,7 +479,7 @@ class RoomFSM(FSM[RoomStatus]):
         """The auth callable raised."""
         self.news = what
         self.unauthorized = unauthorized
-        self.refusal = JoinRefused(None, what)
+        self.refusal = self.cause = JoinRefused(None, what)
 
     @event(
         row(joining,        to=join_delayed,   do=miss_answer, clause="D-TIMEOUT"),  # no answer
@@ -500,7 +504,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def put_out(self, refusal: JoinRefused, now: float) -> None:
         """The server sent a RoomError, at time ``now`` in seconds."""
-        self.refusal = refusal
+        self.refusal = self.cause = refusal
         self.news = str(refusal)
         self.now = now
 
@@ -601,11 +605,14 @@ class RoomFSM(FSM[RoomStatus]):
     def broke(self, what: str) -> None:
         """The adaptor, a guard, or something else of this program's own raised."""
         self.news = what
-        self.refusal = JoinRefused(None, what)
+        self.refusal = self.cause = JoinRefused(None, what)
 
     # fmt: on
 
     # Helpers
+
+    def event_begins(self) -> None:
+        self.cause = None
 
     def is_refused_with(self, code: int) -> bool:
         return isinstance(self.refusal, JoinRefused) and self.refusal.code == code
@@ -613,9 +620,9 @@ class RoomFSM(FSM[RoomStatus]):
     def give_up(self, what: str) -> list[Effect]:
         """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
         old, self.news, self.refusal = self.told_status, what, JoinRefused(None, what)
-        self.reason = what
+        self.reason, self.cause = what, JoinRefused(None, what)
         self.jump_to(self.error)
-        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what))]
+        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what, self.cause))]
         return [Untrack(), FailWaiters(self.refusal), NotifyError(self.refusal), *news]
 
     def state_changed(self) -> None:
@@ -627,10 +634,21 @@ class RoomFSM(FSM[RoomStatus]):
         attempt, retry_in = self.attempt if under_way else 0, self.delay if waits else None
         if old is RoomStatus.JOINED:
             self.end_session()
-        self.emit(_news(old, new, self.news, attempt, retry_in))
+        ended = new in (RoomStatus.RECONNECTING, RoomStatus.DISCONNECTED, RoomStatus.ERROR)
+        stopped = self.refusal if new is RoomStatus.DISCONNECTED and isinstance(self.refusal, ClientStopped) else None
+        cause, stop = self.cause if ended else None, None if stopped is None else stopped.stop
+        self.emit(_news(old, new, self.news, cause, stop, attempt, retry_in))
 
 
 @lru_cache(maxsize=64)
-def _news(old: RoomStatus, new: RoomStatus, reason: str, attempt: int, retry_in: float | None) -> NotifyStatus:
+def _news(
+    old: RoomStatus,
+    new: RoomStatus,
+    reason: str,
+    cause: Cause | None,
+    stop: StopKind | None,
+    attempt: int,
+    retry_in: float | None,
+) -> NotifyStatus:
     """Ten thousand rooms that are joined have the same to tell."""
-    return NotifyStatus(StatusChange(old, new, reason, attempt=attempt, retry_in=retry_in))
+    return NotifyStatus(StatusChange(old, new, reason, cause, stop, attempt, retry_in))

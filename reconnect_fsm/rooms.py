@@ -77,7 +77,7 @@ from .loro_protocol.frames import header_of, join_request, read_join_response_ok
 from .pump import LazyCoroutine, Listeners
 from .redaction import Redaction
 from .room_fsm import RoomFSM
-from .status import RoomStatus, StatusChange
+from .status import Cause, RoomStatus, StatusChange, StopKind
 from .turns import Turns
 from .user_code import UserCodeFailed, call_user, notify_user, report
 
@@ -544,16 +544,21 @@ class Rooms:
 
     # Facts
 
-    def tell(self, event: str, why: str, link: Link | None) -> None:
+    def tell(
+        self, event: str, why: str, link: Link | None, cause: Cause | None = None, stop: StopKind | None = None
+    ) -> None:
         """Something happened to the connection, or to the client: every room hears of it, in slices (law 3).
 
         ``link`` is the connection if it was opened; of that the rooms hear by turns. What happens meanwhile waits for
         none of this, and each room hears of each thing once and in order.
         """
         self._tells += 1
-        self._pump.schedule(self._tell_all(self._tells, event, why, link))
+        ended = {"connection_lost": (cause,), "client_stopped": (cause, stop)}.get(event, ())
+        self._pump.schedule(self._tell_all(self._tells, event, why, link, ended))
 
-    def _tell_all(self, number: int, event: str, why: str, link: Link | None) -> Iterator[None]:
+    def _tell_all(
+        self, number: int, event: str, why: str, link: Link | None, ended: tuple[Cause | StopKind | None, ...]
+    ) -> Iterator[None]:
         self._begun = number
         self._link = link
         self._orphans.clear()
@@ -572,7 +577,7 @@ class Rooms:
             if room._joined_after >= number:
                 continue  # it was not there when this happened
             room._in_flight = 0
-            self.fire(room, event, why)
+            self.fire(room, event, why, *ended)
             yield
 
     def _admit(self) -> Iterator[None]:

@@ -194,12 +194,13 @@ class StatusChange(Generic[StatusT]):
     new: StatusT
     reason: str
     """What happened, in words; never holds a query string, a token or auth bytes."""
-    cause: Cause | None = None
+    cause: Cause | None = field(default=None, compare=False)
     """What ended it, as data (D-CAUSE); None where this program itself asked for the change, and where nothing ended.
 
-    A room that its client's loss or stop concerns has the client's cause.
+    A room that its client's loss or stop concerns has the client's cause. Two changes are compared without it: a
+    refusal is an exception, which equals none but itself.
     """
-    stop: StopKind | None = None
+    stop: StopKind | None = field(default=None, compare=False)
     """Why the client stopped; set exactly where it did."""
     attempt: int = 0
     """The number of the retry that is next or under way, counted from 1; 0 when there is none."""
@@ -219,9 +220,9 @@ class StateChange:
     reason: str
     attempt: int = 0
     retry_in: float | None = None
-    cause: Cause | None = None
+    cause: Cause | None = field(default=None, compare=False)
     """As in `StatusChange`."""
-    stop: StopKind | None = None
+    stop: StopKind | None = field(default=None, compare=False)
     """As in `StatusChange`."""
 
 

@@ -10,13 +10,24 @@ from typing import Any
 import pytest
 
 import golden
-from golden import Story, change, said, waits
+from golden import Story, change, waits
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, StartTimer
+from reconnect_fsm.effects import (
+    CloseSocket,
+    Dial,
+    Effect,
+    FailWaiters,
+    ReportOutage,
+    ReportRecovery,
+    StartOutageTimer,
+    StartTimer,
+    StopOutageTimer,
+    TellRooms,
+)
 from reconnect_fsm.errors import ClientStopped
 from reconnect_fsm.machine import ANY, Event, event, row, state
 from reconnect_fsm.retry import RetryPolicy
-from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
+from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, FaultKind, StopKind
 
 REFUSED = AttemptFailure(FailureKind.NETWORK, "connection refused")
 LOST = CloseInfo(1006)
@@ -36,6 +47,23 @@ ROUTES: dict[str, list[tuple[Any, ...]]] = {
     "error": [("broke", "a guard raised ValueError")],
 }
 """How to get into each state."""
+
+
+REPORTS = (StartOutageTimer, StopOutageTimer, ReportOutage, ReportRecovery)
+
+
+def acts(effects: list[Effect]) -> list[Effect]:
+    """What it does, but for what is only reported (D-HEARD) and causes (D-CAUSE): those have tests of their own."""
+    return [
+        TellRooms(each.event, each.why) if isinstance(each, TellRooms) else each
+        for each in effects
+        if not isinstance(each, REPORTS)
+    ]
+
+
+def said(effects: list[Effect]) -> list[str]:
+    """The same in words."""
+    return golden.said(acts(effects))
 
 
 def client(where: str = "disconnected", **policy: Any) -> ClientFSM:
@@ -477,6 +505,63 @@ def test_d_http_a_retry_after_is_forgotten_once_connected_or_started_anew() -> N
     assert waits(fsm.dial_failed(REFUSED)) == [0.5]
 
 
+@pytest.mark.parametrize("status", [408, 418, 429, 500, 502, 503])
+def test_d_http_a_retry_after_outlasts_the_network(status: int) -> None:
+    """D-HTTP OFF-2: when the machine comes back online meanwhile, the rest is waited for, whatever answer it was."""
+    fsm = client("connecting")
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, f"HTTP {status}", status, retry_after=60.0), 100.0)
+    for now, rest in ((101.0, 59.0), (101.2, 58.8), (130.0, 30.0)):
+        assert waits(flap(fsm, now)) == [pytest.approx(rest)]
+        assert (fsm.state, fsm.attempt) == ("waiting", 0)
+    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+    fsm = client("connecting")
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, f"HTTP {status}", status, retry_after=60.0), 100.0)
+    assert said(flap(fsm, 160.0)) == ["Dial()"]  # it is over
+
+
+def test_d_http_a_retry_after_that_comes_offline_counts_too() -> None:
+    """D-HTTP OFF-1: an attempt by hand was answered, though the environment says that there is no network."""
+    fsm = client("paused")
+    fsm.connect_requested()
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0), 100.0)
+    assert fsm.state == "paused"
+    assert waits(fsm.went_online(110.0)) == [pytest.approx(50.0)]
+
+
+@pytest.mark.parametrize("ask", [ClientFSM.connect_requested, ClientFSM.retry_requested], ids=["connect", "retry_now"])
+def test_d_http_a_persons_word_overrides_a_retry_after(ask: Any) -> None:
+    """D-HTTP CTRL-1: once; what fails then without a Retry-After of its own waits for the rest."""
+    fsm = client("connecting")
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0), 100.0)
+    assert Dial in map(type, ask.fire(fsm))
+    assert waits(fsm.dial_failed(REFUSED, 110.0)) == [pytest.approx(50.0)]
+    fsm.connect_requested()
+    assert flap(fsm, 120.0)[-1] == StartTimer(pytest.approx(40.0))
+    fsm.retry_requested()
+    assert waits(fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "429", 429, retry_after=5.0), 130.0)) == [5.0]
+
+
+def test_d_http_an_attempt_by_hand_is_not_made_twice_before_the_server_wants_it() -> None:
+    """D-HTTP OFF-2: the fresh attempt of OFF-2 would be one that nobody asked for."""
+    fsm = client("connecting")
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0), 100.0)
+    fsm.went_offline()
+    fsm.connect_requested()
+    assert fsm.went_online(101.0) == []
+    assert (fsm.state, fsm.online) == ("connecting", True)
+
+
+@pytest.mark.parametrize(("most", "wait"), [(300.0, 300.0), (30.0, 30.0), (600.0, 600.0), (0.0, 0.5)])
+def test_d_http_a_retry_after_is_bounded_by_the_policy(most: float, wait: float) -> None:
+    """D-HTTP: `max_retry_after`, five minutes by default; with 0 nothing that a server asks for counts."""
+    fsm = client("connecting", max_retry_after=most)
+    assert RetryPolicy().max_retry_after == 300.0
+    asked = AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=86400.0)
+    assert waits(fsm.dial_failed(asked, 100.0)) == [wait]
+    rests = waits(flap(fsm, 101.0))
+    assert rests == ([pytest.approx(wait - 1.0)] if most else [])
+
+
 STARTERS: list[Callable[[ClientFSM], list[Effect]]] = [ClientFSM.connect_requested.fire, ClientFSM.retry_requested.fire]
 
 
@@ -653,12 +738,66 @@ def test_off_1_dialing_by_hand_does_not_bring_the_network_back() -> None:
         assert fsm.state == "paused"
 
 
-def test_off_2_online_does_not_disturb_an_attempt_by_hand() -> None:
-    """OFF-2: it is under way already."""
+@pytest.mark.parametrize(("reset", "attempt"), [(True, 0), (False, 4)])
+def test_off_2_online_makes_a_fresh_attempt_of_one_by_hand(reset: bool, attempt: int) -> None:
+    """OFF-2: the one under way was begun without a network, and may hang for as long as an attempt may take."""
+    fsm = client("connecting", reset_on_online=reset)
+    fail(fsm, 4)
+    fsm.went_offline()
+    fsm.connect_requested()
+    assert said(fsm.went_online(100.0)) == ["CancelDial()", "Dial()"]
+    assert (fsm.state, fsm.online, fsm.attempt, fsm.reason) == ("connecting", True, attempt, "asked to connect")
+    assert fsm.went_online(100.1) == []  # known already
+    assert waits(fsm.dial_failed(REFUSED, 101.0)) == [0.5 if reset else 8.0]
+
+
+def test_off_2_online_leaves_a_connection_by_hand_alone() -> None:
+    """OFF-2: it is there."""
     fsm = client("paused")
     fsm.connect_requested()
-    assert fsm.went_online() == []
+    fsm.socket_opened()
+    assert fsm.went_online(100.0) == []
+    assert (fsm.state, fsm.online) == ("connected", True)
+
+
+def flap(fsm: ClientFSM, now: float) -> list[Effect]:
+    """The network goes and is back at once."""
+    fsm.went_offline()
+    return fsm.went_online(now)
+
+
+def test_off_2_flapping_is_damped() -> None:
+    """OFF-2: one attempt at once, the next `base` seconds later, however often the network comes and goes."""
+    fsm = client("connected")
+    assert said(flap(fsm, 100.0)) == ["Dial()"]
+    assert waits(flap(fsm, 100.1)) == [pytest.approx(0.4)]
+    assert waits(flap(fsm, 100.3)) == [pytest.approx(0.2)]  # the same moment
+    assert fsm.state == "waiting"
+    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+    assert waits(flap(fsm, 100.8)) == [pytest.approx(0.2)]
+    fsm.timer_fell_due()
+    assert said(flap(fsm, 101.6)) == ["Dial()"]
+
+
+def test_off_2_flapping_does_not_drop_an_attempt_again_and_again() -> None:
+    """OFF-2: one by hand goes on, if a fresh one was made just before."""
+    fsm = client("paused")
+    fsm.connect_requested()
+    assert said(fsm.went_online(100.0)) == ["CancelDial()", "Dial()"]
+    fsm.went_offline()
+    fsm.connect_requested()
+    assert fsm.went_online(100.2) == []
     assert (fsm.state, fsm.online) == ("connecting", True)
+
+
+def test_off_2_a_damped_attempt_is_forgotten_when_it_starts_anew() -> None:
+    """OFF-2 CTRL-1: a client that was closed and started again begins with a clean slate."""
+    fsm = client("connected")
+    flap(fsm, 100.0)
+    fsm.close_requested()
+    fsm.went_offline()
+    fsm.start_requested()
+    assert said(fsm.went_online(100.1)) == ["Dial()"]
 
 
 # ------------------------------------------------------------------------------------------------------ manual controls
@@ -675,8 +814,8 @@ def test_ctrl_1_connect_ends_a_wait(where: str, reset: bool, then: float) -> Non
     effects = said(fsm.connect_requested(reset_backoff=reset))
     assert effects[-2] == "Dial()"
     assert (fsm.state, fsm.status) == ("connecting", "connecting")
-    fsm.went_online()
-    assert waits(fsm.dial_failed(REFUSED)) == [then]
+    assert waits(fsm.dial_failed(REFUSED)) == ([then] if where == "waiting" else [])
+    assert fsm.attempt == (1 if reset else 3)
 
 
 @pytest.mark.parametrize("where", ["connecting", "connected", "retrying"])
@@ -729,6 +868,16 @@ def test_ctrl_1_d_force_retry_now_dials_afresh_from_every_state(where: str, effe
     assert fsm.state == "connecting"
 
 
+@pytest.mark.parametrize("where", ["connecting", "connected", "waiting", "retrying", "paused"])
+def test_ctrl_1_retry_now_may_reset_the_backoff(where: str) -> None:
+    """CTRL-1: as `connect()` may; it does not by itself."""
+    for reset, attempt in ((False, 3), (True, 0)):
+        fsm = client(where)
+        fsm.attempt = 3
+        fsm.retry_requested(reset)
+        assert (fsm.state, fsm.attempt) == ("connecting", attempt)
+
+
 @pytest.mark.parametrize("where", ["connecting", "connected", "waiting", "retrying", "paused", "error"])
 def test_ctrl_2_close_stops_it(where: str) -> None:
     """CTRL-2 D-STOP: from every state, and everyone who waits hears of it."""
@@ -771,6 +920,345 @@ def test_d_error_what_is_misconfigured_is_not_tried_again(where: str) -> None:
     assert fsm.reason == "the certificate does not verify"
 
 
+UNVERIFIED = AttemptFailure(FailureKind.MISCONFIGURED, "the certificate does not verify", fault=FaultKind.CERTIFICATE)
+NO_SCHEME = AttemptFailure(FailureKind.MISCONFIGURED, "no such scheme", fault=FaultKind.URL)
+
+
+def test_d_http_a_certificate_that_does_not_verify_is_an_error_at_first() -> None:
+    """D-HTTP D-ERROR: for a client that was never connected; also if its environment only says what is known."""
+    fsm = client("connecting")
+    fsm.went_online(1.0)
+    fsm.dial_failed(UNVERIFIED, 2.0)
+    assert (fsm.state, fsm.stop_kind) == ("error", StopKind.MISCONFIGURED)
+
+
+def test_d_http_a_certificate_that_did_verify_once_is_a_failed_attempt() -> None:
+    """D-HTTP: a captive portal, a wrong clock: it passes. An unusable URL does not."""
+    fsm = client("connected")
+    fsm.socket_closed(LOST)
+    for _ in range(3):
+        fsm.timer_fell_due()
+        fsm.dial_failed(UNVERIFIED, 2.0)
+        assert (fsm.state, fsm.cause) == ("waiting", UNVERIFIED)
+    fsm.close_requested()
+    fsm.connect_requested()
+    fsm.dial_failed(UNVERIFIED, 3.0)
+    assert fsm.state == "waiting"
+    fsm.timer_fell_due()
+    fsm.dial_failed(NO_SCHEME, 4.0)
+    assert fsm.state == "error"
+
+
+@pytest.mark.parametrize("fact", ["start_requested", "connect_requested"])
+def test_d_http_a_certificate_that_fails_on_a_network_just_entered_is_a_failed_attempt(fact: str) -> None:
+    """D-HTTP: also for a client that was never connected; an unusable URL has nothing to do with the network."""
+    for failure, then in ((UNVERIFIED, "waiting"), (NO_SCHEME, "error")):
+        fsm = client()
+        fsm.went_offline()
+        getattr(fsm, fact)()
+        fsm.went_online(1.0)
+        fsm.dial_failed(failure, 2.0)
+        assert fsm.state == then
+
+
+TOO_BIG = CloseInfo(1006, "a message of more than max_msg_size=4 bytes", 1.0, fault=FaultKind.MESSAGE_TOO_BIG)
+
+
+def lose(fsm: ClientFSM, fact: str, *args: Any) -> None:
+    """It is lost, and connected again, if it may be."""
+    getattr(fsm, fact)(*args)
+    if fsm.state == "waiting":
+        fsm.timer_fell_due()
+        fsm.socket_opened()
+
+
+def test_d_toobig_a_message_too_big_for_us_twice_in_a_row_is_an_error() -> None:
+    """D-TOOBIG: once may be chance; the second time it says what can be done."""
+    fsm = client("connected")
+    lose(fsm, "socket_closed", TOO_BIG)
+    assert fsm.state == "connected"
+    fsm.timer_fell_due()  # it lasted: that says nothing about the message
+    lose(fsm, "socket_closed", TOO_BIG)
+    assert (fsm.state, fsm.stop_kind, fsm.cause) == ("error", StopKind.MISCONFIGURED, TOO_BIG)
+    assert "twice in a row: make max_msg_size= larger" in fsm.reason
+
+
+@pytest.mark.parametrize(
+    "between",
+    [("socket_closed", LOST), ("pong_missed", LOST), ("socket_closed", CloseInfo(1009))],
+    ids=["lost", "dead", "ours was too big"],
+)
+def test_d_toobig_twice_but_not_in_a_row_is_no_error(between: tuple[Any, ...]) -> None:
+    """D-TOOBIG: nor is 1009 of the server's, which speaks of our messages."""
+    fsm = client("connected")
+    for _ in range(3):
+        lose(fsm, "socket_closed", TOO_BIG)
+        lose(fsm, *between)
+    assert fsm.state == "connected"
+
+
+def test_d_toobig_started_by_hand_it_begins_anew() -> None:
+    """D-TOOBIG: a person has mended it, or thinks so."""
+    fsm = client("connected")
+    for _ in range(2):
+        lose(fsm, "socket_closed", TOO_BIG)
+        lose(fsm, "socket_closed", TOO_BIG)
+        assert fsm.state == "error"
+        fsm.connect_requested()
+        fsm.socket_opened()
+        lose(fsm, "socket_closed", TOO_BIG)
+        assert fsm.state == "connected"
+
+
+def test_d_stop_who_waits_in_error_hears_of_what_broke_there() -> None:
+    """D-STOP D-ERROR: a guard raises at each `connect()`; each of them is told, and no status changes."""
+    fsm = client("error")
+    (effect,) = fsm.broke("a guard raised KeyError", True)
+    assert isinstance(effect, FailWaiters)
+    assert isinstance(effect.error, ClientStopped)
+    assert (effect.error.reason, effect.error.stop) == ("a guard raised KeyError", StopKind.FAULT)
+    assert (fsm.state, fsm.reason, fsm.cause) == ("error", "a guard raised KeyError", None)
+    assert fsm.broke("running FailWaiters raised") == []  # to say so again would raise again, for ever
+    assert fsm.reason == "a guard raised KeyError"
+
+
+STOPS: list[tuple[str, dict[str, Any], str, tuple[Any, ...], StopKind, object]] = [
+    ("connected", {}, "close_requested", (), StopKind.CLOSED, None),
+    ("error", {}, "close_requested", (), StopKind.CLOSED, None),
+    ("connected", {}, "socket_closed", (CloseInfo(4401, "out", 1.0),), StopKind.REFUSED, CloseInfo(4401, "out", 1.0)),
+    ("connecting", {}, "dial_failed", (AttemptFailure(FailureKind.ANSWER, "401", 401),), StopKind.REFUSED, ...),
+    ("retrying", {}, "dial_failed", (AttemptFailure(FailureKind.UNAUTHORIZED, "no"),), StopKind.REFUSED, ...),
+    ("connecting", {"max_attempts": 0}, "dial_failed", (REFUSED,), StopKind.ATTEMPTS_USED_UP, ...),
+    ("connected", {"max_attempts": 0}, "socket_closed", (LOST,), StopKind.ATTEMPTS_USED_UP, ...),
+    ("connected", {"max_attempts": 0}, "pong_missed", (LOST,), StopKind.ATTEMPTS_USED_UP, ...),
+    ("connecting", {"enabled": False}, "dial_failed", (REFUSED,), StopKind.RETRYING_OFF, ...),
+    ("connected", {"enabled": False}, "socket_closed", (LOST,), StopKind.RETRYING_OFF, ...),
+    ("connected", {"enabled": False}, "pong_missed", (LOST,), StopKind.RETRYING_OFF, ...),
+    (
+        "connected",
+        {"enabled": False},
+        "went_offline",
+        (),
+        StopKind.RETRYING_OFF,
+        AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE),
+    ),
+    ("connecting", {}, "dial_failed", (NO_SCHEME,), StopKind.MISCONFIGURED, ...),
+    ("waiting", {}, "broke", ("a guard raised",), StopKind.FAULT, None),
+    ("disconnected", {}, "broke", ("a guard raised",), StopKind.FAULT, None),
+]
+
+
+@pytest.mark.parametrize(("where", "policy", "fact", "args", "stop", "cause"), STOPS)
+def test_d_cause_a_stop_says_as_data_why(
+    where: str, policy: Any, fact: str, args: tuple[Any, ...], stop: StopKind, cause: object
+) -> None:
+    """D-CAUSE: the same to listeners, to rooms, and to whoever waits; `...` stands for what the machine was told."""
+    fsm = client(where)
+    fsm.policy = RetryPolicy(jitter=0, **policy)
+    effects: list[Effect] = getattr(fsm, fact)(*args)
+    wanted = (args[0] if cause is ... else cause, stop)
+    (error,) = [each.error for each in effects if isinstance(each, FailWaiters)]
+    (told,) = [each for each in effects if isinstance(each, TellRooms)]
+    assert isinstance(error, ClientStopped)
+    assert (error.cause, error.stop) == (told.cause, told.stop) == (fsm.cause, fsm.stop_kind) == wanted
+    assert (change(effects).cause, change(effects).stop) == wanted
+    effects = fsm.connect_requested()
+    assert (change(effects).cause, change(effects).stop, fsm.cause, fsm.stop_kind) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("where", "fact", "args", "cause"),
+    [
+        ("connected", "socket_closed", (LOST,), LOST),
+        ("connected", "pong_missed", (CloseInfo(1006, "dead", 1.0, fault=FaultKind.LIVENESS),), ...),
+        ("connecting", "dial_failed", (REFUSED,), REFUSED),
+        (
+            "connecting",
+            "went_offline",
+            (),
+            AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE),
+        ),
+        ("connected", "retry_requested", (), None),
+        ("connecting", "socket_opened", (), None),
+    ],
+)
+def test_d_cause_a_change_says_as_data_why(where: str, fact: str, args: tuple[Any, ...], cause: object) -> None:
+    """D-CAUSE: what ended it; None where this program asked for it. No stop, for it goes on."""
+    fsm = client(where)
+    news = change(getattr(fsm, fact)(*args))
+    assert (news.cause, news.stop) == (args[0] if cause is ... else cause, None)
+    assert (fsm.cause, fsm.stop_kind) == (news.cause, None)
+
+
+def test_d_cause_stays_until_something_else_ends_it() -> None:
+    """D-CAUSE: while it retries it says what the last failure was; an event that is refused changes nothing."""
+    fsm = client("connected")
+    fsm.socket_closed(LOST)
+    fsm.timer_fell_due()
+    fsm.socket_closed(CloseInfo(4401))  # of no socket of ours
+    assert (fsm.state, fsm.cause) == ("retrying", LOST)
+    fsm.dial_failed(REFUSED)
+    assert fsm.cause == REFUSED
+    fsm.socket_opened()
+    fsm.connect_requested()
+    assert fsm.cause is None
+
+
+def test_d_cause_what_a_refused_event_told_is_no_cause_of_the_next() -> None:
+    """D-CAUSE: also where an event of a user's own, which knows nothing of causes, leads to the change."""
+
+    class Moody(ClientFSM):
+        @event(row(ANY, to=ClientFSM.paused))
+        def sent_to_sleep(self) -> None:
+            """Somebody wants to save the battery."""
+            self.news = "asleep"
+
+    fsm = Moody()
+    fsm.connect_requested()
+    fsm.pong_missed(LOST)
+    effects = fsm.sent_to_sleep()
+    assert (fsm.reason, fsm.cause, change(effects).cause) == ("asleep", None, None)
+
+
+def test_d_cause_a_row_of_a_users_own_that_stops_has_a_kind_too() -> None:
+    """D-CAUSE: told by what the event says and by where it leads."""
+
+    class Strict(ClientFSM):
+        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.disconnected))
+        dial_failed = ClientFSM.dial_failed.first(row(ClientFSM.connecting, to=ClientFSM.error))
+        timer_fell_due = ClientFSM.timer_fell_due.first(row(ClientFSM.connected, to=ClientFSM.disconnected))
+        went_online = ClientFSM.went_online.first(row(ClientFSM.connected, to=ClientFSM.error))
+
+    for fact, args, opened, stop in (
+        ("socket_closed", (LOST,), True, StopKind.REFUSED),
+        ("dial_failed", (REFUSED,), False, StopKind.MISCONFIGURED),
+        ("timer_fell_due", (), True, StopKind.CLOSED),
+        ("went_online", (), True, StopKind.FAULT),
+    ):
+        fsm = Strict()
+        fsm.connect_requested()
+        if opened:
+            fsm.socket_opened()
+        getattr(fsm, fact)(*args)
+        assert fsm.stop_kind is stop
+
+
+def test_d_judged_the_raw_reason_is_judged_and_the_redacted_one_is_shown() -> None:
+    """D-JUDGED RETRY-3: what is fatal is fatal, whatever of it may be shown; nothing that leaves shows the rest."""
+    raw = CloseInfo(4000, "room_closed", 1.0, shown="room_…")
+    fsm = client("connected")
+    effects = fsm.socket_closed(raw)
+    assert (fsm.state, fsm.stop_kind) == ("disconnected", StopKind.REFUSED)
+    assert fsm.cause == CloseInfo(4000, "room_…", 1.0, is_redacted=True)
+    assert "room_closed" not in repr(effects) + str(effects) + fsm.reason + repr(fsm.cause)
+    assert fsm.loss.reason == "room_closed"
+    harmless = client("connected")
+    harmless.socket_closed(CloseInfo(4000, "closed by abc", 1.0, shown="room_closed"))
+    assert harmless.state == "waiting"
+
+
+def outages(effects: list[Effect]) -> list[tuple[str, str]]:
+    """What the log is told of outages."""
+    return [(each.why, each.next) for each in effects if isinstance(each, ReportOutage)]
+
+
+def test_d_heard_the_third_failure_in_a_row_is_reported_once() -> None:
+    """D-HEARD: why, and what comes next; not a fourth time, and its end only when a connection has lasted."""
+    fsm = client("connecting")
+    seen = []
+    for _ in range(5):
+        seen += outages(fsm.dial_failed(REFUSED))
+        fsm.timer_fell_due()
+    assert seen == [("connection refused", "retry 3 comes after a wait of 2.0 s")]
+    assert fsm.outage_lasted() == []
+    assert ReportRecovery not in map(type, fsm.socket_opened())
+    assert [type(each) for each in fsm.timer_fell_due()] == [ReportRecovery]
+    assert fsm.timer_fell_due() == []
+    seen = outages(fsm.socket_closed(LOST))
+    for _ in range(2):
+        fsm.timer_fell_due()
+        seen += outages(fsm.dial_failed(REFUSED))
+    assert seen == [("connection refused", "retry 3 comes after a wait of 2.0 s")]  # another outage
+
+
+def test_d_heard_a_server_that_accepts_and_drops_is_one_outage() -> None:
+    """D-HEARD D-STABLE: no flood; each connection would end it and begin it anew."""
+    fsm = client("connecting")
+    effects: list[Effect] = []
+    for _ in range(20):
+        effects += fsm.socket_opened() + fsm.socket_closed(LOST) + fsm.timer_fell_due()
+    assert [type(each) for each in effects if isinstance(each, (ReportOutage, ReportRecovery))] == [ReportOutage]
+
+
+def test_d_heard_a_policy_that_counts_every_connection_ends_it_at_once() -> None:
+    """D-HEARD D-STABLE: with ``stable_after=0``."""
+    fsm = client("connecting", stable_after=0)
+    fail(fsm, 3)
+    fsm.timer_fell_due()
+    assert ReportRecovery in map(type, fsm.socket_opened())
+
+
+@pytest.mark.parametrize(
+    ("where", "why", "then"),
+    [
+        ("connecting", "asked to connect", "an attempt is under way"),
+        ("retrying", "the connection was lost", "an attempt is under way"),
+        ("waiting", "the connection was lost", "retry 1 comes after a wait of 0.5 s"),
+        ("paused", "offline", "it waits to hear that there is a network again"),
+    ],
+)
+def test_d_heard_ten_seconds_without_a_connection_are_reported_once(where: str, why: str, then: str) -> None:
+    """D-HEARD: wherever it is then, also if one attempt hangs for as long."""
+    fsm = client(where)
+    assert outages(fsm.outage_lasted()) == [(why, then)]
+    assert fsm.outage_lasted() == []
+    assert (fsm.state, fsm.reason) == (where, why)
+
+
+@pytest.mark.parametrize("where", ["connected", "disconnected", "error"])
+def test_d_heard_there_is_no_outage_where_nothing_is_under_way(where: str) -> None:
+    """D-HEARD: there is a connection, or it is stopped, and whoever waits was told."""
+    assert client(where).outage_lasted() == []
+
+
+def test_d_heard_the_ten_seconds_run_from_the_loss_to_the_connection() -> None:
+    """D-HEARD: through all attempts and waits, and not while it is stopped."""
+    fsm = client()
+
+    def begun(effects: list[Effect]) -> bool:
+        return StartOutageTimer in map(type, effects)
+
+    def ended(effects: list[Effect]) -> bool:
+        return StopOutageTimer in map(type, effects)
+
+    assert begun(fsm.start_requested())
+    for effects in (fsm.dial_failed(REFUSED), fsm.timer_fell_due(), fsm.went_offline(), fsm.went_online(1.0)):
+        assert not begun(effects)
+        assert not ended(effects)
+    assert ended(fsm.socket_opened())
+    assert begun(fsm.socket_closed(LOST))
+    assert ended(fsm.close_requested())
+    assert begun(fsm.start_requested())
+    assert ended(fsm.broke("a guard raised"))
+
+
+def test_d_heard_a_stop_after_three_failures_is_reported_at_once() -> None:
+    """D-HEARD: the last failure counts."""
+    fsm = client("connecting", max_attempts=2)
+    then = "it does not try again by itself; connect() or retry_now() starts it again"
+    assert outages(fail(fsm, 3)) == [("connection refused", then)]
+    assert fsm.outage_lasted() == []
+
+
+def test_d_heard_what_is_closed_and_started_again_is_another_outage() -> None:
+    """D-HEARD: this program has decided that the first one is over."""
+    fsm = client("connecting")
+    fail(fsm, 3)
+    fsm.close_requested()
+    fsm.connect_requested()
+    assert len(outages(fsm.outage_lasted())) == 1
+
+
 @pytest.mark.parametrize("where", [where for where in ROUTES if where != "error"])
 def test_d_error_what_broke_puts_everything_away(where: str) -> None:
     """D-ERROR: from every state; the socket is closed with 1011."""
@@ -781,7 +1269,6 @@ def test_d_error_what_broke_puts_everything_away(where: str) -> None:
     assert effects[-1].endswith("→ error, 'the policy raised ValueError')")
     if where == "connected":
         assert effects[2] == "CloseSocket(1011, '')"
-    assert fsm.broke("again") == []
 
 
 @pytest.mark.parametrize("start", STARTERS, ids=["connect", "retry_now"])
@@ -852,7 +1339,7 @@ def test_d_stop_everyone_who_waits_is_told_why(where: str, fact: str, args: tupl
     (failing,) = [each for each in effects if isinstance(each, FailWaiters)]
     assert isinstance(failing.error, ClientStopped)
     assert failing.error.reason == fsm.reason
-    assert effects.index(failing) == len(effects) - 2
+    assert acts(effects).index(failing) == len(acts(effects)) - 2
 
 
 @pytest.mark.parametrize("fact", ["socket_closed", "pong_missed"])
@@ -887,7 +1374,7 @@ def test_d_stable_time_is_all_it_takes() -> None:
     fail(fsm, 3)
     assert waits(fsm.retry_requested() + fsm.socket_opened()) == [7.0]
     fsm.went_online()  # known already
-    assert fsm.timer_fell_due() == []
+    assert acts(fsm.timer_fell_due()) == []
     assert (fsm.state, fsm.attempt, fsm.reason) == ("connected", 0, "connected")
 
 

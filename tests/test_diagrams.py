@@ -642,7 +642,7 @@ def test_what_a_subclass_changes_is_marked() -> None:
     assert "≠ close_requested" in marked_pieces(drawing.labels["to disconnected"])
     rows = marked_pieces(drawing.labels["socket_closed in connected"])
     assert [text for text in rows if text[:1].isdigit()][:2] == ["1  + is_told_to_wait", "2  is_fatal_close"]
-    assert "5  ≠ is_offline" in rows
+    assert "6  ≠ is_offline" in rows
     for words in ("≠ close_requested", "+ calmed_down", "+ cooling"):
         assert f'COLOR="{MARK.line}"><B>{words}<' in source
     assert "+ added, ≠ overridden by HastyFSM and CarefulFSM; the rest is ClientFSM's." in html.unescape(source)

@@ -111,6 +111,7 @@ def test_a_client_never_offline_never_pauses(client: Exploration) -> None:
     }
     assert {(event, new) for old, event, new in client.moves if old == "paused" != new} == {
         ("went_online", "retrying"),
+        ("went_online", "waiting"),  # the server asked to stay away, or the network flaps
         ("connect_requested", "connecting"),
         ("retry_requested", "connecting"),
         ("close_requested", "disconnected"),
@@ -131,14 +132,15 @@ SPECIFIED = clauses(
     """
     CONN-1 CONN-2 CONN-3 CONN-4 CONN-5 RETRY-1 RETRY-2 RETRY-3 RETRY-4 LIVE-1 LIVE-2 OFF-1 OFF-2 JOIN-1 JOIN-2 JOIN-3
     REJOIN-1 REJOIN-2 REJOIN-3 CTRL-1 CTRL-2 OBS-1 OBS-2 OBS-3 OK-1 OK-2 OK-3 OK-4 D-ERROR D-STOP D-HTTP D-CODES
-    D-JITTER D-STABLE D-TIMEOUT D-FORCE D-INTENT D-DEDUPE D-LEAVE D-ROOMERR D-VERSION D-ACK D-LISTEN D-RESYNC D-JOINERR
-    LIVE-2 D-TOOBIG D-ANYWAY D-PRESENCE
+    D-JITTER D-STABLE D-TIMEOUT D-FORCE D-INTENT D-DEDUPE D-LEAVE D-ROOMERR D-VERSION D-ACK D-LISTEN D-CAUSE D-JUDGED
+    D-ORDER D-NOW D-GUARD D-RESYNC D-ANYWAY D-JOINERR D-PRESENCE D-SEND D-THREAD D-URL D-WORDS D-SESSION D-HEARD
+    D-TOOBIG
     """
 )
 IN_CLIENT_TABLE = clauses(
     """
     CONN-2 CONN-3 CONN-4 CONN-5 RETRY-1 RETRY-2 RETRY-3 RETRY-4 LIVE-2 OFF-1 OFF-2 CTRL-1 CTRL-2 OK-1 OK-2 OK-3
-    D-ERROR D-HTTP D-CODES D-STABLE D-FORCE
+    D-ERROR D-HTTP D-CODES D-STABLE D-FORCE D-STOP D-HEARD D-TOOBIG
     """
 )
 IN_ROOM_TABLE = clauses(
@@ -148,7 +150,7 @@ IN_ROOM_TABLE = clauses(
     """
 )
 # Decided by a machine too, but by what an action does or a state shows, and not by a row.
-IN_CLIENT_BESIDES = clauses("CONN-1 LIVE-1 OBS-1 D-STOP")
+IN_CLIENT_BESIDES = clauses("CONN-1 LIVE-1 OBS-1 D-CAUSE D-JUDGED")
 IN_ROOM_BESIDES = clauses("OBS-2")
 
 
@@ -555,7 +557,8 @@ class LivingClient(Living):
         if event == "socket_opened":
             assert seconds == self.fsm.policy.stable_after
             return
-        least, policy = self.fsm.failure.retry_after, self.fsm.policy
+        policy = self.fsm.policy
+        least = max((self.fsm.not_before or 0.0) - self.fsm.now, 0.0)
         assert least <= seconds <= max(least * (1 + 2 * policy.jitter), policy.cap)
         assert seconds == self.fsm.retry_in
 

@@ -83,8 +83,8 @@ def test_the_words_are_made_only_if_somebody_reads_them() -> None:
 
 
 def test_nobody_says_info_but_for_the_status() -> None:
-    """One place of the library logs at INFO; whoever sets that level gets what its name promises."""
-    assert [path.name for path, _ in calls("info")] == ["connection.py"]
+    """Two places of the library log at INFO, the second the end of an outage (D-HEARD); its level promises no more."""
+    assert [path.name for path, _ in calls("info")] == ["connection.py", "connection.py"]
     for kind in ("critical", "fatal", "warn"):
         assert calls(kind) == []
 
@@ -124,14 +124,18 @@ async def test_one_line_for_each_change_of_status(caplog: pytest.LogCaptureFixtu
 
 
 @virtual
-async def test_an_hour_of_outage_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """The attempts are at DEBUG: a server that is gone does not fill the disk."""
+async def test_d_heard_an_hour_of_outage_is_four_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """D-HEARD: lost, heard of, connected, over. The attempts are at DEBUG: a server that is gone fills no disk."""
     async with ScriptedServer([Reset(after=1.0), Refuse(3600.0)]) as server, client_of(server) as client:
         await client.wait_connected()
         caplog.clear()
         await asyncio.sleep(3700.0)
         assert client.status == "connected"
-        assert len(ours(caplog, ABOVE_DEBUG)) == 2
+        lines = [(record.levelname, record.getMessage()) for record in ours(caplog, ABOVE_DEBUG)]
+        assert [level for level, _ in lines] == ["INFO", "WARNING", "INFO", "INFO"]
+        assert "not connected: could not connect: " in lines[1][1]
+        assert lines[1][1].endswith("; retry 3 comes after a wait of 4.0 s")
+        assert lines[2][1].endswith("the outage is over: the connection has lasted")
     assert len(ours(caplog)) > 1000
 
 

@@ -128,8 +128,9 @@ def test_each_step_is_a_line() -> None:
     assert lost["args"] == [{"is": "CloseInfo", "code": 1006, "reason": "the network dropped it", "lasted": 7.25}]
     assert [lost["retry_in"]] == [each.seconds for each in run.driver.log[2][9] if isinstance(each, StartTimer)]
     assert [effect["is"] for effect in lost["effects"]] == [
-        "StopKeepalive", "StopTimer", "CloseSocket", "TellRooms", "StartTimer", "NotifyStatus",
+        "StopKeepalive", "StopTimer", "CloseSocket", "TellRooms", "StartTimer", "StartOutageTimer", "NotifyStatus",
     ]  # fmt: skip
+    assert lost["effects"][-1]["change"]["cause"] == lost["args"][0]
 
 
 def test_what_a_machine_remembers_is_written_with_its_first_step() -> None:

@@ -234,7 +234,8 @@ class _Watch:
                 self._tell(AttemptEnded(at, duration, "connected" if AnnounceConnected in asked else "cancelled"))
         if self._connected is not None and (CloseSocket in asked or Release in asked):
             duration, self._connected = at - self._connected, None
-            self._tell(ConnectionLost(at, duration, event, args[0] if event in ENDED_BY_OTHERS else None))
+            close = args[0].redacted() if event in ENDED_BY_OTHERS else None  # D-JUDGED: the machine was told more
+            self._tell(ConnectionLost(at, duration, event, close))
         if isinstance(news := asked.get(NotifyStatus), NotifyStatus):
             self._tell(StatusCounted(at, news.change.old, news.change.new, event, news.change.reason))
         if AnnounceConnected in asked:

@@ -43,8 +43,10 @@ from reconnect_fsm.effects import (
     RequestJoin,
     SendLeave,
     StartKeepalive,
+    StartOutageTimer,
     StartTimer,
     StopKeepalive,
+    StopOutageTimer,
     StopTimer,
     Synchronise,
     TellRooms,
@@ -55,7 +57,15 @@ from reconnect_fsm.loro_protocol.messages import UpdateStatusCode
 from reconnect_fsm.machine import FSM, Event, Rule
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, RoomStatus, StatusChange
+from reconnect_fsm.status import (
+    AttemptFailure,
+    ClientStatus,
+    CloseInfo,
+    FailureKind,
+    FaultKind,
+    RoomStatus,
+    StatusChange,
+)
 
 __all__ = [
     "FACTS",
@@ -90,9 +100,17 @@ FACTS: Mapping[str, list[Arguments]] = {
         (AttemptFailure(FailureKind.NETWORK, "refused"),),
         (AttemptFailure(FailureKind.ANSWER, "answered 401", 401),),
         (AttemptFailure(FailureKind.ANSWER, "answered 503", 503, 3.0),),
-        (AttemptFailure(FailureKind.MISCONFIGURED, "the certificate does not verify"),),
+        (AttemptFailure(FailureKind.MISCONFIGURED, "no such scheme", fault=FaultKind.URL), 100.0),
+        (AttemptFailure(FailureKind.MISCONFIGURED, "does not verify", fault=FaultKind.CERTIFICATE), 100.0),
     ],
-    "socket_closed": [(CloseInfo(1006),), (CloseInfo(1008, "policy", 60.0),), (CloseInfo(1012, "restarting", 60.0),)],
+    "socket_closed": [
+        (CloseInfo(1006),),
+        (CloseInfo(1008, "policy", 60.0),),
+        (CloseInfo(1012, "restarting", 60.0),),
+        (CloseInfo(1006, "too big", 60.0, fault=FaultKind.MESSAGE_TOO_BIG),),
+    ],
+    "retry_requested": [(), (True,)],
+    "went_online": [(), (100.0,)],
     "pong_missed": [(CloseInfo(1006),)],
     "broke": [("a guard raised",)],
     "connection_opened": [("connected",)],
@@ -228,6 +246,7 @@ class ClientWatch(AliveWatch):
     }
     ENDS = {CancelDial: "dial", CloseSocket: "socket", StopTimer: "timer", StopKeepalive: "keepalive"}  # noqa: RUF012
     STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+    UNDER_WAY = (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
 
     def complaints(self, moment: Moment) -> Iterator[str]:
         yield from super().complaints(moment)
@@ -240,7 +259,11 @@ class ClientWatch(AliveWatch):
         opened = moment.entered and status is ClientStatus.CONNECTED
         started = moment.old_status in self.STOPPED and status not in self.STOPPED
         lost = moment.entered and moment.old_status is ClientStatus.CONNECTED
-        yield from moment.miscounted({Release: stopped, FailWaiters: stopped, AnnounceConnected: opened})
+        yield from moment.miscounted({Release: stopped, AnnounceConnected: opened})
+        if not (moment.event == "broke" and not moment.entered and moment.count(FailWaiters) == 1):  # in error again
+            yield from moment.miscounted({FailWaiters: stopped})
+        was, is_ = moment.old_status in self.UNDER_WAY, status in self.UNDER_WAY
+        yield from moment.miscounted({StartOutageTimer: is_ and not was, StopOutageTimer: was and not is_})
         told = [each.event for each in moment.effects if isinstance(each, TellRooms)]
         due = {
             "client_stopped": stopped,
