@@ -6,7 +6,9 @@ Pure: time, in seconds, and what the kernel has counted are arguments. What prov
 - Bytes that move prove life too, for a WebSocket frame cannot stand within another: while 4 MiB come or go on a slow
   link, no pong can come. They must move at `LEAST_RATE`, or one byte now and then would keep a dead peer alive.
 - Bytes that the other end's kernel takes count only as far as they stood before our ping. Once the ping has been taken
-  it must be answered: a server whose program hangs has a kernel that still takes what little we send.
+  it must be answered: a server whose program hangs has a kernel that still takes what little we send. But what was
+  taken may stand before the ping once more, in a proxy that has a slow link behind it, or in a server that reads
+  slowly. So after such bytes have moved, the ping has interval + timeout from there: no link that breaks lasts longer.
 - A peer that says a little is dead all the same if its kernel has taken nothing for interval + timeout, though
   something was seen to wait for the whole timeout. This is the only verdict against a peer that is heard. Such a link
   is of no use: nothing that is sent arrives and our memory fills. A server that is only slow takes something now and
@@ -29,6 +31,8 @@ PONG: Final = "pong"
 LEAST_RATE: Final = 500.0
 """Bytes a second, up and down together, that prove life. Links of 64 kbit/s carry 8,000; a drip of single bytes, a
 hundred times a second, is 100."""
+LOOKS: Final = 5
+"""Looks in the shorter of interval and timeout, as long as bytes wait, to know when they last moved."""
 LEAST_BYTES: Final = 256
 """Bytes that prove life, however short the time: more than a few pings and their TLS records."""
 
@@ -87,8 +91,11 @@ class Heartbeat:
 
     __slots__ = (
         "_ahead",
+        "_base",
         "_config",
         "_counters",
+        "_due",
+        "_flowed_at",
         "_grace_given",
         "_heard_at",
         "_looked_at",
@@ -96,6 +103,7 @@ class Heartbeat:
         "_sent_at",
         "_taken_at",
         "_unanswered",
+        "_up",
         "_waiting_since",
         "_waits_since",
         "deadline",
@@ -113,12 +121,16 @@ class Heartbeat:
         self._unanswered = 0
         self._counters = counters
         self._looked_at = now
-        self._ahead = 0  # bytes that stand before the ping in flight
+        self._base = now, counters  # the last look at which it was judged what had moved
+        self._up = 0  # bytes taken since then, of those that stood before the ping in flight
+        self._ahead = 0  # bytes that still do
+        self._flowed_at: float | None = None  # the last look before some of them were taken, at a rate worth the name
         self._taken_at = now  # the look at which the other end was last seen to have taken something, or all
         self._waiting_since: float | None = None  # the look since which something has waited, and nothing was taken
         self.was_ever_answered = False
         """Whether a pong ever came on this socket."""
-        self.deadline: float | None = self._next_ping if config.enabled else None
+        self._due = self._next_ping  # when a ping or a verdict is
+        self.deadline: float | None = self._due if config.enabled else None
         """When to call `tick` next; None: never."""
 
     @property
@@ -138,13 +150,14 @@ class Heartbeat:
     def sent(self, now: float, counters: Counters | None = None) -> None:
         """A ping goes out now: ours, or one that the user asked for. ``counters`` as for `tick`."""
         self._look(now, counters)
+        self._base, self._up = (now, counters), 0
         self._ahead = 0 if counters is None else counters.waiting
         self._sent_at = self._waits_since = now
         self._unanswered += 1
         self._grace_given = False
         if self._config.enabled:
             self._next_ping = now + self._config.interval
-            self.deadline = now + min(self._config.timeout, self._config.interval)
+            self._wait(now, now + min(self._config.timeout, self._config.interval))
 
     def heard(self, now: float) -> None:
         """Something arrived: the other end is alive."""
@@ -159,7 +172,7 @@ class Heartbeat:
         self.was_ever_answered = True
         self._sent_at = None
         if self._config.enabled:
-            self.deadline = self._next_ping
+            self.deadline = self._due = self._next_ping
         return round_trip
 
     @property
@@ -186,7 +199,11 @@ class Heartbeat:
         assert self.deadline is not None
         if now < self.deadline:
             return Beat.WAIT
-        if self._look(now, counters):
+        self._look(now, counters)
+        if now < self._due:
+            self._wait(now, self._due)
+            return Beat.WAIT
+        if self._has_moved(now, counters):
             self.heard(now)
         if not is_reading:  # LIVE-2: the pong may be among what waits; once we read, the other end has a whole timeout
             self._waits_since = self._taken_at = now
@@ -197,14 +214,20 @@ class Heartbeat:
             return Beat.PING
         if not self.is_silent:  # no pong, but other traffic since: alive, and asked again in its time
             self._grace_given = False
-            self.deadline = self._next_ping
+            self._wait(now, self._next_ping)
             return Beat.PING if now >= self._next_ping else Beat.WAIT
-        patience_ends = self._waits_since + self._config.timeout
+        return self._while_silent(now, is_reading)
+
+    def _while_silent(self, now: float, is_reading: bool) -> Beat:
+        config = self._config
+        patience_ends = self._waits_since + config.timeout
+        if self._flowed_at is not None:
+            patience_ends = max(patience_ends, self._flowed_at + config.interval + config.timeout)
         if now >= patience_ends:
             return self._verdict(now)
         if not is_reading and now >= self._next_ping:
             return Beat.PING  # LIVE-1: the other end may live on pings, whether we read the answers or not
-        self.deadline = min(patience_ends, now + self._config.interval)
+        self._wait(now, min(patience_ends, now + config.interval))
         return Beat.WAIT
 
     def _verdict(self, now: float) -> Beat:
@@ -214,17 +237,23 @@ class Heartbeat:
         was_late = now - self.deadline > 0.1 * self._config.timeout
         if was_late and not self._grace_given:
             self._grace_given = True
-            self.deadline = now + min(self._config.timeout, 2.0)
+            self.deadline = self._due = now + min(self._config.timeout, 2.0)
             return Beat.WAIT
         return Beat.DEAD
 
-    def _look(self, now: float, counters: Counters | None) -> bool:
-        """Note what has moved since the last look; whether that proves life."""
+    def _wait(self, now: float, due: float) -> None:
+        """Until it is due; but look now and then, if bytes wait."""
+        self.deadline = self._due = due
+        if self._counters is not None and self._counters.waiting > 0:
+            self.deadline = min(due, now + min(self._config.interval, self._config.timeout) / LOOKS)
+
+    def _look(self, now: float, counters: Counters | None) -> None:
+        """Note what was taken since the last look."""
         last, since = self._counters, self._looked_at
         self._counters, self._looked_at = counters, now
         if counters is None or last is None:
             self._taken_at, self._waiting_since = now, None
-            return False
+            return
         taken = counters.acked - last.acked
         if counters.waiting == 0 or taken > 0:
             self._taken_at, self._waiting_since = now, None
@@ -232,8 +261,22 @@ class Heartbeat:
             self._waiting_since = now
         up = min(taken, self._ahead)
         self._ahead -= up
-        down = max(counters.received - last.received, 0)
-        least = max(LEAST_RATE * (now - since), LEAST_BYTES)
-        if down >= least:
+        self._up += up
+        if up >= _least(now - since):
+            self._flowed_at = since
+
+    def _has_moved(self, now: float, counters: Counters | None) -> bool:
+        """Whether enough has moved, since it was last judged, to prove life."""
+        (since, base), up = self._base, self._up
+        self._base, self._up = (now, counters), 0
+        if base is None or counters is None:
+            return False
+        down, least = max(counters.received - base.received, 0), _least(now - since)
+        if down >= least:  # who sends much need not read meanwhile
             self._taken_at, self._waiting_since = now, None
         return up + down >= least
+
+
+def _least(seconds: float) -> float:
+    """Bytes that must move in this time to prove life."""
+    return max(LEAST_RATE * seconds, LEAST_BYTES)

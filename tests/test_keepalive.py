@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +28,14 @@ def pinged(counters: Counters | None = None) -> Heartbeat:
     assert beat.tick(20.0, counters) is Beat.PING
     beat.sent(20.0, counters)
     return beat
+
+
+def look_on(beat: Heartbeat, until: float, at: Callable[[float], Counters]) -> Beat:
+    """Look whenever it is time to, as bytes move; what is said at the end."""
+    while beat.deadline is not None and beat.deadline < until:
+        now = beat.deadline
+        assert beat.tick(now, at(now)) is Beat.WAIT
+    return beat.tick(until, at(until))
 
 
 def run(beat: Heartbeat, until: float, late: float = 0.0) -> float | None:
@@ -363,14 +372,14 @@ def test_live_2_after_a_stall_of_ours_what_is_stuck_has_its_grace_period_too() -
     """LIVE-2: it may have been we who did not write; once only, unless the other end was seen to be alive since."""
     beat = pinged(STUCK)
     beat.heard(25.0)
+    assert look_on(beat, 28.0, lambda _: STUCK) is Beat.WAIT
     assert beat.tick(32.0, STUCK) is Beat.WAIT
     assert beat.deadline == 34.0
     assert beat.tick(34.0, STUCK) is Beat.DEAD
     beat = pinged(STUCK)
     beat.heard(25.0)
     assert beat.tick(32.0, STUCK) is Beat.WAIT
-    assert beat.tick(34.0, Counters(acked=600, waiting=100)) is Beat.WAIT  # it reads again
-    assert beat.deadline == 40.0
+    assert look_on(beat, 40.0, lambda _: Counters(acked=600, waiting=100)) is Beat.PING  # it reads again
 
 
 # ----------------------------------------------------------------------------------------------------- bytes that move
@@ -379,14 +388,18 @@ KIND_OF_LINK = {"64 kbit/s": 8_000, "20 kB/s": 20_000, "just enough": 600}
 
 
 class Wire:
-    """A link of so many bytes a second each way, and what its ends have to say; it answers pings in their turn."""
+    """A link of so many bytes a second each way, and what its ends have to say; it answers pings in their turn.
 
-    def __init__(self, rate: float, config: Keepalive = CONFIG, round_trip: float = 0.2) -> None:
+    A proxy before it takes what is sent, at once, until it holds ``held``.
+    """
+
+    def __init__(self, rate: float, config: Keepalive = CONFIG, round_trip: float = 0.2, held: float = 0.0) -> None:
         self.beat = heartbeat(config)
+        self.held = held
         self.rate, self.round_trip = rate, round_trip
         self.now = 0.0
         self.up = self.down = 0.0  # bytes still to be carried
-        self.sent = self.arrived = 0.0
+        self.sent = self.arrived = self.passed_on = 0.0
         self.pings: list[float] = []  # how many bytes must have been taken before each of them arrives
         self.pongs: list[float] = []  # when each of them arrives, unless a message is on its way
         self.deaths: list[float] = []
@@ -412,9 +425,11 @@ class Wire:
                     self.pings.append(self.sent + self.up)
 
     def _carry(self, step: float) -> None:
-        carried = min(self.up, self.rate * step)
-        self.up, self.sent = self.up - carried, self.sent + carried
-        while self.pings and self.sent >= self.pings[0] - 0.01:
+        carried = min(self.sent + self.up - self.passed_on, self.rate * step)
+        self.passed_on += carried
+        taken = min(self.up, self.held + self.passed_on - self.sent)
+        self.up, self.sent = self.up - taken, self.sent + taken
+        while self.pings and self.passed_on >= self.pings[0] - 0.01:
             self.pings.pop(0)
             self.pongs.append(self.now + self.round_trip)
         carried = min(self.down, self.rate * step)
@@ -440,12 +455,32 @@ def test_live_2_four_mebibytes_on_a_slow_link(link: str, way: str, begins: float
     assert wire.up == wire.down == 0
 
 
+@pytest.mark.parametrize("held", [65_536, 200_000, 400_000])
+@given(begins=st.floats(0, 60))
+@settings(max_examples=20)
+def test_live_2_a_proxy_that_holds_much_before_a_slow_link(held: int, begins: float) -> None:
+    """LIVE-2: all has been taken, our ping too, and it is still on its way: 20 s of 400 kB at 20 kB/s."""
+    wire = Wire(20_000, held=held)
+    wire.run(begins)
+    wire.up += 4 * 1024 * 1024
+    wire.run(400)
+    assert wire.deaths == []
+    assert wire.passed_on >= 4 * 1024 * 1024
+
+
 @pytest.mark.parametrize("way", ["up", "down"])
-@given(begins=st.floats(0, 60), breaks=st.floats(0, 100), size=st.integers(0, 8 * 1024 * 1024))
+@given(
+    held=st.integers(0, 500_000),
+    begins=st.floats(0, 60),
+    breaks=st.floats(0, 100),
+    size=st.integers(0, 8 * 1024 * 1024),
+)
 @settings(max_examples=50)
-def test_live_2_a_link_that_breaks_is_noticed_in_time(way: str, begins: float, breaks: float, size: int) -> None:
+def test_live_2_a_link_that_breaks_is_noticed_in_time(
+    way: str, held: int, begins: float, breaks: float, size: int
+) -> None:
     """LIVE-2: 30 s after the last byte, whether bytes wait or not."""
-    wire = Wire(20_000)
+    wire = Wire(20_000, held=held)
     wire.run(begins)
     setattr(wire, way, float(size))
     wire.run(breaks)
@@ -461,9 +496,14 @@ def test_live_2_a_link_that_breaks_is_noticed_in_time(way: str, begins: float, b
 def test_live_2_the_least_rate(rate: int, verdict: Beat, way: str) -> None:
     """LIVE-2: so many bytes a second, both ways together, over the time that the pong has."""
     beat = pinged(Counters(received=1_000, acked=1_000, waiting=1_000_000))
-    share = 0.5 if way == "both" else 1.0
-    up, down = (int(rate * 10 * share) if way in (each, "both") else 0 for each in ("up", "down"))
-    assert beat.tick(30.0, Counters(1_000 + down, 1_000 + up, 1_000_000 - up)) is verdict
+    share = rate * (0.5 if way == "both" else 1.0)
+
+    def at(now: float) -> Counters:
+        moved = int(share * (now - 20.0))
+        up, down = moved * (way != "down"), moved * (way != "up")
+        return Counters(1_000 + down, 1_000 + up, 1_000_000 - up)
+
+    assert look_on(beat, 30.0, at) is verdict
 
 
 def test_live_2_a_drip_is_no_sign_of_life() -> None:
@@ -485,7 +525,7 @@ def test_live_2_some_pings_are_no_sign_of_life_in_however_short_a_time() -> None
 def test_live_2_a_kernel_that_takes_what_a_hanging_program_does_not_read() -> None:
     """LIVE-2: our ping was taken, and is not answered: what is taken behind it proves nothing, however much."""
     beat = pinged(Counters(acked=1_000, waiting=300))
-    assert beat.tick(30.0, Counters(acked=2_000_000)) is Beat.DEAD
+    assert look_on(beat, 30.0, lambda now: Counters(acked=int(now) * 100_000)) is Beat.DEAD
 
 
 def test_live_2_what_stands_before_the_ping_counts_once() -> None:
@@ -501,10 +541,38 @@ def test_live_2_what_stands_before_the_ping_counts_once() -> None:
     assert beat.tick(18.0, Counters(acked=180_000)) is Beat.DEAD
 
 
+def test_live_2_looks_while_bytes_wait_and_only_then() -> None:
+    """LIVE-2: five in the time of a pong; an idle connection is looked at when a ping or a verdict is due."""
+    looks = []
+    beat = pinged(Counters(waiting=50_000))
+    while beat.deadline is not None and beat.deadline < 27.0:
+        looks.append(beat.deadline)
+        left = max(50_000 - 10_000 * len(looks), 0)
+        assert beat.tick(beat.deadline, Counters(acked=50_000 - left, waiting=left)) is Beat.WAIT
+    assert looks == [22.0, 24.0, 26.0]
+    assert pinged(Counters()).deadline == 30.0
+
+
+def test_live_2_what_was_taken_may_stand_before_the_ping_elsewhere() -> None:
+    """LIVE-2: the ping has been taken, with much before it; then it has interval + timeout from the last of that."""
+
+    def at(now: float) -> Counters:
+        moved = min(int((now - 20) * 20_000), 60_000)  # until 23 s
+        return Counters(acked=moved, waiting=60_000 - moved)
+
+    beat = pinged(at(20.0))
+    assert look_on(beat, 30.0, at) is Beat.WAIT
+    assert look_on(beat, 40.0, at) is Beat.PING
+    beat.sent(40.0, at(40.0))
+    assert look_on(beat, 51.9, at) is Beat.WAIT
+    assert beat.tick(52.0, at(52.0)) is Beat.DEAD  # seen at 24 s to have moved, and not said when since 22 s
+
+
 def test_live_2_counters_that_go_back_prove_nothing() -> None:
     """LIVE-2: with the cost of TLS records taken off, what dripped in may be less than before."""
     beat = pinged(Counters(received=5_000, waiting=20_000))
-    assert beat.tick(30.0, Counters(received=3_000, acked=6_000, waiting=14_000)) is Beat.WAIT
+    assert look_on(beat, 30.0, lambda now: Counters(3_000, int(now - 20) * 600, 14_000)) is Beat.WAIT
+    assert not beat.is_silent
     beat = pinged(Counters(received=5_000))
     assert beat.tick(30.0, Counters(received=0)) is Beat.DEAD
 
