@@ -329,7 +329,7 @@ async def test_ping_timeout_without_keepalive_is_harmless() -> None:
 
 
 async def test_ping_needs_a_connection() -> None:
-    """`ping()` raises NotConnected, and says why, before the start, while waiting, and after `close()`."""
+    """`ping()` raises NotConnected, and says why, before the start and while waiting; after `close()` ClientStopped."""
     connection = Connection(f"ws://127.0.0.1:{faulty.unused_port()}/", retry=LATER)
     with pytest.raises(NotConnected, match="not started"):
         await connection.ping()
@@ -338,7 +338,7 @@ async def test_ping_needs_a_connection() -> None:
     with pytest.raises(NotConnected, match="reconnecting"):
         await connection.ping()
     await connection.close()
-    with pytest.raises(NotConnected, match="closed by this program"):
+    with pytest.raises(ClientStopped, match="closed by this program"):
         await connection.ping()
 
 
