@@ -5,6 +5,8 @@ A `Hub` stands for a server and a `Spoke` for a room, without a network: what is
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -18,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, VersionVector
 
+from reconnect_fsm import Client
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.adaptors import loro as of_loro
+from reconnect_fsm.embedded_server import EmbeddedServer
 
 NOTHING = VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
 
@@ -458,6 +462,97 @@ def test_d_anyway_whatever_is_done_all_hold_the_same_in_the_end(actions: list[tu
     assert before == [hub.batches for hub in program.hubs]
     if shape != "ring" and not {"rejoin", "bring_early"} & {what for what, _ in actions}:
         assert [hub.useless for hub in program.hubs] == [0, 0, 0]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+async def test_d_anyway_real_servers_in_a_ring(size: int) -> None:
+    """D-ANYWAY: over real sockets: all are the same, every room is synced, and no server gets a batch three times."""
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(EmbeddedServer()) for _ in range(size)]
+        docs, rooms = [new_doc() for _ in range(size)], []
+        for number, doc in enumerate(docs):
+            for server in (servers[number], servers[(number + 1) % size]):
+                client = await stack.enter_async_context(Client(server.url))
+                rooms.append(await client.join("notes", LoroAdaptor(doc)))
+        write(docs[0], "hello ")
+        docs[-1].import_(saved("a file "))
+        await until(lambda: same(*docs, *(server.document("notes") for server in servers)))
+        for room in rooms:
+            await room.synced()
+        assert sorted(text(docs[0]).split()) == ["a", "file", "hello"]
+        assert all(server.stats.updates <= 4 for server in servers)
+
+
+async def test_d_anyway_real_rooms_of_one_server() -> None:
+    """D-ANYWAY: one document in two rooms, with an adaptor for each, and with one for both."""
+    async with EmbeddedServer() as server, Client(server.url) as client, Client(server.url) as other:
+        doc, theirs = new_doc(), new_doc()
+        await client.join("a", LoroAdaptor(doc))
+        await client.join("b", LoroAdaptor(doc))
+        await other.join("a", LoroAdaptor(theirs))
+        write(theirs, "one ")
+        await until(lambda: text(server.document("b")) == "one ")
+        write(doc, "two ")
+        await until(lambda: text(theirs) == text(server.document("b")) == "two one ")
+        assert server.stats.updates == 4
+        both = LoroAdaptor(doc)
+        await client.join("c", both)
+        await client.join("d", both)
+        doc.import_(saved("three "))
+        for room in "abcd":
+            await until(lambda room=room: len(text(server.document(room))) == len("one two three "))
+
+
+async def test_d_resync_a_single_operation_above_16_mib_arrives() -> None:
+    """D-RESYNC: it cannot be cut; it goes in fragments, and what is written after it arrives, too."""
+    async with EmbeddedServer() as server, Client(server.url) as client, Client(server.url) as other:
+        doc, theirs = new_doc(), new_doc()
+        room = await client.join("notes", LoroAdaptor(doc))
+        await other.join("notes", LoroAdaptor(theirs))
+        put(doc, "large", "v" * 17_000_000)
+        write(doc, "small")
+        await asyncio.wait_for(room.synced(), 60)
+        assert same(server.document("notes"), doc)
+        await until(lambda: same(theirs, doc))
+
+
+async def test_d_presence_with_a_real_server() -> None:
+    """D-PRESENCE: set in a burst, left, joined again, closed, connected again; one who left offline stays away."""
+    async with EmbeddedServer() as server, Client(server.url) as bob, Client(server.url) as eve:
+        theirs, eves = EphemeralStore(60_000), EphemeralStore(60_000)
+        await bob.join("presence", EphemeralAdaptor(theirs))
+        leaving = await eve.join("presence", EphemeralAdaptor(eves))
+        eves.set("eve", 1)
+        async with Client(server.url) as ada:
+            ours = EphemeralStore(60_000)
+            adaptor = EphemeralAdaptor(ours)
+            room = await ada.join("presence", adaptor)
+            for number in range(30):
+                ours.set("ada", number)
+            await until(lambda: states(theirs) == {"ada": 29, "eve": 1} == states(ours))
+            ada.set_online(False)
+            await leaving.leave()
+            await until(lambda: states(theirs) == {"ada": 29})
+            ada.set_online(True)
+            await ada.connect()
+            await room
+            await until(lambda: "eve" not in states(ours))
+            await room.leave()
+            await until(lambda: states(theirs) == {})
+            await ada.join("presence", adaptor)
+            await until(lambda: states(theirs) == {"ada": 29})
+            await ada.close()
+            await until(lambda: states(theirs) == {})
+            await ada.connect()
+            await until(lambda: states(theirs) == {"ada": 29})
+        await until(lambda: states(theirs) == {})
+        assert states(ours) == {"ada": 29}
 
 
 # ------------------------------------------------------------------------------------------------------ large updates

@@ -33,6 +33,7 @@ BY_THEMSELVES = {  # each program that ends, and what it prints
         "joined again after a lost connection; the first: ['document-1998', 'document-1999']",
         "2 rooms left",
     ],
+    "presence": ["Bob sees user/ada user/bob", "Bob sees user/bob"],
     "plain_websocket": ["price 1: 42", "price 2: 42", "price 3: 42"],
     "status": ["… connecting", "● online", "○ offline, your changes are kept (", "    attempt 1 in 0.1 s", "● online"],
     "tokens": ["the server was shown token-2: good", "joined again with a fresh one", "raised Unauthorized"],

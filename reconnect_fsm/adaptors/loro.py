@@ -351,6 +351,9 @@ class EphemeralAdaptor(_Adaptor):
 
     crdt_type = CrdtType.EPHEMERAL
 
+    renew_interval: float | None
+    """The seconds after which a joined room renews our entries."""
+
     # loro orders entries by the millisecond of the wall clock, and of two with the same one keeps the first: the second
     # would be lost at the others. So we look whether they will take an update, and date it anew if not.
 
@@ -369,8 +372,7 @@ class EphemeralAdaptor(_Adaptor):
             raise ValueError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
         super().__init__(on_refused)
         self.store = store
-        self.renew_interval: float | None = None if timeout is None else timeout / 3
-        """The seconds after which a joined room renews our entries."""
+        self.renew_interval = None if timeout is None else timeout / 3
         self._timeout = timeout
         self._takes_back = take_back
         store.remove_outdated()
