@@ -108,7 +108,9 @@ class Connection:
         retry: when to try again, and when not to (RETRY-1 to RETRY-4).
         keepalive: how often to ping and how long to wait for the pong, in seconds (LIVE-1, LIVE-2).
         network: where to learn whether this machine is online (OFF-1, OFF-2); None: only from `set_online`.
-        session: an aiohttp session whose connector, cookies and default headers are used; it is never closed.
+        session: an aiohttp session that lends all its settings: connector, cookies, headers, proxy, auth, middlewares,
+            tracing, … (D-SESSION). It is never closed; its middlewares get no redirect to follow, and no second request
+            but to answer HTTP 401.
         connect_timeout: seconds that one attempt may take, from DNS to the handshake's end (D-TIMEOUT).
         close_timeout: seconds that a close may take before the transport is aborted (D-TIMEOUT).
         fsm: the class of the machine; a subclass of `ClientFSM` changes the behaviour.

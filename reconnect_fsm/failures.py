@@ -21,7 +21,7 @@ from .errors import InvalidURL, Unauthorized
 from .status import AttemptFailure, FailureKind, FaultKind
 from .user_code import UserCodeFailed, report
 
-__all__ = ["MAX_RETRY_AFTER", "AskedElsewhere", "Attempt", "Redirected", "failure_of", "retry_after"]
+__all__ = ["LONGEST_CHAIN", "MAX_RETRY_AFTER", "AskedElsewhere", "Attempt", "Redirected", "failure_of", "retry_after"]
 
 NETWORK, ANSWER, MISCONFIGURED = FailureKind.NETWORK, FailureKind.ANSWER, FailureKind.MISCONFIGURED
 LONGEST_CHAIN: Final = 10  # exceptions that were raised from another

@@ -30,7 +30,7 @@ from yarl import URL
 from .addresses import check_url, with_params
 from .credentials import UserCodeFailed, as_unauthorized, ask, names_of, wait_for_answer
 from .errors import InvalidURL, NotConnected, Unauthorized
-from .failures import MAX_RETRY_AFTER, AskedElsewhere, Attempt, Redirected, failure_of
+from .failures import LONGEST_CHAIN, MAX_RETRY_AFTER, AskedElsewhere, Attempt, Redirected, failure_of
 from .keepalive import Counters
 from .redaction import Redaction
 from .resolver import Resolver
@@ -316,8 +316,21 @@ async def _users_middlewares(
             attempt.stage = "middleware"
             raise unauthorized from None
         what = "a middleware of the session"
+        _unchain(error, attempt)
         report(what, error)
         raise UserCodeFailed(what, error) from error
+
+
+def _unchain(error: BaseException, attempt: Attempt) -> None:
+    """Its traceback is logged, and the error of aiohttp's that it was raised from may hold the whole URL."""
+    for _ in range(LONGEST_CHAIN):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            return
+        if any(inner is each for each in attempt.errors):
+            error.__cause__ = error.__context__ = None
+            return
+        error = inner
 
 
 def _goes_on(error: BaseException) -> bool:
@@ -410,6 +423,9 @@ class _FreshConnections:
 def make_session(given: Session | None) -> Session:
     """A session of our own. One that the user gave lends it all its settings, and keeps its connections (D-SESSION)."""
     if given is not None:
+        if getattr(given, "_loop", None) not in (None, asyncio.get_running_loop()):
+            why = "the session given to the client belongs to another event loop"
+            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, why, fault=FaultKind.OPTIONS))
         assert given.connector is not None
         session = copy.copy(given)
         vars(session).update(

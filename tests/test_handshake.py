@@ -478,6 +478,52 @@ async def test_d_guard_d_words_a_middleware_that_raises(
         assert ("in raising" in caplog.text) is not isinstance(error, Unauthorized)
 
 
+async def test_d_judged_the_log_of_a_middlewares_error_shows_no_url(caplog: pytest.LogCaptureFixture) -> None:
+    """D-JUDGED, D-GUARD: its traceback is logged, but not the error of aiohttp that it was raised from."""
+
+    async def translating(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        try:
+            return await handler(request)
+        except TimeoutError as error:
+            held.append(str(error))
+            raise LookupError("no server") from error
+
+    held: list[str] = []
+
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    timeout = aiohttp.ClientTimeout(sock_connect=0.05)
+
+    async def mute(peer: Peer) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        faulty.server(mute) as server,
+        aiohttp.ClientSession(middlewares=(translating,), timeout=timeout) as session,
+        failed(f"{server.url.replace('ws:', 'wss:')}?token={SECRET}", session=session) as failure,
+    ):
+        assert failure.why == "a middleware of the session raised LookupError"
+    assert SECRET in held[0]
+    assert "in translating" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_d_session_one_of_another_loop_is_refused() -> None:
+    """D-SESSION: said in words, instead of an attempt that hangs or breaks in strange ways."""
+
+    async def make() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    async def use(session: aiohttp.ClientSession) -> None:
+        async with failed("ws://127.0.0.1:9/", session=session) as failure:
+            assert failure.why == "the session given to the client belongs to another event loop"
+            assert failure.kind is FailureKind.MISCONFIGURED
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        session = first.run(make())
+        second.run(use(session))
+        first.run(session.close())
+
+
 async def test_d_words_a_middleware_that_hangs() -> None:
     """D-WORDS: it is this program that takes its time."""
 
