@@ -301,7 +301,7 @@ class Room:
 
     def _ask(self, doing: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call something of the adaptor's (D-GUARD). Raises UserCodeFailed."""
-        return call_user(f"the adaptor of room {self.id!r}, {doing},", function, *args)
+        return call_user(("the adaptor of room {!r}, {},", self.id, doing), function, *args)
 
     def _commit(self) -> None:
         commit = getattr(self.adaptor, "commit", None)

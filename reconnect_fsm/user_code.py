@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 __all__ = ["FaultCounter", "UserCodeFailed", "await_user", "call_user", "is_fault", "notify_user", "report"]
 
@@ -19,11 +19,15 @@ T = TypeVar("T")
 logger = logging.getLogger("reconnect_fsm")
 
 
+What: TypeAlias = str | tuple[str, *tuple[object, ...]]
+"""Names what is called, in the log: words, or a format and what belongs into it, put together if they are needed."""
+
+
 class UserCodeFailed(Exception):
     """Code of the user's raised; `report` has told of it. ``error`` is what it raised."""
 
-    def __init__(self, what: str, error: BaseException) -> None:
-        super().__init__(f"{what} raised {type(error).__name__}")  # its own words may hold secrets
+    def __init__(self, what: What, error: BaseException) -> None:
+        super().__init__(f"{_words(what)} raised {type(error).__name__}")  # its own words may hold secrets
         self.error = error
 
 
@@ -44,10 +48,11 @@ def is_fault(error: BaseException) -> bool:
     return not isinstance(error, KeyboardInterrupt | SystemExit)
 
 
-def call_user(what: str, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+def call_user(what: What, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
     """Call a plain function of the user's and return what it returns.
 
-    ``what`` names it in the log: "the auth function of room 'a'". Raises UserCodeFailed, once reported, if it raises.
+    ``what`` names it in the log: ``"the url function"``, or ``("the adaptor of room {!r}", "a")``. Raises
+    UserCodeFailed, once reported, if it raises.
     """
     try:
         return function(*args)
@@ -58,7 +63,7 @@ def call_user(what: str, function: Callable[[Unpack[Args]], T], *args: *Args) ->
         raise UserCodeFailed(what, error) from error
 
 
-async def await_user(what: str, awaitable: Awaitable[T]) -> T:
+async def await_user(what: What, awaitable: Awaitable[T]) -> T:
     """Wait for an awaitable of the user's. Raises as `call_user`; the running task's own cancellation goes on."""
     try:
         return await awaitable
@@ -72,7 +77,7 @@ async def await_user(what: str, awaitable: Awaitable[T]) -> T:
 
 
 def notify_user(
-    what: str, function: Callable[[Unpack[Args]], object], *args: *Args, counter: FaultCounter | None = None
+    what: What, function: Callable[[Unpack[Args]], object], *args: *Args, counter: FaultCounter | None = None
 ) -> None:
     """Call a function of the user's whose outcome matters to no one here; what it raises is reported."""
     try:
@@ -87,12 +92,13 @@ def notify_user(
             report(what, error, counter.faults)
 
 
-def report(what: str, error: BaseException, times: int = 1) -> None:
+def report(what: What, error: BaseException, times: int = 1) -> None:
     """Log the error with its traceback, and tell the running loop's exception handler (D-GUARD).
 
     Of one source that raises again and again, for the ``times``-th time now, the log gets the first ten faults and then
     ever fewer. An exception handler that the program has set hears of all.
     """
+    what = _words(what)
     is_logged = times <= 10 or times.bit_count() == 1
     if is_logged:
         so_often = "" if times == 1 else f" ({times} times so far)"
@@ -103,3 +109,7 @@ def report(what: str, error: BaseException, times: int = 1) -> None:
         return
     if is_logged or loop.get_exception_handler() is not None:
         loop.call_exception_handler({"message": f"reconnect_fsm: {what} raised", "exception": error})
+
+
+def _words(what: What) -> str:
+    return what if isinstance(what, str) else what[0].format(*what[1:])
