@@ -59,7 +59,6 @@ from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .status import AttemptFailure, Cause, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
 from .transport import (
-    MAX_RETRY_AFTER,
     AttemptFailed,
     Data,
     Session,
@@ -642,6 +641,8 @@ class Connection:
 
     def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
         if self._is_current(socket):
+            if info.lasted < self._retry.stable_after:
+                socket.blame()
             self._fire(self._fsm.socket_closed, info)
             self._given_up = 0  # it is lost: nobody here gave it up
 
@@ -699,6 +700,7 @@ class Connection:
                 why = f"the server has read nothing for {heartbeat.stuck_for(now):.0f} s: the connection is dead"
             elif not heartbeat.was_ever_answered:
                 why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"
+            socket.blame()
             self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted))
             return
         if beat is Beat.PING:
@@ -752,7 +754,7 @@ class Connection:
             max_msg_size=self._max_msg_size,
             options=self._options,
             redaction=self._redaction,
-            max_retry_after=getattr(self._retry, "max_retry_after", MAX_RETRY_AFTER),
+            max_retry_after=self._retry.max_retry_after,
         )
 
     def _cancel_dial(self, _: CancelDial | None = None) -> None:

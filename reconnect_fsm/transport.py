@@ -505,27 +505,30 @@ async def open_socket(
         attempt.clear()
         # `from None`: what aiohttp raises may hold the whole URL, query string and all.
         raise AttemptFailed(failure) from None
-    _remember_addresses(session, attempt, None)
+    blame = _remember_addresses(session, attempt, None)
     attempt.clear()
     if not isinstance(ws, _WebSocket):
         why = "the session given to the client opens WebSockets of a kind of its own"
         raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, why, fault=FaultKind.OPTIONS))
-    return Socket(ws, close_timeout, max_msg_size, redaction)
+    opened = Socket(ws, close_timeout, max_msg_size, redaction)
+    opened.blame = blame
+    return opened
 
 
 NOT_ACCEPTED: Final = {FaultKind.CONNECTION_REFUSED, FaultKind.UNREACHABLE, FaultKind.LIMITS}
 
 
-def _remember_addresses(session: Session, attempt: Attempt, failure: AttemptFailure | None) -> None:
-    """An address that failed in any way is tried last the next time (NET-ADDR)."""
+def _remember_addresses(session: Session, attempt: Attempt, failure: AttemptFailure | None) -> Callable[[], None]:
+    """An address that failed in any way is tried last the next time (NET-ADDR). Returns what says so later."""
     connector = session.connector
     if not isinstance(connector, _Connector):
-        return  # the user's own resolver decides
-    addresses = [address for address, _ in attempt.tried]
-    if failure is not None:
-        connector.names.failures.failed(addresses, accepted=failure.fault not in NOT_ACCEPTED)
+        return _nothing  # the user's own resolver decides
+    failures, addresses = connector.names.failures, [address for address, _ in attempt.tried]
+    if failure is None:
+        failures.work(addresses)
     else:
-        connector.names.failures.work(addresses)
+        failures.failed(addresses, accepted=failure.fault not in NOT_ACCEPTED)
+    return lambda: failures.failed(addresses, accepted=True)
 
 
 async def _address(url: UrlSource, attempt: Attempt) -> URL:
@@ -580,6 +583,8 @@ class Socket:
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._on_alive: Callable[[], None] = _nothing
+        self.blame: Callable[[], None] = _nothing
+        """Call it if the connection came to a bad end: the address is tried last the next time (NET-ADDR)."""
         self.opened_at = asyncio.get_running_loop().time()
         self._write_fault = ""
         # Where the kernel does not count, as asyncio's write buffer shows it at each look

@@ -94,17 +94,15 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
         each.join(faulty.PATIENCE)
 
 
-async def resets(peer: Peer) -> None:
-    await peer.request()
-    peer.reset()
-
-
 ILL = {
     "answers 503": faulty.answer(503),
     "hangs up": faulty.hang_up_in_handshake,
     "resets": faulty.reset_in_handshake,
     "stays mute": faulty.never_answer,
     "is no WebSocket": faulty.wrong_accept,
+    "accepts and hangs up": faulty.accept_then_hang_up,
+    "accepts and closes": faulty.accept_then_close(1011),
+    "accepts and answers no ping": faulty.ignore_pings,
 }
 
 
@@ -128,11 +126,12 @@ async def test_net_addr_the_second_address_is_tried(how: str, system: System) ->
         port = int(server.url.rstrip("/").rpartition(":")[2])
         listener = await asyncio.start_server(ill, "127.0.0.2", port)
         system.addresses["feed.example"] = ["127.0.0.2", "127.0.0.1"]
-        options = {"retry": QUICK, "keepalive": Keepalive(enabled=False), "connect_timeout": 0.3}
-        async with Connection(f"ws://feed.example:{port}/", **options) as connection:  # type: ignore[arg-type]
+        keepalive = Keepalive(interval=0.1, timeout=0.3)
+        async with Connection(
+            f"ws://feed.example:{port}/", retry=QUICK, keepalive=keepalive, connect_timeout=0.3, close_timeout=0.05
+        ) as connection:
             watch = Watch(connection)
-            async with asyncio.timeout(faulty.PATIENCE):
-                await connection.wait_connected()
+            await eventually(lambda: server.connects == 1 and connection.status == "connected")
             assert contacted == 1
             assert server.connects == 1
             await connection.retry_now()  # it is remembered, and the other is as good as ever
