@@ -101,8 +101,10 @@ MIN_PIECE = 16 * 1024  # D-TOOBIG: bytes of a message that is sent; no server ta
 FRAME_AROUND = 160  # bytes of a frame besides the updates in it, at most: 128 of them are the room id
 MAX_UPDATE_SIZE = 64 * 1024 * 1024  # bytes of one update, in either direction
 MIN_RENEWAL = 0.1  # seconds
-APPLIED_AT_ONCE = 64  # updates of one batch, before the event loop gets its turn
-APPLIED_BYTES = 64 * 1024
+APPLIED_AT_ONCE = 32  # updates of one batch
+APPLIED_BYTES = 16 * 1024
+UPDATES_A_STEP, BYTES_A_STEP = 4, 2048  # of what is applied: some ten thousandths of a second, like any other step
+APPLYING = "an adaptor, applying updates,"  # with no more words: they are made for each message
 READ_AT_ONCE = 2048  # bytes of a frame that is read in one go
 MAX_COMPLAINTS = 10  # warnings a connection
 MAX_REPLIES = 1_000  # frames that may wait before refusals are kept back
@@ -325,6 +327,8 @@ class Room:
             await waiter
         finally:
             watch.waiting.pop(waiter, None)
+            if not (watch.waiting or watch.on_synced or watch.on_error):
+                self._watch = None  # most messages then need not ask who waits
         return self
 
     def _notice(self) -> None:
@@ -444,7 +448,7 @@ class Rooms:
         self._orphans: Counter[bytes] = Counter()  # answers to come, on this connection, for rooms that were left
         self._answer: Answer = "read", b"", b""  # the one that is being handled
         self._present: dict[Room, None] = {}  # those in session whose entries are taken back at the end (D-PRESENCE)
-        self._max_piece = max_piece
+        self._set_piece(max_piece)
         self._max_update_size = max_update_size
         self._fragmented: set[Room] = set()  # rooms with batches that have not come whole
         self._run = defaultdict[type, Callable[[Room, Any], None]](lambda: self._unknown)
@@ -531,10 +535,14 @@ class Rooms:
         if not any(room._unacked or room._upload is not None for room in self._tracked.values()):
             return
         if self._max_piece > MIN_PIECE:
-            self._max_piece = max(self._max_piece // 2, MIN_PIECE)
+            self._set_piece(max(self._max_piece // 2, MIN_PIECE))
             self.complain("a message was too big for the server: from now on they have %d bytes", self._max_piece)
         else:
             self.complain("a message of at most %d bytes was too big for the server", self._max_piece)
+
+    def _set_piece(self, size: int) -> None:
+        self._max_piece = size
+        self._payload = min(FRAGMENT_SIZE, size - FRAME_AROUND)  # the most bytes of updates in one message
 
     async def written(self) -> None:
         link = self._link
@@ -707,7 +715,8 @@ class Rooms:
 
     def _notice(self, room: Room) -> None:
         """Wake those for whom something has come true, once all is done that this event leads to."""
-        if room._watch is not None:
+        watch = room._watch
+        if watch is not None and (watch.waiting or watch.on_synced):
             self._pump.post(room._notice)
 
     def later(self, job: Callable[..., None], *args: Any) -> None:
@@ -903,11 +912,6 @@ class Rooms:
 
     # In session
 
-    @property
-    def _payload(self) -> int:
-        """The most bytes of updates in one message (D-TOOBIG)."""
-        return min(FRAGMENT_SIZE, self._max_piece - FRAME_AROUND)
-
     def _synchronise(self, room: Room, _: Synchronise) -> None:
         if room._permission is None:
             self._begin_session(room)
@@ -1035,13 +1039,11 @@ class Rooms:
 
     def _local_update(self, room: Room, update: bytes | None) -> None:
         """An edit was made here, in whatever thread; or, if None, there is more that the adaptor did not pass on."""
-        job = self._hear_of_unsent if update is None else self._send_local_update
-        args = (room,) if update is None else (room, update)
         if self._loop is None or threading.get_ident() == self._thread:
-            self._pump.post(job, *args)
+            self._pump.post(self._send_local_update, room, update)
         elif not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
-                self._loop.call_soon_threadsafe(self._pump.post, job, *args)
+                self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
 
     def _hear_of_unsent(self, room: Room) -> None:
         if not room._unsent:
@@ -1049,11 +1051,14 @@ class Rooms:
             if room._permission is not None:
                 self.later(self._send_unsent, room, room._session)
 
-    def _send_local_update(self, room: Room, update: bytes) -> None:
+    def _send_local_update(self, room: Room, update: bytes | None) -> None:
         """Send it. The document may be locked by its own call of this: nothing but that happens here.
 
         Without a session, or in doubt, it is in the document, and the next comparison of versions finds it there.
         """
+        if update is None:
+            self._hear_of_unsent(room)
+            return
         if room._permission is None:
             return
         watch = room._watch
@@ -1062,24 +1067,23 @@ class Rooms:
         if room._permission != "write":
             self.fire(room, "upload_refused", UpdateStatusCode.PERMISSION_DENIED)
             self.later(self._refused, room, (update,), UpdateStatusCode.PERMISSION_DENIED)
-        elif type(update) is not bytes or len(update) > self._max_update_size:
-            room._unsent = True
-            self.later(self._send_in_session, room, room._session, update)
-        elif room._fsm.keeps_edits_back or self._is_overdue(room):
+        elif (room._fsm.in_doubt and room._fsm.keeps_edits_back) or self._is_overdue(room):
             self._hear_of_unsent(room)
         else:
             self._send_edit(room, update)
 
     def _send_edit(self, room: Room, update: bytes) -> None:
-        batch_id, frame = self._new_batch_id(), None
-        if len(update) <= self._payload:
+        if type(update) is bytes and len(update) <= self._payload:
+            batch_id = self._new_batch_id()
             frame = single_update(room._header, update, batch_id)
-        if frame is None:
+            if frame is not None:
+                self._send_batch(room, batch_id, (update,), [frame])
+                return
+        if type(update) is bytes and len(update) <= self._max_update_size:
             self._send_updates(room, (update,))
         else:
-            self._send_batch(room, batch_id, (update,), [frame])
-        if self._is_overdue(room):
-            self.later(self._fire_in_session, room, room._session, "acks_overdue", self._now())
+            room._unsent = True
+            self.later(self._send_in_session, room, room._session, update)
 
     def _is_overdue(self, room: Room) -> bool:
         return room._unacked_bytes > MAX_UNACKED_BYTES or len(room._unacked) > MAX_UNACKED_UPDATES
@@ -1089,6 +1093,8 @@ class Rooms:
             return
         if room._fsm.keeps_edits_back:  # the comparison brings it
             self.fire(room, "edited_in_doubt", self._now())
+        elif self._is_overdue(room):
+            self.fire(room, "acks_overdue", self._now())
         elif room._upload is None:
             self._continue_upload(room)
         self._notice(room)
@@ -1163,7 +1169,9 @@ class Rooms:
             return None  # there is no session; the version exchange of the join brings it
         if len(updates) > APPLIED_AT_ONCE:
             return self._apply_in_slices(room, updates, batch_id)
-        self._applied(room, batch_id, self._apply_some(room, updates))
+        verdict = self._apply_some(room, updates)
+        if verdict is not UpdateStatusCode.OK or room._watch is not None:
+            self._applied(room, batch_id, verdict)
         return None
 
     def _apply_in_slices(self, room: Room, updates: Sequence[bytes], batch_id: int) -> Iterator[None]:
@@ -1176,18 +1184,23 @@ class Rooms:
             while end < len(updates) and end - start < APPLIED_AT_ONCE and size < APPLIED_BYTES:
                 size += len(updates[end])
                 end += 1
+            steps = 1 + (end - start) // UPDATES_A_STEP + size // BYTES_A_STEP
             result = self._apply_some(room, updates[start:end])
             pending = pending or result is None
             verdict = max(verdict, result or UpdateStatusCode.OK)
             start = end
-            yield
+            for _ in range(steps):
+                yield
         self._applied(room, batch_id, None if pending and verdict is UpdateStatusCode.OK else verdict)
 
     def _apply_some(self, room: Room, updates: Sequence[bytes]) -> UpdateStatusCode | None:
         """What became of them: None if some wait for others that have not come."""
         try:
-            applied = room._ask("applying updates", _apply, room.adaptor, updates)
-        except UserCodeFailed:
+            applied = call_user(APPLYING, _apply, room.adaptor, updates)
+        except UserCodeFailed as failed:
+            self.complain(
+                "room %r: refused a batch from the server: its adaptor raised %s", room.id, type(failed.error).__name__
+            )
             return UpdateStatusCode.INVALID_UPDATE
         if isinstance(applied, ValueError):  # they are bad, as adaptors say it
             what = "room %r: refused a batch from the server: %s"

@@ -20,7 +20,7 @@ from typing import Any
 from loro import EphemeralStore, ExportMode, LoroDoc
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy
-from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
+from reconnect_fsm.adaptors import Adaptor, EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.errors import JoinRefused
 from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode, UpdateStatusCode
@@ -150,6 +150,7 @@ class Peer:
         self._make_client = make_client
         for doc in self.docs.values():
             doc.peer_id = random.getrandbits(63)
+        self._adapt()
         self.client = make_client()
 
     def token(self) -> str:
@@ -163,9 +164,14 @@ class Peer:
 
     def join_all(self) -> None:
         """Be in all rooms; does nothing for those where it is."""
-        for room, doc in self.docs.items():
-            self.client.join(room, LoroAdaptor(doc, on_refused=self._refused))
-        self.client.join(PRESENCE, EphemeralAdaptor(self.store, on_refused=self._refused))
+        for room, adaptor in self._adaptors.items():
+            self.client.join(room, adaptor)
+
+    def _adapt(self) -> None:
+        self._adaptors: dict[str, Adaptor] = {
+            room: LoroAdaptor(doc, on_refused=self._refused) for room, doc in self.docs.items()
+        }
+        self._adaptors[PRESENCE] = EphemeralAdaptor(self.store, on_refused=self._refused)
 
     def _refused(self, _: Sequence[bytes], status: UpdateStatusCode) -> None:
         self.refused[status.name] += 1
@@ -178,6 +184,7 @@ class Peer:
             doc = self.docs[room] = LoroDoc()
             doc.import_(old.export(ExportMode.Snapshot()))
             doc.peer_id = self._random.getrandbits(63)
+        self._adapt()
         self.client = self._make_client()
         self.client.start()
         self.join_all()

@@ -454,10 +454,13 @@ async def storm(seed: int | str, frames: int) -> None:
         good = await client.join(BYSTANDER, LoroAdaptor(docs[BYSTANDER]))
         good.on_status(lambda change: changes.append(f"bystander {change.new}: {change.reason}"))
 
+        victims = [(room, LoroAdaptor(docs[room], on_refused=lambda *_: None)) for room in VICTIMS]
+        presence = EphemeralAdaptor(store, on_refused=lambda *_: None)
+
         def join_victims() -> None:
-            for room in VICTIMS:
-                client.join(room, LoroAdaptor(docs[room], on_refused=lambda *_: None))
-            client.join(VICTIMS[0], EphemeralAdaptor(store, on_refused=lambda *_: None))
+            for room, adaptor in victims:
+                client.join(room, adaptor)
+            client.join(VICTIMS[0], presence)
 
         join_victims()
         for number in range(frames):

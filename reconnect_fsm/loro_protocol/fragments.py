@@ -70,8 +70,8 @@ class Reassembler:
 
     __slots__ = ("_idle_timeout", "_live", "_settled", "max_batch_bytes", "max_fragments")
 
-    MAX_FRAGMENTS: Final = 4096
-    """Most fragments a batch may have, unless more bytes are allowed than as many of 16 KiB hold."""
+    MAX_FRAGMENTS: Final = 8192
+    """Most fragments a batch may have, unless another bound on its bytes is given."""
     MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
     """Most bytes a batch may have, unless another bound is given."""
     MAX_BATCHES: Final = 8
@@ -81,12 +81,12 @@ class Reassembler:
     MAX_SETTLED: Final = 64
     """How many batch ids are remembered after their batch is complete or refused."""
 
-    def __init__(self, max_batch_bytes: int = MAX_BATCH_BYTES, idle_timeout: float | None = None) -> None:
+    def __init__(self, max_batch_bytes: int | None = None, idle_timeout: float | None = None) -> None:
         """``idle_timeout``: the seconds from one fragment to the next, instead of `TIMEOUT` for all of them."""
         self._idle_timeout = idle_timeout
-        self.max_batch_bytes = max_batch_bytes
+        self.max_batch_bytes = self.MAX_BATCH_BYTES if max_batch_bytes is None else max_batch_bytes
         """Most bytes a batch may have."""
-        self.max_fragments = max(self.MAX_FRAGMENTS, -(-max_batch_bytes // SMALLEST_FRAGMENT))
+        self.max_fragments = max(self.MAX_FRAGMENTS, (max_batch_bytes or 0) // SMALLEST_FRAGMENT)
         """Most fragments a batch may have."""
         self._live: dict[int, _Incoming] = {}  # in the order of their headers
         self._settled: dict[int, None] = {}  # a set that remembers which came first
