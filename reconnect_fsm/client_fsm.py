@@ -56,6 +56,7 @@ NORMAL, GOING_AWAY, INTERNAL_ERROR = 1000, 1001, 1011  # RFC 6455, 7.4.1
 NO_FAILURE = AttemptFailure(FailureKind.NETWORK, "")
 OFFLINE = AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE)
 
+CERTIFICATES = (FaultKind.CERTIFICATE, FaultKind.PROXY)  # of the server, of a proxy: which are misconfigured
 STOPPED_STATUSES = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 UNDER_WAY = (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
 
@@ -546,7 +547,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     def is_passing(self) -> bool:
         """D-HTTP: a certificate that does not verify may pass, as captive portals and wrong clocks do."""
-        return self.failure.fault is FaultKind.CERTIFICATE and bool(self.marks & (CONNECTED_ONCE | NETWORK_CHANGED))
+        return self.failure.fault in CERTIFICATES and bool(self.marks & (CONNECTED_ONCE | NETWORK_CHANGED))
 
     def kind_of_stop(self) -> StopKind:
         """D-CAUSE: what its row has noted; else who has decided that it ends can be told from the cause."""

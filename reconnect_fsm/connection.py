@@ -57,7 +57,7 @@ from .pump import LazyCoroutine, Listeners, Outcome, Promise
 from .redaction import Redaction
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
-from .status import AttemptFailure, Cause, ClientStatus, CloseInfo, FailureKind, StateChange, StatusChange
+from .status import AttemptFailure, Cause, ClientStatus, CloseInfo, FailureKind, FaultKind, StateChange, StatusChange
 from .transport import (
     AttemptFailed,
     Data,
@@ -701,7 +701,7 @@ class Connection:
             elif not heartbeat.was_ever_answered:
                 why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"
             socket.blame()
-            self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted))
+            self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted, fault=FaultKind.LIVENESS))
             return
         if beat is Beat.PING:
             self._send_ping(heartbeat, socket, counters)
@@ -743,7 +743,11 @@ class Connection:
 
     async def _open(self) -> Socket:
         if self._given_session is not None and self._given_session.closed:
-            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, "the session given to the client is closed"))
+            raise AttemptFailed(
+                AttemptFailure(
+                    FailureKind.MISCONFIGURED, "the session given to the client is closed", fault=FaultKind.OPTIONS
+                )
+            )
         if self._session is None:
             self._session = make_session(self._given_session)
         return await open_socket(

@@ -42,6 +42,7 @@ __all__ = ["Account", "SeenRoom", "account_of"]
 LAST: Final = 5  # of what happened, are told
 MOST_REASONS: Final = 5  # of rooms, are told
 MOST_NAMES: Final = 3  # of rooms with the same reason
+TINY: Final = 1e-6  # seconds, by which two sums of the same times may differ
 LONGEST: Final = 240  # characters of a reason
 STATE_AND_REASON: Final = attrgetter("_fsm.state", "_fsm.reason")  # of a room
 
@@ -156,9 +157,11 @@ def _next(
             coming = f"The connection counts as stable in {duration(left)}, and that is forgotten then."
     elif left is not None and fsm.retry_in is not None:
         bound = "" if fsm.policy.max_attempts is None else f" of at most {fsm.policy.max_attempts}"
+        number = f", retry {fsm.attempt}{bound}," if fsm.attempt else ""
+        since = "after the last one failed" if fsm.attempt else "after the network came back"
         coming = (
-            f"The next attempt, retry {fsm.attempt}{bound}, is in {duration(left)}, "
-            f"{duration(fsm.retry_in)} after the last one failed: {_why_then(fsm)}."
+            f"The next attempt{number} is in {duration(left)}, "
+            f"{duration(fsm.retry_in)} {since}: {_why_then(fsm, now + left - fsm.retry_in)}."
         )
         by_hand = "retry_now() makes it now."
     elif not fsm.online:
@@ -181,10 +184,14 @@ def _verdict(fsm: ClientFSM, own: Sequence[Step]) -> str:
     return "That says not to come back."
 
 
-def _why_then(fsm: ClientFSM) -> str:
-    policy, asked = fsm.policy, fsm.failure.retry_after
-    if asked and fsm.retry_in is not None and fsm.retry_in >= asked:
-        return f"the server asked for no sooner than {duration(asked)}"
+def _why_then(fsm: ClientFSM, began: float) -> str:
+    policy, wait = fsm.policy, fsm.retry_in or 0.0
+    asked = min(fsm.failure.retry_after, policy.max_retry_after)
+    rest = 0.0 if fsm.not_before is None else fsm.not_before - began
+    if rest > TINY and wait >= rest - TINY:
+        return f"the server asked for no sooner than {duration(asked or rest)}"
+    if not fsm.attempt and fsm.woken_at is not None and fsm.woken_at > began:
+        return "it comes and goes, so that not every time leads to an attempt"
     if type(policy).delay is not RetryPolicy.delay:
         return f"the backoff of {type(policy).__name__}"
     spread = f", give or take {policy.jitter:.0%}" if policy.jitter else ""

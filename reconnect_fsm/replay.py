@@ -37,7 +37,7 @@ from .record_format import (
 )
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
-from .status import presentable
+from .status import CloseInfo, presentable
 
 __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions_in"]
 
@@ -272,13 +272,16 @@ class _Machine:
 
 
 class _Recorded:
-    """Makes a copy of a policy whose delays are those that were recorded."""
+    """Makes a copy of a policy whose delays are those that were recorded, and that judges what was redacted alike."""
 
     def __init__(self, policy: RetryPolicy) -> None:
+        self._given = policy
         self._wait: float | None = None
         self._fault = ""
+        self._was_refused = False
         self.policy = copy(policy)
-        vars(self.policy).update(delay=self._delay, no_sooner=self._no_sooner)  # it is frozen
+        # it is frozen
+        vars(self.policy).update(delay=self._delay, no_sooner=self._no_sooner, is_fatal_close=self._is_fatal_close)
 
     def expect(self, told: _Told) -> None:
         """This step comes next."""
@@ -287,6 +290,8 @@ class _Recorded:
         self._wait = next((float(each) for each in reversed(waits) if isinstance(each, int | float)), None)
         raised = re.match(r"the machine \S+ raised (\w+);", told.reason) if told.new != told.old else None
         self._fault = raised[1] if raised and told.event != "broke" else ""
+        changes = [as_object(each.get("change")) or {} for each in effects]
+        self._was_refused = any((as_object(each.get("stop")) or {}).get("name") == "REFUSED" for each in changes)
 
     def _delay(self, attempt: int) -> float:
         if self._fault:
@@ -294,6 +299,10 @@ class _Recorded:
         if self._wait is not None:
             return self._wait
         return min(self.policy.base * 2.0 ** min(max(attempt - 1, 0), 32), self.policy.cap)  # none was: this is new
+
+    def _is_fatal_close(self, info: CloseInfo) -> bool:
+        """What the server said was judged as it said it (D-JUDGED); what was redacted does not tell."""
+        return self._given.is_fatal_close(info) or (info.is_redacted and self._was_refused)
 
     def _no_sooner(self, retry_after: float) -> float:
         return 0.0 if self._wait is None or not retry_after else self._wait  # it is the longer of the two

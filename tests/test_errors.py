@@ -6,6 +6,7 @@ import pytest
 
 from reconnect_fsm import errors
 from reconnect_fsm.errors import ClientStopped, JoinRefused, ReconnectError, twin
+from reconnect_fsm.status import CloseInfo, StopKind
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -28,6 +29,14 @@ def test_d_stop_a_stopped_client_says_why_and_what_to_do() -> None:
     error = ClientStopped("closed by this program")
     assert str(error) == "the client stopped: closed by this program (connect() or retry_now() starts it again)"
     assert error.reason == "closed by this program"
+    assert (error.cause, error.stop) == (None, None)
+
+
+def test_d_cause_a_stopped_client_says_why_as_data() -> None:
+    """D-CAUSE: a program compares kinds and codes, not words; each waiter's copy has them too."""
+    cause = CloseInfo(4401, "expired")
+    error = twin(ClientStopped("closed with code 4401: expired", cause, StopKind.REFUSED))
+    assert (error.cause, error.stop) == (cause, StopKind.REFUSED)
 
 
 @pytest.mark.parametrize(

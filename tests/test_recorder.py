@@ -14,6 +14,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import pytest
@@ -32,7 +33,7 @@ from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import STAY, event, row
 from reconnect_fsm.record_format import DEEPEST, LONGEST, MOST_LEVELS, Opaque, decoded, encoded, is_too_deep, same
 from reconnect_fsm.recorder import Recorder, Recording, UnreadableRecording, export, replay, transitions_in
-from reconnect_fsm.status import AttemptFailure, FailureKind, StatusChange, presentable
+from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind, StatusChange, StopKind, presentable
 from reconnect_fsm.testing.server import (
     Answer,
     Close,
@@ -200,6 +201,54 @@ def test_hidden_ids_are_hidden_wherever_a_server_says_them(name: str) -> None:
     own.recording.close()
     export(own.driver.log, Recorder(ClientFSM, RoomFSM, own.policy, Keepalive(), presentable, True), own.file, 0.0)
     assert json.loads(own.lines[-2])["machine"].startswith("room-")
+
+
+def test_d_judged_a_recording_holds_what_may_be_shown_and_replays_what_was_judged() -> None:
+    """D-JUDGED: fatal by a word that is taken out, which stands nowhere in the file; the replay knows that it was."""
+    run = Run()
+    run.tell("start_requested")
+    run.tell("socket_opened")
+    run.tell("socket_closed", CloseInfo(4000, "room_closed", 1.0, shown="room_…"))
+    assert run.client.state == "disconnected"
+    run.tell("connect_requested")
+    run.tell("socket_opened")
+    run.tell("socket_closed", CloseInfo(4000, "said tulips", 1.0, shown="said …"))
+    begun = run.again()
+    begun.tell("close_requested")
+    assert "room_closed" not in "".join(run.lines[1:])  # the header has the policy's words
+    assert "tulips" not in run.file.getvalue() + begun.file.getvalue()
+    assert [step["args"][0]["is_redacted"] for step in run.steps if step["event"] == "socket_closed"] == [True, True]
+    assert replay(run.lines, words=True).divergences == ()
+    assert replay(begun.lines, words=True).divergences == ()
+    lenient = replay(run.lines, policy=RetryPolicy(fatal_close_codes={4000}))
+    assert len(lenient.divergences) == 1  # the second close is fatal now
+
+
+def test_d_cause_what_ended_it_is_in_a_recording() -> None:
+    """D-CAUSE: the cause and the kind of the stop, of the client and of a room, and they come back as they were."""
+    run, room = Run(policy=RetryPolicy(max_attempts=0)), RoomFSM()
+    run.tell("join_requested", room=room)
+    run.tell("start_requested")
+    failed = AttemptFailure(FailureKind.NETWORK, "no way", fault=FaultKind.UNREACHABLE)
+    run.tell("dial_failed", failed, 12.0)
+    run.tell("client_stopped", "no way", failed, StopKind.ATTEMPTS_USED_UP, room=room)
+    for step in run.steps[-2:]:
+        (told,) = [decoded(each) for each in step["effects"] if each["is"] == "NotifyStatus"]
+        assert (told.change.cause, told.change.stop) == (failed, StopKind.ATTEMPTS_USED_UP)
+    assert replay(run.lines, words=True).divergences == ()
+
+
+def test_d_http_a_replay_waits_for_the_rest_of_a_retry_after_as_it_was_recorded() -> None:
+    """D-HTTP OFF-2: with its jitter, which is not recorded but for the waits."""
+    run = Run(policy=RetryPolicy(random=Random(5)))
+    run.tell("start_requested")
+    run.tell("dial_failed", AttemptFailure(FailureKind.ANSWER, "HTTP 429", 429, 60.0), 100.0)
+    for now in (110.0, 120.0, 159.0, 161.0, 161.1):
+        run.tell("went_offline")
+        run.tell("went_online", now)
+    states = [step["new"] for step in run.steps if step["event"] == "went_online"]
+    assert states == ["waiting", "waiting", "waiting", "retrying", "waiting"]
+    assert replay(run.lines, words=True).divergences == ()
 
 
 def test_ids_are_no_part_of_words_that_decide() -> None:

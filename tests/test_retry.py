@@ -322,6 +322,22 @@ def test_a_servers_words_are_made_presentable(words: object, shown: str) -> None
     assert presentable(words) == shown
 
 
+@pytest.mark.parametrize("most", [-1.0, float("nan"), float("inf")])
+def test_d_http_a_bound_that_makes_no_sense_is_refused(most: float) -> None:
+    """D-HTTP: ``max_retry_after`` is a number of seconds from 0."""
+    with pytest.raises(ValueError, match="max_retry_after must be a number of seconds from 0"):
+        RetryPolicy(max_retry_after=most)
+
+
+@pytest.mark.parametrize(("most", "asked", "least"), [(300.0, 60.0, 60.0), (300.0, 1e9, 300.0), (0.0, 60.0, 0.0)])
+def test_d_http_what_a_server_asks_for_is_bounded_and_then_spread(most: float, asked: float, least: float) -> None:
+    """D-HTTP D-JITTER: up to twice the jitter longer, never shorter."""
+    policy = RetryPolicy(max_retry_after=most, random=random.Random(3))
+    waits = [policy.no_sooner(asked) for _ in range(50)]
+    assert least <= min(waits) <= max(waits) <= 1.5 * least
+    assert len(set(waits)) > 1 or not least
+
+
 def test_a_change_of_state_is_a_value() -> None:
     """As ``on_transition`` callbacks get it: with no retry unless there is one."""
     change: Any = StateChange("timer_fell_due", "waiting", "retrying", "reconnecting", "lost")  # type: ignore[arg-type]

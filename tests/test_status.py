@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from reconnect_fsm.errors import JoinRefused
 from reconnect_fsm.status import (
     AttemptFailure,
     ClientStatus,
     CloseInfo,
     FailureKind,
+    FaultKind,
     RoomStatus,
     StateChange,
     StatusChange,
+    StopKind,
 )
 
 VALUES: list[Any] = [
@@ -26,7 +29,7 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("kind", [ClientStatus, RoomStatus, FailureKind])
+@pytest.mark.parametrize("kind", [ClientStatus, RoomStatus, FailureKind, FaultKind, StopKind])
 def test_obs_1_a_status_is_its_name_in_lower_case(kind: type[Enum]) -> None:
     """OBS-1 OBS-2: a program may write it down and read it again."""
     assert [each.value for each in kind] == [each.name.lower() for each in kind]
@@ -54,5 +57,36 @@ def test_what_is_not_known_is_not_made_up() -> None:
     change, step, info, failure = VALUES
     assert (change.attempt, change.retry_in) == (0, None)
     assert (step.attempt, step.retry_in) == (0, None)
-    assert (info.reason, info.lasted) == ("", 0.0)
-    assert (failure.http_status, failure.retry_after) == (None, 0.0)
+    assert (change.cause, change.stop) == (step.cause, step.stop) == (None, None)
+    assert (info.reason, info.lasted, info.shown, info.fault, info.is_redacted) == ("", 0.0, None, None, False)
+    assert (failure.http_status, failure.retry_after, failure.fault) == (None, 0.0, None)
+
+
+def test_d_judged_what_the_server_said_is_kept_and_only_the_redacted_form_is_shown() -> None:
+    """D-JUDGED: in neither form of the words is the secret; the raw reason is there for who judges."""
+    info = CloseInfo(4401, "bad token abcdef", 2.0, shown="bad token …")
+    assert info.reason == "bad token abcdef"
+    assert str(info) == "closed with code 4401: bad token …"
+    assert repr(info) == "CloseInfo(code=4401, reason='bad token …', lasted=2.0)"
+    shown = info.redacted()
+    assert shown == CloseInfo(4401, "bad token …", 2.0, is_redacted=True)
+    assert shown.redacted() is shown
+    assert str(CloseInfo(1006, "raw", shown="")) == "the connection was lost"
+
+
+def test_d_judged_what_holds_no_secret_is_its_own_redacted_form() -> None:
+    """D-JUDGED: whether it was looked at or not; nothing says that it is something else than it is."""
+    for info in (CloseInfo(1000, "bye"), CloseInfo(1000, "bye", shown="bye"), CloseInfo(1006)):
+        assert info.redacted() is info
+        assert not info.redacted().is_redacted
+    fault = CloseInfo(1006, "x", fault=FaultKind.PROTOCOL)
+    assert repr(fault) == "CloseInfo(code=1006, reason='x', lasted=0.0, fault=FaultKind.PROTOCOL)"
+
+
+def test_d_cause_two_changes_are_equal_whatever_their_causes() -> None:
+    """D-CAUSE: a refusal is an exception, which equals none but itself."""
+    changes = [
+        StatusChange(RoomStatus.JOINED, RoomStatus.ERROR, "no", JoinRefused(2, "no"), StopKind.CLOSED) for _ in range(2)
+    ]
+    assert changes[0] == changes[1]
+    assert hash(changes[0]) == hash(changes[1])
