@@ -743,11 +743,8 @@ class Connection:
 
     async def _open(self) -> Socket:
         if self._given_session is not None and self._given_session.closed:
-            raise AttemptFailed(
-                AttemptFailure(
-                    FailureKind.MISCONFIGURED, "the session given to the client is closed", fault=FaultKind.OPTIONS
-                )
-            )
+            why = "the session given to the client is closed"
+            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, why, fault=FaultKind.OPTIONS))
         if self._session is None:
             self._session = make_session(self._given_session)
         return await open_socket(

@@ -126,7 +126,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "the wait that `Retry-After` asks for",
-            f"{TRANSPORT}.MAX_RETRY_AFTER",
+            f"{POLICY}(max_retry_after)",
             "it is cut to this; the jitter then adds up to half of it",
             "test_retry_after_is_clamped",
             "s",

@@ -127,6 +127,15 @@ async def test_d_url_params_come_after_the_query_which_stays(given: str, params:
         assert server.peer.path == sent
 
 
+async def test_d_url_a_proxy_is_asked_for_the_same_bytes() -> None:
+    """D-URL: without TLS it is told the whole address."""
+    async with (
+        faulty.server() as server,
+        connected("ws://far.invalid/a%2fb?x=%7e+~#f", proxy=server.url.replace("ws:", "http:")),
+    ):
+        assert server.peer.path.endswith("://far.invalid/a%2fb?x=%7e+~")
+
+
 async def test_d_url_user_and_password_are_sent_as_a_header() -> None:
     """D-URL: and not within the request line, whose bytes stay."""
     async with faulty.server() as server, connected(f"{server.url.replace('//', '//me:p%40ss@')}x%2f?y=%7e"):

@@ -20,6 +20,7 @@ from faulty import PATIENCE, eventually
 from reconnect_fsm import Client, ClientStopped, JoinRefused, RetryPolicy, Room
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.loro_protocol import (
+    DocUpdate,
     JoinError,
     JoinErrorCode,
     JoinRequest,
@@ -29,6 +30,7 @@ from reconnect_fsm.loro_protocol import (
     decode,
     encode,
 )
+from reconnect_fsm.redaction import Redaction
 
 PLANTED = {
     "user": "the-user-of-the-url",
@@ -176,3 +178,46 @@ async def test_d_judged_a_secret_that_is_said_back_is_shown_nowhere(
     told = {place: text for place, text in where.items() if secret in text or PLANTED[name] in text}
     assert {place: text[max(text.find(secret) - 300, 0) :][:600] for place, text in told.items()} == {}
     assert any("denied: …" in text for text in where.values())  # it was said, and shown without
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_d_judged_words_that_are_not_shown_cost_nothing(
+    level: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Junk updates: of a thousand refusals ten are logged, and only for those the words are made fit."""
+    made_fit = 0
+    redact = Redaction.__call__
+
+    def counting(self: Redaction, words: object) -> str:
+        nonlocal made_fit
+        made_fit += 1
+        return redact(self, words)
+
+    monkeypatch.setattr(Redaction, "__call__", counting)
+    caplog.set_level(level, "reconnect_fsm")
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        join: Any = decode((await ws.receive()).data)
+        await ws.send_bytes(encode(JoinResponseOk(join.crdt, join.room_id, "write", b"", b"")))
+        for number in range(1_000):
+            await ws.send_bytes(encode(DocUpdate(join.crdt, join.room_id, (b"junk",), number)))
+        await ws.send_str("done")
+        async for _ in ws:
+            pass
+        return ws
+
+    app = web.Application()
+    app.router.add_get("/", serve)
+    done = asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    async with TestServer(app) as server, Client(str(server.make_url("/"))) as client:
+        client.on_message(lambda _: done.set())
+        client.join("notes", LoroAdaptor(LoroDoc()), auth=b"auth-t0ken")
+        async with asyncio.timeout(PATIENCE):
+            await done.wait()
+    logged = sum("refused a batch" in each.getMessage() for each in caplog.records)
+    assert logged >= 1
+    assert made_fit <= logged + 5
+    assert logged <= 10 if level == logging.INFO else logged >= 10
