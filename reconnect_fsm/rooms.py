@@ -466,6 +466,7 @@ class Rooms:
             NotifyStatus: self._notify_status,
             NotifyError: self._notify_error,
         }
+        self._announced: set[Room] = set()  # by send(None), and the adaptor has no `unsent`
         self._random_bits = random_bits
         self._redaction = redaction
         redaction.ask(lambda: (room._told for room in self._tracked.values()))
@@ -799,6 +800,7 @@ class Rooms:
         self._stop_timer(room)
         self._abandon_request(room)
         self._end_session(room)
+        self._announced.discard(room)
         detach, room._detach = room._detach, None
         if detach is not None:
             notify_user(f"the adaptor of room {room.id!r}, on being detached,", detach)
@@ -956,8 +958,13 @@ class Rooms:
             if not room._unsent or room._permission is None:
                 return False
             room._unsent = False
-            unsent: Callable[[], Iterable[bytes]] = getattr(room.adaptor, "unsent", _nothing_unsent)
-            self._begin_upload(room, "asked for what it has not sent", unsent)
+            unsent: Callable[[], Iterable[bytes]] | None = getattr(room.adaptor, "unsent", None)
+            doing = "asked for what it has not sent"
+            if unsent is not None:
+                self._begin_upload(room, doing, unsent)
+            elif room in self._announced:
+                self._announced.discard(room)
+                self._begin_upload(room, doing, room.adaptor.missing_from, room._server_version)
         more: list[bytes] = []
         size, enough = 0, self._payload
         try:
@@ -1039,6 +1046,8 @@ class Rooms:
 
     def _local_update(self, room: Room, update: bytes | None) -> None:
         """An edit was made here, in whatever thread; or, if None, there is more that the adaptor did not pass on."""
+        if update is None and not hasattr(room.adaptor, "unsent"):
+            self._announced.add(room)  # an adaptor of the user's, round one of ours: `missing_from` has it, too
         if self._loop is None or threading.get_ident() == self._thread:
             self._pump.post(self._send_local_update, room, update)
         elif not self._loop.is_closed():
@@ -1283,10 +1292,6 @@ class Rooms:
     def _now(self) -> float:
         assert self._loop is not None
         return self._loop.time()
-
-
-def _nothing_unsent() -> tuple[bytes, ...]:
-    return ()
 
 
 def _apply(adaptor: Adaptor, updates: Sequence[bytes]) -> bool | ValueError | None:

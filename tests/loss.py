@@ -529,23 +529,27 @@ class StoringAdaptor(LoroAdaptor):
         """Write no more."""
         self._file.close()
 
-    def apply(self, updates: Sequence[bytes]) -> None:
+    def apply(self, updates: Sequence[bytes]) -> bool:
         """Import the updates, and store them."""
-        super().apply(updates)
+        is_complete = super().apply(updates)
         for update in updates:
             self._store(update)
+        return is_complete
 
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
-        """Store every local commit, then pass it on."""
+    def attach(self, send: Callable[[bytes | None], None]) -> Callable[[], None]:
+        """Store every local commit, then pass it on. Of those made during an upload ``send`` is not told one by one."""
+        storing = self.doc.subscribe_local_update(self._store)
+        passing_on = super().attach(send)
 
-        def store_and_send(update: bytes) -> None:
-            self._store(update)
-            send(update)
+        def detach() -> None:
+            passing_on()
+            storing.unsubscribe()
 
-        return super().attach(store_and_send)
+        return detach
 
-    def _store(self, update: bytes) -> None:
+    def _store(self, update: bytes) -> bool:
         self._file.write(len(update).to_bytes(4, "big") + update)
+        return True
 
 
 def impatient(url: str, random: Random) -> Client:

@@ -509,6 +509,31 @@ async def test_d_anyway_real_rooms_of_one_server() -> None:
             await until(lambda room=room: len(text(server.document(room))) == len("one two three "))
 
 
+class Wrapped:
+    """An adaptor of a user's, round one of ours, that knows nothing but what every adaptor has."""
+
+    def __init__(self, doc: LoroDoc) -> None:
+        inner = self.inner = LoroAdaptor(doc)
+        self.crdt_type, self.version, self.covers = inner.crdt_type, inner.version, inner.covers
+        self.alternative_version, self.missing_from = inner.alternative_version, inner.missing_from
+        self.apply, self.attach, self.refused = inner.apply, inner.attach, inner.refused
+
+
+async def test_d_anyway_an_adaptor_wrapped_in_one_that_knows_less() -> None:
+    """D-ANYWAY: it has no `unsent`: versions are compared instead, and edits go on being sent."""
+    async with EmbeddedServer() as server, Client(server.url) as client:
+        doc = new_doc()
+        room = await client.join("notes", Wrapped(doc))
+        write(doc, "one ")
+        doc.import_(saved("two "))
+        write(doc, "three ")
+        await until(lambda: same(doc, server.document("notes")))
+        write(doc, "x" * 400_000)
+        write(doc, "four ")
+        await room.synced()
+        assert same(doc, server.document("notes"))
+
+
 async def test_d_resync_a_single_operation_above_16_mib_arrives() -> None:
     """D-RESYNC: it cannot be cut; it goes in fragments, and what is written after it arrives, too."""
     async with EmbeddedServer() as server, Client(server.url) as client, Client(server.url) as other:
