@@ -260,7 +260,7 @@ class Room:
         """
         self._rooms.check(self)
         self._commit()
-        await self._when(self._is_synced_or_refused)
+        await self._until(self._is_synced_or_refused)
 
     async def resync(self) -> None:
         """Compare versions with the server now, in the session that there is, then wait as `synced` does (D-RESYNC).
@@ -272,7 +272,7 @@ class Room:
         self._commit()
         joins = self._fsm.joins
         self._rooms.resync(self)
-        await self._when(lambda: self._fsm.joins > joins and self._is_synced_or_refused())
+        await self._until(lambda: self._fsm.joins > joins and self._is_synced_or_refused())
 
     def leave(self) -> Awaitable[None]:
         """Leave the room (D-LEAVE): it is untracked at once, online or not.
@@ -315,6 +315,12 @@ class Room:
         if self._watch is None:
             self._watch = Watch()
         return self._watch
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        """Wait until it is true, and still is when whoever waits for it gets its turn."""
+        await self._when(true)
+        while not _answer(true):
+            await self._when(true)
 
     async def _when(self, true: Callable[[], bool]) -> Room:
         self._rooms.check(self)
