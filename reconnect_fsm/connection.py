@@ -22,7 +22,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, cast
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self
 from weakref import ref
 
 from yarl import URL
@@ -520,19 +520,21 @@ class Connection:
 
     def _subscribe(self, network: NetworkSource) -> bool:
         """Hear from the source from now on; False if it cannot be, which is an error of the program's (D-ERROR)."""
-        what = "the network source's subscribe()"
+        what = "the network source"
         try:
-            unsubscribe: object = call_user(what, network.subscribe, self.set_online)
-            if not callable(unsubscribe):
-                kind = type(unsubscribe).__name__
-                error = TypeError(f"{what} must return a function that ends the subscription; it returned {kind}")
-                report(what, error)
-                raise UserCodeFailed(what, error)
+            unsubscribe = call_user(what, network.subscribe, self.set_online)
         except UserCodeFailed as failed:
-            why = str(failed.error) if type(failed.error) is TypeError else f"{failed}; the log tells where"
-            self._fire(self._fsm.broke, why)
+            self._fire(self._fsm.broke, f"{failed}; the log tells where")
             return False
-        self._unsubscribe = cast("Callable[[], None]", unsubscribe)
+        if not callable(unsubscribe):
+            error = TypeError(
+                "subscribe() of the network source must return a function that ends the subscription; "
+                f"it returned {type(unsubscribe).__name__}"
+            )
+            report(what, error)
+            self._fire(self._fsm.broke, str(error))
+            return False
+        self._unsubscribe = unsubscribe
         return True
 
     def _stopped_error(self) -> ClientStopped | None:
@@ -908,7 +910,7 @@ class Connection:
 
     def _close_requested(self, outcome: Outcome) -> None:
         self._fire(self._fsm.close_requested)
-        self._pump.post(self._pump.end_recording)
+        self._pump.schedule_call(self._pump.end_recording)
         outcome.succeed()
 
     async def _closed(self, outcome: Outcome) -> None:

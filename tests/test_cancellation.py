@@ -220,6 +220,7 @@ OPERATIONS: dict[str, Callable[[World], Awaitable[object]]] = {
     "Connection.close": lambda it: it.client.close(),
     "Connection.connect": lambda it: it.client.connect(),
     "Connection.retry_now": lambda it: it.client.retry_now(),
+    "Connection.ready": lambda it: it.client.ready(),
     "Connection.wait_connected": lambda it: it.client.wait_connected(),
     "Connection.ping": lambda it: it.client.ping(0.75),
     "Connection.send": lambda it: it.client.send("text"),
