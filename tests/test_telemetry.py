@@ -714,7 +714,8 @@ async def outage(script: list[Entry], commands: list[tuple[str, float]]) -> None
 def obey(client: Client, command: str) -> None:
     match command.split():
         case ["join", room_id]:
-            join(client, room_id)
+            if room_id not in [room.id for room in client.rooms]:
+                join(client, room_id)
         case ["leave", room_id]:
             for room in client.rooms:
                 if room.id == room_id:
