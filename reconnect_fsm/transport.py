@@ -7,7 +7,6 @@ never end.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import base64
 import contextlib
@@ -64,6 +63,8 @@ Item: TypeAlias = Data | list[bytes] | tuple[Data | None, asyncio.Future[None]]
 
 BURST: Final = 128  # frames written, or read, before the event loop gets its turn
 BURST_BYTES: Final = 256 * 1024  # likewise, of frames written
+TCP_INFO: Final = struct.Struct("=QQ16xI")  # linux/tcp.h, from 120: bytes_acked, bytes_received, …, data_segs_in
+INT: Final = struct.Struct("i")
 RECORD: Final = 30  # bytes of its own that a TLS record has, at the most
 PONGS: Final = 16  # answers to WebSocket's own pings that may wait
 DATA: Final = (WSMsgType.TEXT, WSMsgType.BINARY)
@@ -630,7 +631,7 @@ class Socket:
         waiting = unsent + ws.burst.held
         counters = read_counters(ws.transport)
         if counters is not None:
-            return replace(counters, waiting=counters.waiting + waiting) if waiting else counters
+            return counters._replace(waiting=counters.waiting + waiting) if waiting else counters
         handed = ws.burst.given - unsent
         if self._was_full:
             self._flowed += max(handed - self._handed, 0)
@@ -870,17 +871,17 @@ def read_counters(transport: asyncio.BaseTransport) -> Counters | None:
     if sys.platform != "linux":
         return None
     sock = transport.get_extra_info("socket")
-    waiting, unread = array.array("i", [0]), array.array("i", [0])
     try:
         info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        (acked, received), (segments,) = struct.unpack_from("QQ", info, 120), struct.unpack_from("I", info, 152)
-        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, waiting)
-        fcntl.ioctl(sock.fileno(), termios.FIONREAD, unread)
+        acked, received, segments = TCP_INFO.unpack_from(info, 120)
+        descriptor = sock.fileno()
+        waiting = INT.unpack(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
+        unread = INT.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0]
     except (AttributeError, OSError, TypeError, ValueError, struct.error):
         return None  # a socket in memory, a Unix socket, an old kernel, or it has just been closed
     if transport.get_extra_info("sslcontext") is not None:
         received -= RECORD * segments  # a byte now and then, in a record of its own, is no more than a byte
-    return Counters(received, acked, waiting[0], unread[0])
+    return Counters(received, acked, waiting, unread)
 
 
 def _nothing() -> None: ...
