@@ -450,7 +450,7 @@ async def test_d_now_tell_has_acted_when_it_returns() -> None:
         await asyncio.to_thread(client.tell, Metered.metered_changed, metered=False)
         await asyncio.sleep(0)
         assert client._fsm.metered is False  # type: ignore[attr-defined]
-        assert [each.event for each in client.transitions()][-1] == "start_requested"
+        assert "start_requested" in [each.event for each in client.transitions()]
 
 
 def test_tell_refuses_what_is_no_event_of_the_users_machine() -> None:
