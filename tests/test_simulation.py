@@ -33,11 +33,12 @@ from reconnect_fsm.testing.nemesis import CALLS, FAULTS, plan
 from reconnect_fsm.testing.simulation import INVARIANTS, Report, Violation, main, simulate
 from reconnect_fsm.testing.simulation_network import LATENCY, NetworkLoop
 from reconnect_fsm.testing.virtual_time import in_memory_connections
+from take_outs import TAKE_OUTS
 
 HOURS = 10.0  # simulated, a seed
 CHUNKS = ((2, range(25)), (2, range(25, 50)), (2, range(50, 75)), (3, range(75, 100)))  # clients, and seeds
 SMALL = 3  # seeds of an hour each, always
-PATIENCE = 12  # seeds within which something broken is found
+PATIENCE = 40  # seeds within which something broken is found
 
 # ---------------------------------------------------------------------------------------------------------- simulations
 
@@ -439,11 +440,12 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 
 def test_each_invariant_has_something_that_breaks_it() -> None:
-    """None is left out."""
-    assert list(BROKEN) == list(INVARIANTS)
+    """None is left out: those that are not here are broken by fixes that are taken out."""
+    found = {name for taken_out in TAKE_OUTS.values() for name in taken_out.finds}
+    assert {*BROKEN, *found} == set(INVARIANTS)
 
 
-@pytest.mark.parametrize("invariant", INVARIANTS)
+@pytest.mark.parametrize("invariant", BROKEN)
 def test_what_is_broken_is_found(invariant: str) -> None:
     """Within a few seeds, and told as what it is; the same again with the same seed."""
     found = next(

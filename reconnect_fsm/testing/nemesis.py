@@ -7,11 +7,13 @@ again. A `Plan` is drawn before anything happens, so that what happens changes n
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.errors import Unauthorized
 from reconnect_fsm.loro_protocol import (
     Ack,
@@ -26,11 +28,17 @@ from reconnect_fsm.loro_protocol import (
     UpdateStatusCode,
     encode,
 )
+from reconnect_fsm.rooms import Room
 
 if TYPE_CHECKING:
-    from .simulation import User, World
+    from .simulation import World
+    from .simulation_users import User
 
-__all__ = ["CALLS", "FAULTS", "KINDS", "Kind", "Sabotage", "Step", "plan"]
+__all__ = ["CALLS", "FAULTS", "KINDS", "RESYNC", "SECRET", "SEVERAL", "Kind", "Sabotage", "Step", "plan"]
+
+SECRET: Final = "7c1e5ec2e7"  # is in the query, a header, a cookie, a subprotocol and the auth of rooms
+SEVERAL: Final = hasattr(LoroAdaptor, "unsent")  # D-ANYWAY
+RESYNC: Final = hasattr(Room, "resync")  # D-RESYNC
 
 Deed: TypeAlias = Callable[["World", Random], None]
 
@@ -82,10 +90,12 @@ def _kind(kinds: dict[str, Kind], weight: float) -> Callable[[Deed], Deed]:
 
 
 def plan(random: Random) -> list[Step]:
-    """What happens in one storm. Each storm has favourites among the kinds, so that rare combinations happen too."""
+    """What happens in one storm. Each has its favourites, some know few kinds, so that rare combinations come too."""
     kinds = list(KINDS.values())
-    weights = [kind.weight * random.choice((0.0, 0.2, 1.0, 1.0, 5.0)) for kind in kinds]
-    gap = random.choice((0.02, 0.3, 2.0, 2.0, 6.0))
+    if random.random() < 0.5:
+        kinds = random.sample(kinds, random.choice((3, 6, 12)))
+    weights = [kind.weight * random.choice((0.01, 0.2, 1.0, 1.0, 5.0)) for kind in kinds]
+    gap = random.choice((0.02, 0.3, 2.0, 2.0, 6.0, 12.0))
     steps, at = [], 0.0
     for index in range(random.randrange(15, 60)):
         at += random.expovariate(1 / gap)
@@ -107,7 +117,7 @@ def _forget(world: World, random: Random) -> None:
     world.needs_rejoin = True
 
 
-@_fault(2)
+@_fault(4)
 def _freeze(world: World, random: Random) -> None:
     world.freeze(random.choice((0.5, 5.0, 30.0, 90.0)) * random.uniform(0.5, 1.5))
 
@@ -165,7 +175,7 @@ def _refuse_joins(world: World, random: Random) -> None:
 def _room_error(world: World, random: Random) -> None:
     crdt, room = world.a_room(random)
     code = random.choice((RoomErrorCode.REJOIN_SUGGESTED, *RoomErrorCode))
-    world.send(RoomError(crdt, room, code, "by the nemesis"))
+    world.send(RoomError(crdt, room, code, _words(random)))
 
 
 @_fault()
@@ -174,7 +184,7 @@ def _join_error(world: World, random: Random) -> None:
     code = random.choice(tuple(JoinErrorCode))
     version = random.choice((None, b"", b"\xff\x00")) if code is JoinErrorCode.VERSION_UNKNOWN else None
     app_code = "quota" if code is JoinErrorCode.APP_ERROR else None
-    world.send(JoinError(crdt, room, code, "by the nemesis", receiver_version=version, app_code=app_code))
+    world.send(JoinError(crdt, room, code, _words(random), receiver_version=version, app_code=app_code))
     world.needs_rejoin = True  # the server thinks that they are in the room
 
 
@@ -187,7 +197,7 @@ def _made_up_answer(world: World, random: Random) -> None:
                 JoinResponseOk(crdt, room, "write", b""),
                 JoinResponseOk(crdt, room, "read", b"\xff\xff"),
                 Ack(crdt, room, random.getrandbits(64), random.choice(tuple(UpdateStatusCode))),
-                DocUpdate(crdt, room, (b"garbage", b""), random.getrandbits(64)),
+                DocUpdate(crdt, room, (b"garbage" + random.randbytes(4), b""), random.getrandbits(64)),
                 DocUpdate(crdt, "nobody is in here", (b"x",), 1),
                 DocUpdateFragmentHeader(crdt, room, random.getrandbits(64), 3, 1000),
             )
@@ -223,19 +233,101 @@ def _closing(random: Random) -> tuple[int, str]:
     code = random.choice((1000, 1001, 1001, 1005, 1006, 1011, 1012, 1013, 1015, 0, 999, 2999, 3000, 5000, 65535))
     if random.random() < 0.15:
         code = random.choice((1008, 4400, 4401, 4499))
-    reasons = ("", "", "going away", "permission_changed", "room_closed", "ü" * 61, "a\nb\0c")
-    return code, random.choices(reasons, (9, 9, 9, 0.5, 0.5, 1, 1))[0]
+    reasons = ("", "", "going away", "permission_changed", "room_closed", "ü" * 61, "a\nb\0c", _words(random))
+    return code, random.choices(reasons, (9, 9, 9, 0.5, 0.5, 1, 1, 6))[0]
+
+
+def _words(random: Random) -> str:
+    """What a server says, mostly: it may say back what it was told."""
+    told = f"Bearer {SECRET}", f"c-{SECRET}", f"auth-{SECRET}", f"bearer.{SECRET}", SECRET
+    return random.choice(("by the nemesis", *(f"not let in with {each}" for each in told)))
+
+
+@_fault(3)
+def _chatter(world: World, random: Random) -> None:
+    """Texts, some at once, at which the program calls its client; then a close, perhaps."""
+    if random.random() < 0.7:
+        user = world.a_user(random)
+        deeds = [DEEDS[random.choice(("connect", "go online", "edit", "ping", "join", "send"))] for _ in range(4)]
+
+        def meddle() -> None:
+            for deed in deeds:
+                deed(user, 0)
+
+        user.mischief["on_message"] = [meddle] * random.choice((30, 500))
+    for _ in range(random.choice((1, 1, 4))):
+        count = random.choice((3, 50, 100, 300))
+        world.server.say(f"text {world.texts + number}" for number in range(count))
+        world.texts += count
+    if random.random() < 0.6:
+        code, reason = _closing(random)
+        world.note("nemesis", f"the server closes with {code} {reason!r}, behind its texts")
+        world.server.close_each(code, reason)
+
+
+def _be_slow(world: World, random: Random) -> None:
+    """One link has little bandwidth for a while, perhaps."""
+    if random.random() < 0.6:
+        link = world.a_user(random).link
+        link.rate = random.choice((5_000.0, 20_000.0))
+        world.undo(random.uniform(100, 300), link.restore)
+
+
+@_fault()
+def _large_text(world: World, random: Random) -> None:
+    """What takes a slow link longer than a pong may take."""
+    size = random.choice((100_000, 400_000, 2_000_000))
+    _be_slow(world, random)
+    world.note("nemesis", f"the server says {size} letters")
+    world.server.say([f"text {world.texts} ".ljust(size, "x")])
+    world.texts += 1
+
+
+@_fault(2)
+def _refuse_batches(world: World, random: Random) -> None:
+    refused = [status for status in UpdateStatusCode if status is not UpdateStatusCode.OK]
+    for _ in range(random.choice((1, 1, 3))):
+        world.server.refusals.append(random.choice(refused))
+    world.has_refused = True
+
+
+@_fault()
+def _limit_rates(world: World, random: Random) -> None:
+    world.server.is_limiting = True
+    world.undo(random.uniform(1, 60), lambda: setattr(world.server, "is_limiting", False))
+
+
+@_fault(2)
+def _harm_updates(world: World, random: Random) -> None:
+    for _ in range(random.choice((1, 1, 3))):
+        world.server.harm.append(random.choice(("damaged", "lost")))
+    world.needs_edits = True
+    world.needs_rejoin = world.needs_rejoin or not RESYNC
+
+
+@_fault()
+def _refuse_the_next_joins(world: World, random: Random) -> None:
+    for _ in range(random.choice((1, 1, 3))):
+        world.server.join_refusals.append(random.choice(tuple(JoinErrorCode)))
+    world.server.words = _words(random)
+
+
+@_fault(0.5)
+def _gateway(world: World, random: Random) -> None:
+    """Something between that takes no large messages."""
+    world.server.most_bytes = random.choice((20_000, 70_000))
+    world.undo(random.uniform(1, 60), lambda: setattr(world.server, "most_bytes", None))
 
 
 # The network
 
 
-@_fault(3)
+@_fault(8)
 def _blackhole(world: World, random: Random) -> None:
     user = world.a_user(random)
     user.link.block()
     world.look()
-    world.undo(random.choice((1.0, 10.0, 45.0)) * random.uniform(0.5, 1.5), user.link.unblock)
+    world.undo(random.choice((1.0, 10.0, 45.0, 150.0)) * random.uniform(0.5, 1.5), user.link.unblock)
 
 
 @_fault(3)
@@ -243,13 +335,13 @@ def _cut(world: World, random: Random) -> None:
     world.a_user(random).link.cut()
 
 
-@_fault(2)
+@_fault(3)
 def _slow_link(world: World, random: Random) -> None:
     link = world.a_user(random).link
-    link.latency = random.choice((0.001, 0.05, 0.3, 2.0, 6.0)) * random.uniform(0.8, 1.2)
+    link.latency = random.choice((0.001, 0.05, 0.3, 0.3, 2.0, 6.0)) * random.uniform(0.8, 1.2)
     link.most = random.choice((None, None, 1, 7, 1000))
-    link.rate = random.choice((None, None, 1000.0, 50_000.0))
-    world.undo(random.uniform(5, 60), link.restore)
+    link.rate = random.choice((None, 1000.0, 5000.0, 20_000.0, 50_000.0))
+    world.undo(random.choice((10, 60, 300)) * random.uniform(0.5, 1.5), link.restore)
 
 
 @_fault(2)
@@ -264,44 +356,59 @@ def _stall(world: World, random: Random) -> None:
 
 @_fault()
 def _url_function(world: World, random: Random) -> None:
-    user = world.a_user(random)
-    user.url_trouble = random.choice((Sabotage(), Sabotage(), Unauthorized(), 0.0, 3.0, 30.0, TimeoutError()))
+    trouble = random.choice((Sabotage(), Sabotage(), Unauthorized(), 0.0, 3.0, 30.0, TimeoutError()))
+    world.a_user(random).url_trouble = trouble
 
 
 @_fault()
 def _adaptor_raises(world: World, random: Random) -> None:
     user = world.a_user(random)
     adaptor = user.adaptors[random.randrange(len(user.adaptors))]
-    adaptor.trouble = random.choice(("version", "missing_from", "apply", "refused", "alternative_version"))
+    methods = "version", "missing_from", "apply", "refused", "alternative_version", "covers"
+    adaptor.trouble = random.choice(methods if RESYNC else methods[:-1])
     world.needs_rejoin = True
     world.undo(60, lambda: setattr(adaptor, "trouble", None))
 
 
-@_fault(4)
-def _listener(world: World, random: Random) -> None:
-    """A listener that raises, or calls back into the client, at the next news."""
+@_fault(6)
+def _callback(world: World, random: Random) -> None:
+    """Code of the user's that raises, or calls back into the client, at its next calls."""
     user = world.a_user(random)
-    deed = random.choice(("raise", "raise", *LISTENERS_DEEDS))
+    place = random.choice([place for place in user.mischief if place != "refused" or RESYNC])
+    deed = random.choice(("raise", "raise", "raise", *DEEDS))
+    error = random.choice(ERRORS)
     index = random.randrange(len(user.adaptors))
 
     def meddle() -> None:
-        world.note(user.name, f"a listener does this: {deed}")
+        world.note(user.name, f"{place} does this: {deed}")
         if deed == "raise":
-            raise Sabotage
-        LISTENERS_DEEDS[deed](user, index)
+            raise world.sabotage(f"{place} of {user.name}", error())
+        DEEDS[deed](user, index)
 
-    user.meddling.append(meddle)
+    user.mischief[place] += [meddle] * random.choice((1, 1, 2, 20))
 
 
-LISTENERS_DEEDS: Final[dict[str, Callable[[User, int], object]]] = {
+ERRORS: Final[tuple[Callable[[], BaseException], ...]] = (
+    Sabotage,
+    lambda: BaseException("as loro's are"),
+    StopIteration,
+    CancelledError,
+)
+DEEDS: Final[dict[str, Callable[[User, int], object]]] = {
     "close": lambda user, _: user.close(),
     "connect": lambda user, _: user.connect(),
     "retry_now": lambda user, _: user.retry_now(),
+    "close and connect": lambda user, _: user.reopen(),
     "join": lambda user, index: user.join(index),
     "leave": lambda user, index: user.leave(index),
     "go offline": lambda user, _: user.set_online(False),
     "go online": lambda user, _: user.set_online(True),
+    "ping": lambda user, _: user.ping(5.0),
+    "send": lambda user, _: user.send("a text"),
+    "synced": lambda user, index: user.synced(index),
     "edit": lambda user, index: user.edit(index),
+    "edit without commit": lambda user, index: user.edit(index, commit=False),
+    **({"import": lambda user, index: user.import_into(index)} if SEVERAL else {}),
 }
 
 
@@ -381,10 +488,33 @@ def _edit(world: World, random: Random) -> None:
         user.edit(random.randrange(len(user.adaptors)))
 
 
-@_call(0.2)
+@_call(0.3)
 def _large_edit(world: World, random: Random) -> None:
     """More than fits one message: it travels in fragments."""
+    _be_slow(world, random)
     world.a_user(random).edit(0, size=300_000)
+
+
+@_call()
+def _edit_without_commit(world: World, random: Random) -> None:
+    user = world.a_user(random)
+    user.edit(random.randrange(len(user.adaptors)), commit=False)
+
+
+@_call(0.2)
+def _crowd(world: World, random: Random) -> None:
+    """Some hundred rooms more, until the network is good."""
+    world.a_user(random).crowd(random.choice((200, 1000)))
+
+
+@_call()
+def _send(world: World, random: Random) -> None:
+    world.a_user(random).send("a text", patience=_patience(random))
+
+
+@_call()
+def _close_and_connect(world: World, random: Random) -> None:
+    world.a_user(random).reopen()
 
 
 @_call()
@@ -392,8 +522,16 @@ def _two_at_once(world: World, random: Random) -> None:
     """Two calls with no pass of the event loop in between."""
     user = world.a_user(random)
     for _ in range(2):
-        deed = random.choice(tuple(LISTENERS_DEEDS))
-        LISTENERS_DEEDS[deed](user, random.randrange(len(user.adaptors)))
+        deed = random.choice(tuple(DEEDS))
+        DEEDS[deed](user, random.randrange(len(user.adaptors)))
+
+
+if SEVERAL:
+
+    @_call(1.5)
+    def _import(world: World, random: Random) -> None:
+        user = world.a_user(random)
+        user.import_into(random.randrange(len(user.adaptors)))
 
 
 KINDS: Final[dict[str, Kind]] = {**FAULTS, **CALLS}

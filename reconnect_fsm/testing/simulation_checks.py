@@ -8,22 +8,29 @@ whenever everybody waits (`Witness.check_quiet`), for then nothing is half done.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest import mock
 
+from aiohttp import WSMsgType
+from aiohttp._websocket.reader_py import ALLOWED_CLOSE_CODES
+
+from reconnect_fsm import errors
 from reconnect_fsm.client import Client
+from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.connection import Connection
-from reconnect_fsm.errors import ClientStopped, JoinRefused, NotConnected, RoomLeft
+from reconnect_fsm.errors import ClientStopped, JoinRefused, NotConnected, ProtocolError, RoomLeft
+from reconnect_fsm.keepalive import LEAST_RATE, PING, PONG
+from reconnect_fsm.loro_protocol import DocUpdate, JoinResponseOk, decode
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.rooms import Room
-from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusChange
-from reconnect_fsm.transport import MAX_RETRY_AFTER, Socket
+from reconnect_fsm.status import ClientStatus, CloseInfo, RoomStatus, StateChange, StatusChange
+from reconnect_fsm.transport import Socket
 
-from .simulation_network import CAPACITY, Link, NetworkLoop
+from .simulation_network import End, Frame, Link, NetworkLoop
 
 __all__ = ["INVARIANTS", "Operation", "RoomBook", "Witness", "machines_timer", "watching_dials"]
 
@@ -51,13 +58,22 @@ INVARIANTS: Final = {
     "settles-in-time": "On a good network, every client is connected and every tracked room joined within a bound.",
     "documents-converge": "Then all documents of a room are equal, the server's too, within a bound.",
     "no-edit-lost": "At the end every edit of every client is in every document.",
+    "order-kept": "What a server sends on a connection is heard in that order, without gaps.",
+    "nothing-dropped": "All that came before a server's close is heard before the close is told.",
+    "calls-act": "When a call returns, it has acted: the status says so, and nothing waits behind it.",
+    "synced-is-true": "A room that is synced has a server that has all of its document.",
+    "no-false-death": "No connection is called dead while bytes move at a rate worth the name.",
+    "no-secret-shown": "No secret is in anything that is told, logged, explained or recorded.",
+    "faults-are-told": "What the user's code raises is logged with its traceback and reaches the loop's handler.",
     "no-error-logged": "Nothing is logged as an error that was not done on purpose, and nothing warns.",
     "time-goes-by": "Nobody keeps the event loop busy for ever.",
     "nothing-left": "At the end no task, timer, transport, descriptor or connection is left.",
 }
 """Name, and what it says."""
 
+FAILURES: Final = ("socket_closed", "pong_missed", "dial_failed")
 STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+FAIR_RATE: Final = 4 * LEAST_RATE  # bytes a second
 SLACK: Final = 1.0  # seconds; for what takes a few round trips on a slow link
 GRACE: Final = 2.0  # seconds; LIVE-2: after a stall of our own loop
 
@@ -83,6 +99,7 @@ class RoomBook:
 
     witness: Witness
     room_id: str
+    header: bytes
     told: RoomStatus = RoomStatus.DISCONNECTED
     stops: int = 0
     """How often it became disconnected."""
@@ -92,9 +109,57 @@ class RoomBook:
         witness = self.witness
         witness.note(witness.name, f"room {self.room_id}: {change.old} → {change.new}: {change.reason}")
         witness.seen["room statuses"] += 1
+        witness.check_shown(change)
+        if change.new is not RoomStatus.JOINED:
+            witness.session_ended(self.header)
         witness.check_chain(f"room {self.room_id} of {witness.name}", change, self.told)
         self.told = change.new
         self.stops += change.new is RoomStatus.DISCONNECTED
+
+
+NOT_HEARD: Final = (PING.encode(), PONG.encode())  # texts that are the protocol's
+
+
+class _Session:
+    """What the server sent to a room since it answered the join, and what of it was applied."""
+
+    def __init__(self) -> None:
+        self._place = 0  # on the tape: the next frame
+        self._waiting: deque[bytes] = deque()  # for being applied
+        self._is_joined = False
+        self._applied: set[bytes] = set()  # the same may come in two answers to joins
+
+    def end(self) -> None:
+        self._waiting.clear()
+        self._is_joined = False
+
+    def applied(self, header: bytes, end: End, update: bytes) -> int:
+        """How many were passed over for this update. One that was not sent in one piece counts for nothing."""
+        waiting, is_joined = deque(self._waiting), self._is_joined
+        frames = end.tape.frames
+        for place in range(self._place, len(frames) + 1):
+            if update in waiting:
+                passed_over = 0
+                while (other := waiting.popleft()) != update:
+                    passed_over += other not in self._applied
+                self._applied.add(update)
+                self._place, self._waiting, self._is_joined = place, waiting, is_joined
+                return passed_over
+            if place == len(frames) or frames[place].ends > end.taken:
+                break
+            frame = frames[place]
+            if frame.kind is not WSMsgType.BINARY or not frame.payload.startswith(header):
+                continue
+            try:
+                message = decode(frame.payload)
+            except ProtocolError:
+                continue
+            if isinstance(message, JoinResponseOk):
+                waiting.clear()
+                is_joined = True
+            elif isinstance(message, DocUpdate) and is_joined:
+                waiting.extend(message.updates)
+        return 0
 
 
 @dataclass(eq=False)
@@ -109,6 +174,13 @@ class Witness:
     note: Callable[[str, str], None]
     seen: Counter[str]
 
+    secret: str
+    """What must not be shown."""
+    knows: Callable[[str], bool]
+    """Whether the client can know that a text holds a secret."""
+
+    is_server_slow: Callable[[], bool] = bool
+    """Whether the server takes its time to answer anything."""
     is_calm: bool = False
     """Whether the network is good, and has been for long enough."""
     mute_since: float | None = None
@@ -133,6 +205,17 @@ class Witness:
         self._stalls = 0.0
         self._wait: tuple[float, float, float] | None = None  # when it began, how long it is, and what was stalled then
         self._ending: dict[asyncio.Task[Any], float] = {}
+        self._taken = 0
+        self._came_at = 0.0  # when something was last read
+        self._bad_at = 0.0  # when the link or the server was last too bad for a pong to be sure to come
+        self._was_bad = False
+        self._stalled = 0.0
+        self._timer_set = 0.0, 0.0  # when the latest timer was set, and what was stalled then
+        self.gave_up = False
+        """Whether it was this program that gave up the last connection."""
+        self._end: End | None = None  # of the latest connection
+        self._place = 0  # on its tape: the frame that was heard last
+        self._sessions: dict[bytes, _Session] = {}  # of rooms, by what their frames begin with
         client.on_transition(self._transition)
         client.on_status(self._status)
         self.link.on_attempt = self._attempt
@@ -144,12 +227,18 @@ class Witness:
         self._asked = True
         self._reset_at = self.loop.time()
 
-    def told_online(self, online: bool) -> None:
-        """Somebody called `set_online`."""
+    def told_online(self, online: bool) -> bool:
+        """Somebody called `set_online`; return what was known before."""
+        was_online = self._online
         if online:
             self._reset_at = self.loop.time()
-        elif self._online:
+        elif self._online and self._reset_at != self.loop.time():  # else a source says so while it is asked
             self._asked = False
+        self._online = online
+        return was_online
+
+    def hears_online(self, online: bool) -> None:
+        """A network source tells what it knows, before what was asked for is done."""
         self._online = online
 
     def remaining_wait(self) -> float:
@@ -171,6 +260,12 @@ class Witness:
         if change.new != change.old:
             self.seen[f"state {change.new}"] += 1
         self.told_state = change.new
+        if change.old == "connected" and change.status is not ClientStatus.CONNECTED:
+            self.gave_up = change.event not in ("socket_closed", "pong_missed")
+        self.check_shown(change)
+        self.check_shown_text(self.client.explain())
+        self._check_all_heard(change)
+        self._check_death(change)
         self._check_wait_kept(change)
         self._check_fatal(change)
         lasted = None
@@ -188,20 +283,24 @@ class Witness:
             self._failures = 0
             if self._reset_at < self.loop.time():
                 self._reset_at = -1.0
-        if change.event in ("socket_closed", "pong_missed", "dial_failed") and self._reset_at < 0:
+        if change.event in FAILURES and self._reset_at < 0:
             is_reset = lasted is not None and lasted >= self.policy.stable_after
             self._failures = 1 if is_reset else self._failures + 1
 
     def _check_wait(self, change: StateChange, wait: float) -> None:
-        self._wait = self.loop.time(), wait, self.loop.stalled
-        asked = self.client._fsm.failure.retry_after
-        most = max(self.policy.cap, min(asked, MAX_RETRY_AFTER) * (1 + 2 * self.policy.jitter))
+        # It began when the timer was set; that it did is told later, if there are many rooms.
+        began, stalled = self._timer_set if self.timers else (self.loop.time(), self.loop.stalled)
+        self._wait = began, wait, stalled
+        most = self.policy.cap
+        if self.client._fsm.not_before is not None:  # the server has asked for it, some time ago perhaps (D-HTTP)
+            most = max(most, self.policy.max_retry_after * (1 + 2 * self.policy.jitter))
         if not 0 <= wait <= most:
             what = f"{self.name} waits {wait:g} s in {change.new!r}; at most {most:g} s are allowed"
             if change.new != "waiting":  # it is none of the library's
                 what += ": a machine with waits of its own needs a policy whose cap allows for them (client=)"
             self.fail("wait-in-range", what)
-        if type(self.policy).delay is RetryPolicy.delay:
+        is_backoff = change.event in FAILURES  # not a wait that damps the network's flapping (OFF-2)
+        if is_backoff and type(self.policy).delay is RetryPolicy.delay:
             policy = self.policy
             centre = min(policy.base * 2.0 ** min(self._failures - 1, 32), policy.cap / (1 + policy.jitter))
             if wait < centre * (1 - policy.jitter) - 1e-6:
@@ -221,6 +320,13 @@ class Witness:
 
     def _check_fatal(self, change: StateChange) -> None:
         fsm = self.client._fsm
+        closing = self._closing() if change.event == "socket_closed" else None
+        if closing is not None and type(fsm).is_fatal_close is ClientFSM.is_fatal_close:  # D-JUDGED: as it was said
+            code = int.from_bytes(closing.payload[:2], "big") or 1005
+            reason = closing.payload[2:].decode(errors="replace")
+            is_read = code != 1006 and (code in ALLOWED_CLOSE_CODES or code >= 3000)  # else it breaks the protocol
+            if is_read and self.policy.is_fatal_close(CloseInfo(code, reason)) and change.status not in STOPPED:
+                self.fail("fatal-is-final", f"{self.name} is {change.new} after a close with {code} {reason!r}")
         fatal = (change.event == "socket_closed" and fsm.is_fatal_close()) or (
             change.event == "dial_failed" and (fsm.is_fatal_failure() or fsm.is_misconfigured())
         )
@@ -232,6 +338,7 @@ class Witness:
     def _status(self, change: StatusChange[ClientStatus]) -> None:
         self.note(self.name, f"{change.old} → {change.new}: {change.reason}")
         self.seen["client statuses"] += 1
+        self.check_shown(change)
         self.check_chain(self.name, change, self.told)
         self.told = change.new
         is_connected = ClientStatus.CONNECTED in (change.new, self.client.status)
@@ -248,6 +355,82 @@ class Witness:
         elif change.old != told:
             self.fail("all-is-told", f"{who}: told {change.old} → {change.new}, but {told} before")
 
+    # What the server said
+
+    def opened(self, socket: Socket) -> None:
+        """A dial came to its end."""
+        self.sockets.append(socket)
+        sock = socket._ws.get_extra_info("socket")
+        self._end = getattr(sock, "_sock", sock)
+        self._place = 0
+        self._sessions.clear()
+
+    def heard(self, data: str | bytes) -> None:
+        """For `Client.on_message`: a text, which must be the next that was sent."""
+        self.seen["texts"] += 1
+        if isinstance(data, bytes) or self._end is None:
+            return
+        frame = self._next_text(len(self._end.tape.frames))
+        if frame is None:
+            self.fail("order-kept", f"{self.name} hears {data[:20]!r}, and the server has sent nothing more")
+        elif frame.payload.decode() != data:
+            self.fail("order-kept", f"{self.name} hears {data[:20]!r}, and {frame.payload[:20]!r} was sent before it")
+
+    def _next_text(self, until: int) -> Frame | None:
+        assert self._end is not None
+        frames = self._end.tape.frames
+        while self._place < until:
+            frame = frames[self._place]
+            self._place += 1
+            if frame.kind is WSMsgType.TEXT and frame.payload not in NOT_HEARD:
+                return frame
+        return None
+
+    def _closing(self) -> Frame | None:
+        """The server's close frame on the latest connection, if it has come."""
+        if self._end is None:
+            return None
+        frames, taken = self._end.tape.frames, self._end.taken
+        return next((frame for frame in frames if frame.kind is WSMsgType.CLOSE and frame.ends <= taken), None)
+
+    def _check_all_heard(self, change: StateChange) -> None:
+        if change.event != "socket_closed" or (closing := self._closing()) is None or self._end is None:
+            return
+        self.seen["closes by the server"] += 1
+        missed = self._next_text(self._end.tape.frames.index(closing))
+        if missed is not None:
+            what = f"the close is told, and {missed.payload[:20]!r}, sent before it, was not heard"
+            self.fail("nothing-dropped", f"{self.name}: {what}")
+
+    def applied(self, header: bytes, updates: Sequence[bytes]) -> None:
+        """A room's adaptor is given updates: the next ones that were sent in this session, if they came whole."""
+        if self._end is None:
+            return
+        session = self._sessions.setdefault(header, _Session())
+        for update in updates:
+            if passed_over := session.applied(header, self._end, update):
+                what = (
+                    f"an update of {len(update)} bytes is applied, and {passed_over} that were sent before it were not"
+                )
+                self.fail("order-kept", f"{self.name}: {what}")
+
+    def session_ended(self, header: bytes) -> None:
+        """A room is not joined any more."""
+        if (session := self._sessions.get(header)) is not None:
+            session.end()
+
+    # What is shown
+
+    def check_shown(self, change: StatusChange[Any] | StateChange) -> None:
+        """Nothing of it holds a secret."""
+        self.check_shown_text(f"{change} {change!r} {change.reason}")
+
+    def check_shown_text(self, text: str) -> None:
+        """It holds none."""
+        if self.secret in text and self.knows(text):
+            at = text.index(self.secret)
+            self.fail("no-secret-shown", f"{self.name} shows …{text[max(at - 60, 0) : at + 20]}…")
+
     def _attempt(self) -> None:
         """A connection is being made."""
         self.seen["attempts"] += 1
@@ -262,6 +445,7 @@ class Witness:
         """It set the timer of its machine."""
         self.timers = [each for each in self.timers if _is_set(each)]
         self.timers.append(timer)
+        self._timer_set = self.loop.time(), self.loop.stalled
 
     # What is alive
 
@@ -306,7 +490,8 @@ class Witness:
                 )
         if not fits:
             self.fail("status-is-true", f"{self.name} is {client.state} with {alive}")
-        self._check_half_open()
+        self._check_quality()
+        self.check_half_open()
         self._check_let_go()
         for room in client.rooms:
             self._check_room(room, status)
@@ -316,15 +501,37 @@ class Witness:
                 why = "it was cancelled" if operation.cancelled else "what it waits for is there"
                 self.fail("operations-end", f"{self.name}: {operation.name} goes on waiting, though {why}")
 
-    def _check_half_open(self) -> None:
+    def _check_quality(self) -> None:
+        link, timeout = self.link, self.client._keepalive.timeout
+        is_slow = 8 * link.latency > timeout or (link.rate is not None and link.rate < FAIR_RATE)
+        has_stalled, self._stalled = self.loop.stalled > self._stalled, self.loop.stalled
+        is_bad = is_slow or has_stalled or self.mute_since is not None or self.is_server_slow()
+        if is_bad or self._was_bad:
+            self._bad_at = self.loop.awake()
+        self._was_bad = is_bad
+
+    def _check_death(self, change: StateChange) -> None:
+        if change.event != "pong_missed":
+            return
+        self.seen["called dead"] += 1
         keepalive = self.client._keepalive
+        good_for = self.loop.awake() - self._bad_at
+        is_certain = not self._was_bad and self.loop.stalled == self._stalled
+        if is_certain and good_for > keepalive.interval + keepalive.timeout + GRACE:
+            what = f"is called dead, on a link that was good for {good_for:.0f} s: {change.reason}"
+            self.fail("no-false-death", f"{self.name} {what}")
+
+    def check_half_open(self) -> None:
+        """Whether a connection on which nothing comes is given up in time."""
+        keepalive = self.client._keepalive
+        came_at = self._came_at
+        if self._end is not None and self._end.taken != self._taken:
+            self._taken, self._came_at = self._end.taken, self.loop.time()  # what was under way
         if self.mute_since is None or not keepalive.enabled or self.client.status is not ClientStatus.CONNECTED:
             return
         stalled = self.loop.stalled - self._stalls
         extra = stalled + (keepalive.timeout + GRACE if stalled else 0.0)
-        if self.link.rate:
-            extra += CAPACITY / self.link.rate  # what was under way
-        since = max(self.mute_since, self._connected_at)
+        since = max(self.mute_since, self._connected_at, came_at)
         most = keepalive.interval + keepalive.timeout + GRACE + SLACK + extra
         if self.loop.time() - since > most:
             self.fail("half-open-noticed", f"{self.name} has been connected to nobody since {since:.6f}")
@@ -356,7 +563,7 @@ class Witness:
             if room.status is RoomStatus.JOINED:
                 if room.permission is None:
                     self.fail("room-is-true", f"{who} is joined without a permission")
-            elif room._timer is None:
+            elif room._timer is None and not self._awaits_turn(room):
                 self.fail("room-never-wedged", f"{who} is {room.state} while connected, and no timer is set")
             return
         # A room that is joined while the client is stopped is kept for when it is started: connecting (JOIN-1).
@@ -367,6 +574,10 @@ class Witness:
         )
         if room.status not in fitting:
             self.fail("room-is-true", f"{who} is {room.status} while the client is {status}")
+
+    def _awaits_turn(self, room: Room) -> bool:
+        queues = self.client._rooms._turns.queues.values()
+        return any(waiting is room for queue in queues for waiting, _ in queue)
 
     def _check_books(self) -> None:
         tracked = self.client.rooms
@@ -379,8 +590,9 @@ class Witness:
                 self.fail("room-is-true", f"room {room.id} of {self.name} is {room.status}, told {book.told}")
             del self.rooms[room]  # it is over, for good
         rooms = self.client._rooms
-        timers = sum((room._timer is not None) + (room._fragments_due is not None) for room in tracked)
-        if len(rooms._deadlines) != timers:
+        every = [(room._timer, room._fragments_due, room._renewal) for room in tracked]
+        timers = sum(timer is not None for timers in every for timer in timers)
+        if not rooms._turns.queues and len(rooms._deadlines) != timers:  # of who awaits a turn, the timer ran out
             self.fail(
                 "room-never-wedged", f"{self.name}: {len(rooms._deadlines)} deadlines for {timers} timers of rooms"
             )
@@ -405,7 +617,8 @@ class Witness:
 
 
 STOPS = (ClientStopped,)
-ROOM_ENDS = (ClientStopped, JoinRefused, RoomLeft)
+ROOM_ENDS: tuple[type[Exception], ...] = (ClientStopped, JoinRefused, RoomLeft)
+ROOM_ENDS += (errors.UpdatesRefused,) if hasattr(errors, "UpdatesRefused") else ()
 PING_ENDS = (ClientStopped, NotConnected, TimeoutError)
 
 
@@ -422,7 +635,7 @@ def watching_dials(witnesses: dict[Connection, Witness]) -> Iterator[None]:
             socket = await original(connection)
         finally:
             witness.dials.remove(dial)
-        witness.sockets.append(socket)
+        witness.opened(socket)
         return socket
 
     with mock.patch.object(Connection, "_open", watched):

@@ -14,24 +14,89 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
+from aiohttp import WSMsgType
 from async_solipsism import SleepForeverError
 from async_solipsism import selector as solipsism_selector
 from async_solipsism import socket as solipsism_socket
 
+from reconnect_fsm.keepalive import Counters
+
 from .virtual_time import VirtualTimeLoop
 
-__all__ = ["HOST", "Link", "NetworkLoop"]
+__all__ = ["HOST", "End", "Frame", "Link", "NetworkLoop", "Tape"]
 
 HOST: Final = "127.0.0.1"
 MOST_PIECES: Final = 64  # that what is written at once falls into: a large message byte by byte would take minutes
 CAPACITY: Final = 64 * 1024  # bytes that one direction of a connection holds, as the buffers of two kernels would
+DELAYED_ACK: Final = 0.04  # seconds that a kernel waits before it acknowledges what came
 LATENCY: Final = 0.02  # seconds, of a link that nobody has touched
 MOST_PASSES: Final = 50_000  # of the loop within one instant: more than the longest queue takes
 
 
 def _nothing() -> None: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A WebSocket frame that a server sent."""
+
+    kind: WSMsgType
+    payload: bytes
+    ends: int
+    """How many bytes of the connection were sent up to its end."""
+
+
+class Tape:
+    """What a server sent to a client on one connection: the frames, as they stood on the wire."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self._bytes = bytearray()
+        self._begins = 0  # where in the connection `_bytes` begins
+        self._is_upgraded = False
+
+    def write(self, data: bytes) -> None:
+        """The server sent these bytes."""
+        self._bytes += data
+        if not self._is_upgraded:
+            end = self._bytes.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            self._is_upgraded = True
+            self._drop(end + 4)
+        while self._take_frame():
+            pass
+
+    def _take_frame(self) -> bool:
+        data = self._bytes
+        if len(data) < 2:
+            return False
+        length, at = data[1] & 0x7F, 2  # frames of servers have no mask
+        if length >= 126:
+            at = 4 if length == 126 else 10
+            if len(data) < at:
+                return False
+            length = int.from_bytes(data[2:at], "big")
+        if len(data) < at + length:
+            return False
+        end = self._begins + at + length
+        self.frames.append(Frame(_kind(data[0]), bytes(data[at : at + length]), end))
+        self._drop(at + length)
+        return True
+
+    def _drop(self, size: int) -> None:
+        del self._bytes[:size]
+        self._begins += size
+
+
+def _kind(first_byte: int) -> WSMsgType:
+    try:
+        return WSMsgType(first_byte & 0x0F)
+    except ValueError:
+        return WSMsgType.ERROR  # no frame at all, as of a refused upgrade
 
 
 class Link:
@@ -41,9 +106,12 @@ class Link:
         self._loop = loop
         self._open = asyncio.Event()
         self._open.set()
-        self.ends: dict[_Socket, None] = {}
+        self.ends: dict[End, None] = {}
         """The client's ends of TCP connections, from connecting until they are closed."""
-        self._everybody: dict[_Socket, None] = {}
+        self._everybody: dict[End, None] = {}
+        self.gulp: int | None = None
+        """Most bytes that can be read at once; more, though they have arrived, take another turn of the loop. A program
+        takes no time in a simulation, so this stands for what comes while it is at work."""
         self.attempts = 0
         """How many connections the client has tried to make."""
         self.on_attempt: Callable[[], None] = _nothing
@@ -80,7 +148,7 @@ class Link:
             end.cut()
         return len(self.ends)
 
-    async def connect(self, address: tuple[Any, ...]) -> _Socket:
+    async def connect(self, address: tuple[Any, ...]) -> End:
         """Connect to a server, after one round trip. Raises ConnectionRefusedError if nobody listens."""
         self.attempts += 1
         self.on_attempt()
@@ -98,10 +166,10 @@ class Link:
             raise
         return end
 
-    def opened(self, end: _Socket) -> None:
+    def opened(self, end: End) -> None:
         self._everybody[end] = None
 
-    def closed(self, end: _Socket) -> None:
+    def closed(self, end: End) -> None:
         self._everybody.pop(end, None)
         self.ends.pop(end, None)
 
@@ -113,14 +181,22 @@ class Link:
 class _Pipe:
     """One direction of a connection: what is written is read once it has arrived. Stands in for a solipsism queue."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, tape: Tape | None = None) -> None:
         self._link = link
+        self.tape = tape
+        self.written = 0
+        """Bytes, in all, that the sender handed over."""
+        self.taken = 0
+        """Bytes, in all, that the receiver has read."""
         self._under_way: deque[tuple[float, bytes]] = deque()  # when it arrives, and what
+        self._unacked: deque[tuple[float, int]] = deque()  # when it arrives, and how many bytes were written until then
+        self._acked = 0
+        self._arrived = 0
         self._size = 0
         self._sent_until = 0.0  # when the last byte left the sender
         self._last = 0.0  # when the last byte arrives
         self._end: float | None = None  # when the end of it arrives
-        self._is_reset = False
+        self.is_reset = False
         self.abandoned = False  # nobody will read it
 
     def write(self, data: Any) -> int:
@@ -130,12 +206,17 @@ class _Pipe:
             raise BlockingIOError
         with memoryview(data).cast("B") as view:
             taken = bytes(view[: CAPACITY - self._size])
+        self.written += len(taken)
+        if self.tape is not None:
+            self.tape.write(taken)
         if not self.abandoned:
             most = max(self._link.most or len(taken), len(taken) // MOST_PIECES, 1)
             for at in range(0, len(taken), most):
                 piece = taken[at : at + most]
-                self._under_way.append((self._arrival(len(piece)), piece))
+                arrival = self._arrival(len(piece))
+                self._under_way.append((arrival, piece))
                 self._size += len(piece)
+                self._unacked.append((arrival, self.written - len(taken) + at + len(piece)))
         return len(taken)
 
     def _arrival(self, size: int) -> float:
@@ -147,21 +228,22 @@ class _Pipe:
 
     def end(self, reset: bool = False) -> None:
         """No more is written; with a reset, what has not been read is lost too."""
-        if self._end is None or (reset and not self._is_reset):
+        if self._end is None or (reset and not self.is_reset):
             self._end = self._arrival(0)
-            self._is_reset = reset
+            self.is_reset = reset
             if reset:
                 self._forget()
 
     def cut(self) -> None:
         """Reset, here and now, whatever the link does."""
         self._forget()
-        self._end, self._is_reset = 0.0, True
+        self._end, self.is_reset = 0.0, True
 
     def hasten(self) -> None:
         """Let what is under way arrive as if it was sent just now."""
         at = self._link.now() + self._link.latency
         self._under_way = deque((min(when, at), data) for when, data in self._under_way)
+        self._unacked = deque((min(when, at), total) for when, total in self._unacked)
         self._sent_until, self._last = 0.0, min(self._last, at)
         if self._end is not None:
             self._end = min(self._end, at)
@@ -171,18 +253,43 @@ class _Pipe:
         self._size = 0
 
     def read(self, size: int = -1) -> bytes:
-        if self._is_due(self._head()):
+        """What has arrived, as kernels do it, but no more than ``size``, and than the link gives at once."""
+        gulp = self._link.gulp
+        left = size = size if gulp is None else gulp if size < 0 else min(size, gulp)
+        parts = []
+        while left and self._is_due(self._head()):
             _, data = self._under_way.popleft()
-            if 0 <= size < len(data):
-                self._under_way.appendleft((0.0, data[size:]))
-                data = data[:size]
+            if 0 <= left < len(data):
+                self._under_way.appendleft((0.0, data[left:]))
+                data = data[:left]
+            parts.append(data)
+            left -= len(data) if size >= 0 else 0
+        if parts:
+            data = b"".join(parts)
             self._size -= len(data)
+            self.taken += len(data)
             return data
         if not self._under_way and self._is_due(self._end):
-            if self._is_reset:
+            if self.is_reset:
                 raise ConnectionResetError
             return b""
         raise BlockingIOError
+
+    @property
+    def acked(self) -> int:
+        """Bytes of which the sender's kernel knows that the receiver's has them."""
+        if not self._link.blocked:
+            until = self._link.now() - self._link.latency - DELAYED_ACK
+            while self._unacked and self._unacked[0][0] <= until:
+                self._acked = self._unacked.popleft()[1]
+        return self._acked
+
+    @property
+    def arrived(self) -> int:
+        """Bytes that the receiver's kernel has got, read or not."""
+        waiting = sum(len(data) for when, data in self._under_way if self._is_due(when))
+        self._arrived = max(self._arrived, self.taken + waiting)
+        return self._arrived
 
     def _head(self) -> float | None:
         return self._under_way[0][0] if self._under_way else None
@@ -207,7 +314,7 @@ class _Pipe:
         return bool(self._under_way)
 
 
-class _Socket(solipsism_socket.Socket):  # type: ignore[misc]  # it is not typed
+class End(solipsism_socket.Socket):  # type: ignore[misc]  # it is not typed
     """One end of a TCP connection."""
 
     def __init__(self, link: Link, incoming: _Pipe, outgoing: _Pipe, here: object, there: object) -> None:
@@ -259,25 +366,41 @@ class _Socket(solipsism_socket.Socket):  # type: ignore[misc]  # it is not typed
     def next_arrival(self) -> float | None:
         return None if self._read_queue is None else self._in.next_arrival()
 
+    @property
+    def tape(self) -> Tape:
+        """What the server has sent; of the client's end."""
+        assert self._in.tape is not None
+        return self._in.tape
+
+    @property
+    def taken(self) -> int:
+        """Bytes that were read here."""
+        return self._in.taken
+
+    def counters(self) -> Counters:
+        """What a kernel would have counted of this end's connection."""
+        received, acked = self._in.arrived, self._out.acked
+        return Counters(received, acked, self._out.written - acked, received - self._in.taken)
+
 
 class _Listener(solipsism_socket.ListenSocket):  # type: ignore[misc]  # it is not typed
     """A listening socket. Each who waits to be accepted has a future, and the link by which he came."""
 
-    def connect(self, link: Link, address: object) -> asyncio.Future[_Socket]:
-        waiter: asyncio.Future[_Socket] = asyncio.get_running_loop().create_future()
+    def connect(self, link: Link, address: object) -> asyncio.Future[End]:
+        waiter: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._queue.append((waiter, (link, address)))
         return waiter
 
-    def accept(self) -> tuple[_Socket, object]:
+    def accept(self) -> tuple[End, object]:
         while self._queue:
             waiter, (link, address) = self._queue.popleft()
             if not waiter.done():
-                up, down = _Pipe(link), _Pipe(link)
+                up, down = _Pipe(link), _Pipe(link, Tape())
                 here = ("127.0.0.1", link.attempts, 0, 0)
-                client = _Socket(link, down, up, here, address)
+                client = End(link, down, up, here, address)
                 link.ends[client] = None
                 waiter.set_result(client)
-                return _Socket(link, up, down, address, here), here
+                return End(link, up, down, address, here), here
         raise BlockingIOError
 
     def next_arrival(self) -> None:
@@ -369,6 +492,13 @@ class NetworkLoop(VirtualTimeLoop):
         if self.on_timer is not None:
             self.on_timer(timer, args)
         return timer
+
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, **options: Any
+    ) -> Any:
+        if isinstance(sock, End):
+            extra = {**(extra or {}), "reconnect_fsm.counters": sock.counters}
+        return super()._make_socket_transport(sock, protocol, waiter, extra=extra, **options)
 
     async def create_server(self, factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         sock = _Listener((host, port, 0, 0))
