@@ -30,7 +30,6 @@ def test_what_is_taken_out_is_found(name: str, monkeypatch: pytest.MonkeyPatch, 
         taken_out.undo(patch)
         seed, found = next(((seed, found) for seed in range(SEEDS) if (found := violation(seed))), (SEEDS, None))
     assert found is not None, f"{taken_out.fault}: no invariant was broken in {SEEDS} seeds"
-    assert found.invariant in taken_out.finds, str(found)
     assert violation(seed) is None
     figures(f"{name} ({taken_out.clause}): {taken_out.fault}", found_by=f"`{found.invariant}`", after_seeds=seed + 1)
 
