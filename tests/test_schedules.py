@@ -38,6 +38,7 @@ from reconnect_fsm import (
     StateChange,
     StatusChange,
     connection,
+    transport,
 )
 from reconnect_fsm.connection import Connection
 from reconnect_fsm.effects import NotifyStatus
@@ -293,7 +294,11 @@ async def small() -> AsyncIterator[Server]:
     def make_session(_: object) -> SmallServer:  # a mock takes a fifth of a schedule's time
         return server
 
-    with mock.patch.object(connection, "make_session", make_session):
+    # A socket's kind is looked at, for a session of the user's might open another.
+    with (
+        mock.patch.object(connection, "make_session", make_session),
+        mock.patch.object(transport, "_WebSocket", Line),
+    ):
         yield server
     server.reset_all()
 
@@ -419,12 +424,14 @@ class Race:
         return client
 
     def join(self, client: Client, room_id: str = "r", **options: Any) -> Room:
-        """Join with a document of its own, which holds one word."""
+        """Join with a document of its own, which holds one word; a tracked room with the one that it has."""
+        tracked = next((room for room in client.rooms if room.id == room_id), None)
+        if tracked is not None:
+            return client.join(room_id, tracked.adaptor, **options)
         bag = Bag()
         bag.words.add(b"w%d" % len(self.bags))
         room = client.join(room_id, bag, **options)
-        if room.adaptor is bag:
-            self.bags[room] = bag
+        self.bags[room] = bag
         return room
 
     def go(self, *actions: Callable[[], object], after: float = 0.0) -> list[asyncio.Task[object]]:
