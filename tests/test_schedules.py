@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, ClassVar, TypeAlias
@@ -868,8 +868,9 @@ def wakes_the_cancelled(patch: pytest.MonkeyPatch) -> None:
 
 
 def runs_jobs_at_once(patch: pytest.MonkeyPatch) -> None:
-    """Law 1: a fact runs in the middle of another."""
+    """Law 1: an event, and the work that comes of it, run in the middle of another event."""
     patch.setattr(Pump, "post", lambda self, job, *args: job(*args))
+    patch.setattr(Pump, "schedule", lambda self, work: deque(work, maxlen=0))
 
 
 def takes_answers_of_the_left(patch: pytest.MonkeyPatch) -> None:
