@@ -85,6 +85,7 @@ P = ParamSpec("P")
 logger = logging.getLogger("reconnect_fsm")
 
 STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
+BYTES_A_STEP = 8 * 1024  # of a message that is handled
 PING_EARLY = 0.1  # seconds before its time that a ping may go out, if somebody else's does
 SLICES = 5  # of a wait for tasks to end: a stall of our own loop, after which all is overdue, is one of them
 MOST_RECORDED = 50_000_000  # bytes of a recording
@@ -667,6 +668,8 @@ class Connection:
                     if socket is not self._socket:
                         return
             yield
+            for _ in range(len(data) // BYTES_A_STEP):  # a large one takes long: the loop has its turn the sooner
+                yield
 
     def _ponged(self, heartbeat: Heartbeat) -> None:
         round_trip = heartbeat.ponged(self._now())
