@@ -230,23 +230,22 @@ class Outcome:
 class LazyCoroutine(Coroutine[Any, Any, T]):
     """A coroutine that is made when it is first awaited, or run by a task; left alone it neither runs nor warns.
 
-    Awaited again it is made again, so it may be kept and shared.
+    Awaited again it is made again, so it may be kept and shared, also by tasks that run it as their coroutine (as
+    ``create_task`` and Python 3.11's ``wait_for`` make them): each has one of its own.
     """
 
-    __slots__ = ("_begin", "_coroutine")
+    __slots__ = ("_begin", "_coroutines")
 
     def __init__(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._begin = begin
-        self._coroutine: Coroutine[Any, Any, T] | None = None
+        self._coroutines: dict[asyncio.Task[Any] | None, Coroutine[Any, Any, T]] = {}  # by the task that runs it
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._begin().__await__()
 
     def send(self, value: Any) -> Any:
         """As a coroutine's: what a task calls."""
-        if self._coroutine is None:
-            self._coroutine = self._begin()
-        return self._coroutine.send(value)
+        return self._run(lambda coroutine: coroutine.send(value))
 
     def throw(
         self,
@@ -255,15 +254,32 @@ class LazyCoroutine(Coroutine[Any, Any, T]):
         traceback: TracebackType | None = None,
     ) -> Any:
         """As a coroutine's: what a task that is cancelled calls."""
-        if self._coroutine is None:
-            self._coroutine = self._begin()
         error = kind if isinstance(kind, BaseException) else value if isinstance(value, BaseException) else kind()
-        return self._coroutine.throw(error.with_traceback(traceback) if traceback is not None else error)
+        if traceback is not None:
+            error = error.with_traceback(traceback)
+        return self._run(lambda coroutine: coroutine.throw(error))
 
     def close(self) -> None:
         """As a coroutine's."""
-        if self._coroutine is not None:
-            self._coroutine.close()
+        coroutine = self._coroutines.pop(_running_task(), None)
+        if coroutine is not None:
+            coroutine.close()
+
+    def _run(self, step: Callable[[Coroutine[Any, Any, T]], Any]) -> Any:
+        task = _running_task()
+        coroutine = self._coroutines.get(task)
+        if coroutine is None:
+            coroutine = self._coroutines[task] = self._begin()
+        try:
+            return step(coroutine)
+        except BaseException:  # it has ended, one way or the other: the next time it is made again
+            del self._coroutines[task]
+            raise
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    loop = asyncio._get_running_loop()
+    return None if loop is None else asyncio.current_task(loop)
 
 
 class Listeners(FaultCounter, Generic[T]):

@@ -24,11 +24,8 @@ MOST: Final = 64  # secrets kept of each kind, the latest
 MOST_RECENT: Final = 256  # secrets learned since the index was made; then it is made anew
 READ: Final = 4096  # characters of what the server says; 200 of them are shown
 INSTEAD: Final = "…"
-SCHEMES: Final = {  # of an Authorization header: no secret
-    write(scheme)
-    for scheme in (b"basic", b"bearer", b"digest", b"negotiate")
-    for write in (bytes.lower, bytes.upper, bytes.capitalize)
-}
+SCHEMES: Final = {b"basic", b"bearer", b"digest", b"negotiate"}  # of an Authorization header: no secret
+NAME: Final = re.compile(rb"[\w.$-]+")  # of a cookie or a parameter: what stands before the "="
 
 Secret: TypeAlias = str | bytes
 Span: TypeAlias = tuple[int, int]
@@ -43,8 +40,8 @@ IN_JSON: Final = re.compile(rb'(?:\\u[0-9A-Fa-f]{4}|\\["\\/bfnrt])+')
 class Redaction:
     """Makes a server's words fit to be shown: `presentable`, and without the secrets that it was told.
 
-    There is one for each client, which knows all its secrets. For servers that echo, not for those that hide what they
-    echo: a secret that comes back reversed is not found.
+    There is one for each client, which knows all its secrets. For servers that echo, in capitals or not, not for those
+    that hide what they echo: a secret that comes back reversed is not found.
     """
 
     def __init__(self) -> None:
@@ -123,21 +120,25 @@ class _Index:
 
     def __init__(self, secrets: Iterable[bytes]) -> None:
         # As text has them: of what is none, the server can say back no more than that
-        entries = {each if each.isascii() else each.decode(errors="replace").encode() for each in secrets}
+        entries = {(each if each.isascii() else each.decode(errors="replace").encode()).lower() for each in secrets}
         for each in [each for each in entries if b"%" in each and each.isascii()]:
-            entries.add(unquote_plus(each.decode(), errors="replace").encode())
+            entries.add(unquote_plus(each.decode(), errors="replace").encode().lower())
         whole = b"\n".join(entries)
         apart = whole.translate(APART)
         if apart.count(b"\n") >= len(entries):
             parts = set(apart.split(b"\n"))
             for part in [part for part in parts if b"=" in part]:
-                value = part.partition(b"=")[2]
+                name, _, value = part.partition(b"=")
                 if value.strip(b"="):  # else it is base64, which ends so, and no name of anything
-                    parts.discard(part)
+                    if NAME.fullmatch(name):
+                        parts.discard(part)
                     parts.add(value)
             entries |= parts
         elif b"=" in whole:
             entries.update(each.partition(b"=")[2] for each in [*entries] if b"=" in each)
+        if b"\\" in whole:  # told in JSON, and said as it is meant
+            for each in [each for each in entries if b"\\" in each]:
+                entries.add(bytes(_without(IN_JSON, each, _of_json)[0]).lower())
         entries -= SCHEMES
         self._entries = entries
         self._beginnings = {entry[:SHORTEST] for entry in entries if len(entry) >= SHORTEST}
@@ -145,7 +146,7 @@ class _Index:
 
     def spans(self, data: bytes) -> Iterator[Span]:
         """Where a secret is in the words, or the beginning of one that was cut short."""
-        beginnings = self._beginnings
+        beginnings, data = self._beginnings, data.lower()
         for start in range(len(data) - SHORTEST + 1):
             beginning = data[start : start + SHORTEST]
             if beginning in beginnings and (length := self._length(data[start:], beginning)):
@@ -187,7 +188,11 @@ def _readings(data: bytes) -> Iterator[tuple[bytes, list[int] | None]]:
     if b"+" in data:
         yield _without(IN_PERCENT_OR_PLUS, data, lambda found: unquote_to_bytes(found.replace(b"+", b" ")))
     if b"\\" in data:
-        yield _without(IN_JSON, data, lambda found: str(json.loads(b'"%b"' % found)).encode(errors="replace"))
+        yield _without(IN_JSON, data, _of_json)
+
+
+def _of_json(found: bytes) -> bytes:
+    return str(json.loads(b'"%b"' % found)).encode(errors="replace")
 
 
 def _without(escaped: re.Pattern[bytes], data: bytes, decode: Callable[[bytes], bytes]) -> tuple[bytes, list[int]]:

@@ -148,7 +148,7 @@ def learn_secrets(redaction: Redaction, url: URL, options: Mapping[str, Any], se
     given = {} if session is None else vars(session)
     for headers in (given.get("_default_headers"), options.get("headers"), options.get("proxy_headers")):
         for value in CIMultiDict[str](headers or {}).values():
-            redaction.learn(value)
+            _learn_header(redaction, value)
     for credentials in (
         given.get("_default_auth"),
         given.get("_default_proxy_auth"),
@@ -185,13 +185,22 @@ def _learn_credentials(redaction: Redaction, user: str, password: str) -> None:
     redaction.learn(base64.b64encode(f"{user}:{password}".encode()))  # as the server is told them
 
 
+def _learn_header(redaction: Redaction, value: str) -> None:
+    redaction.learn(value)
+    scheme, _, said = value.partition(" ")
+    if scheme.lower() == "basic":  # as netrc gives it, too: the server reads the password in it
+        with contextlib.suppress(ValueError):
+            for part in base64.b64decode(said.strip()).partition(b":")[::2]:
+                redaction.learn(part)
+
+
 def _learn_request(redaction: Redaction, request: aiohttp.ClientRequest) -> None:
     """What the server is really told: by the session, by middlewares, by netrc, by the environment (D-JUDGED)."""
     for name, value in request.headers.items():
         if name.lower() not in NO_SECRETS and value != aiohttp.http.SERVER_SOFTWARE:
-            redaction.learn(value)
+            _learn_header(redaction, value)
     for value in CIMultiDict[str](getattr(request, "proxy_headers", None) or {}).values():
-        redaction.learn(value)
+        _learn_header(redaction, value)
     _learn_basic_auth(redaction, getattr(request, "proxy_auth", None))
     for url in (getattr(request, "proxy", None), request.url):
         if isinstance(url, URL):

@@ -377,6 +377,30 @@ async def test_a_lazy_coroutine_can_be_a_task() -> None:
     assert len(ended) == 5
 
 
+async def test_conn_5_a_lazy_coroutine_is_shared_by_tasks_that_run_it() -> None:
+    """CONN-5 D-STOP: each task that runs it has a coroutine of its own, at the same time or one after the other."""
+    ended: list[str] = []
+
+    async def work() -> int:
+        try:
+            await asyncio.sleep(0)
+            return 1
+        finally:
+            ended.append("ended")
+
+    lazy = LazyCoroutine(work)
+    first, second, cancelled = (asyncio.create_task(lazy) for _ in range(3))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait([first, second, cancelled])
+    assert cancelled.cancelled()
+    assert (await first, await second) == (1, 1)
+    assert await asyncio.wait_for(lazy, 5) == 1
+    assert await asyncio.wait_for(lazy, 5) == 1
+    assert await lazy == 1
+    assert len(ended) == 6
+
+
 # ------------------------------------------------------------------------------------------------------------ Listeners
 
 

@@ -36,6 +36,11 @@ def redaction(*secrets: str | bytes) -> Redaction:
         (f'Digest username="me", response="{SECRET}"', f"Digest of me: {SECRET}", "Digest of me: …"),
         (f'{{"token": "{SECRET}"}}', f"unknown {SECRET}", "unknown …"),
         ("Basic bWU6c2VjcmV0==", "bad bWU6c2VjcmV0==", "bad …"),
+        (f"Bearer {SECRET}", f"unknown {SECRET.upper()}", "unknown …"),
+        (SECRET.upper(), f"unknown {SECRET}", "unknown …"),
+        (SECRET.upper(), f"unknown {quote(SECRET + '!').lower()}", "unknown …%21"),
+        (json.dumps({"token": "päss/w+rd=42"}), "unknown päss/w+rd=42", "unknown …"),
+        ('{"token": "pa\\/ss+word=42"}', "unknown pa/ss+word=42", "unknown …"),
         ("two words!", "you said two%20words%21", "you said …"),
         ("two%20words%21", "you said: two words!", "you said: …"),
         ("short", "a short word is no secret", "a short word is no secret"),
@@ -208,6 +213,14 @@ async def test_the_address_the_options_and_the_session_are_searched_for_secrets(
     assert [known(each) for each in found] == ["…"] * len(found)
     words = "access_token expired: a Bearer for this room_id"
     assert known(words) == words  # names are no secrets
+
+
+def test_d_judged_a_password_of_basic_auth_is_known_as_the_server_reads_it() -> None:
+    """D-JUDGED: the header holds base64, the server has the password. What is no base64 is learned as it is."""
+    made = Redaction()
+    basic = base64.b64encode(f"someone:{SECRET}".encode()).decode()
+    learn_secrets(made, URL(), {"headers": {"Authorization": f"Basic {basic}", "X-Other": "basic =no-base64"}})
+    assert made(f"bad password {SECRET} of someone, {basic}, =no-base64") == "bad password … of …, …, …"
 
 
 async def test_where_nothing_is_given_nothing_is_learned() -> None:
