@@ -1062,7 +1062,7 @@ ALERT: Final = b"\x15\x03\x03\x00\x02\x02\x28"  # fatal: handshake failure
 
 good = certificate(lambda: authority().issue_cert(HOST))
 tls = functools.partial(fault, "TLS", stage=secured)
-UNTRUSTED: Final[Mapping[str, Any]] = {"says": "the server's certificate does not verify", **ERROR}
+UNTRUSTED: Final[Mapping[str, Any]] = {"says": "the server's certificate does not verify"}
 
 TLS = [
     tls("the certificate has expired", strike=certificate(lambda: valid(-2, -1)), heal=good, **UNTRUSTED),

@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import logging
+import random
 import socket
 import ssl
 import struct
@@ -33,7 +34,7 @@ import tls
 from fault_matrix import DEFAULTS, ROOM, SECRET, SMALL, Fault, Stage, edit, fault_id, play, text_of
 from faulty import BINARY, CLOSE, CONTINUATION, HOST, PING, PONG, TEXT, Behaviour, Peer
 from figures import Figures, soak
-from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, transport
+from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, UpdatesRefused, transport
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.keepalive import Beat, Heartbeat
 from reconnect_fsm.loro_protocol import (
@@ -57,6 +58,8 @@ from reconnect_fsm.loro_protocol import (
     room_header,
 )
 from reconnect_fsm.loro_protocol.fragments import Reassembler
+from reconnect_fsm.room_fsm import FOR_GOOD
+from reconnect_fsm.rooms import FRAGMENT_PATIENCE
 from reconnect_fsm.status import AttemptFailure, FailureKind
 from reconnect_fsm.testing import leaks, virtual_time
 from reconnect_fsm.testing.virtual_time import VirtualTimeLoop
@@ -98,6 +101,8 @@ class Wire(Stage):
         """The connection that was upgraded last."""
         self.joins = 0
         """How many JoinRequests came."""
+        self.refused = 0
+        """How many batches of the client's were refused."""
         self.acks: list[UpdateStatusCode] = []
         """What the client thinks of our updates."""
         self.warnings: list[str] = []
@@ -154,9 +159,10 @@ class Wire(Stage):
         if isinstance(message, Ack):
             self.acks.append(message.status)
         if isinstance(message, DocUpdate) and "update" not in self.ignored:
-            for update in message.updates:
+            refused, answer = self.refused, self.acknowledge(message.batch_id)
+            for update in message.updates if self.refused == refused else ():
                 self.doc.import_(update)
-            return self.acknowledge(message.batch_id)
+            return answer
         return []
 
     def let_in(self, request: JoinRequest) -> list[bytes]:
@@ -261,13 +267,16 @@ TWICE: Final = {  # a connection that opens, and is lost at once
     "room": "joined → reconnecting → joined",
 }
 UNHARMED: Final[dict[str, Any]] = {"client": "connected", "room": "joined", "again": ""}
-REJOINED: Final[dict[str, Any]] = {"client": "connected", "room": "joined → reconnecting → joined", "again": ""}
+COMPARES: Final[dict[str, Any]] = {"client": "connected", "room": "joined", "again": "at once", "compares": True}
 PUT_OUT: Final[dict[str, Any]] = {"client": "connected", "room": "joined → error", "again": ""}
 REFUSED: Final[dict[str, Any]] = {
     "client": "connected → reconnecting → connected",
     "room": "joined → reconnecting → error",
     "again": "",
 }
+
+VIRTUAL: Final[dict[str, Any]] = {"real": False}
+REAL: Final[dict[str, Any]] = {"virtual": False}
 
 Strike = Callable[[Wire], Awaitable[None]]
 
@@ -385,9 +394,9 @@ for _status in (500, 501, 502, 504, 505, 511, 599, 999):
     answered(_status)
 
 
-def redirected(status: int, what: str, location: Callable[[Wire], str] | None, **more: Any) -> None:
+def redirected(status: int, what: str, location: Callable[[Wire], str] | None, *headers: str, **more: Any) -> None:
     async def strike(stage: Wire) -> None:
-        stage.next = http(status, *([f"Location: {location(stage)}"] if location else []))
+        stage.next = http(status, *([f"Location: {location(stage)}"] if location else []), *headers)
         stage.peer.send_close(*DROP)
 
     says = f"the server redirects elsewhere (HTTP {status}), which is never followed"
@@ -454,6 +463,14 @@ for _status in (429, 503):
     asked_to_wait(_status, "words", "when you are ready", "backoff")
     asked_to_wait(_status, "a date that is none", "Sat, 99 Foo 2999 99:99:99 GMT", "backoff")
 asked_to_wait(502, "60, as every refusal may", "60", "60 s")
+redirected(
+    302,
+    "to another origin, with Retry-After: 60",
+    lambda stage: stage.elsewhere.url,
+    "Retry-After: 60",
+    again="60 s",
+    **VIRTUAL,
+)
 
 
 # ------------------------------------------------------------------------------------------------ upgrades gone wrong
@@ -681,7 +698,6 @@ async def answer_plainly(peer: Peer) -> None:
     await peer.wait_gone()
 
 
-REAL: Final[dict[str, Any]] = {"virtual": False}
 astray("the SYN is lost", NO_TIME, syn_lost, **IN_TIME, **REAL)
 astray("TLS begins, and the peer is mute", NO_TIME, over_tls(stall_at_once), **IN_TIME, **REAL)
 astray("TLS begins, and the peer answers in plain text", "TLS failed", over_tls(answer_plainly), **REAL)
@@ -818,6 +834,26 @@ async def deaf_for_long(stage: Wire) -> None:
     thaw(stage.peer)
 
 
+async def slow_download(stage: Wire) -> None:
+    """A long message, a little at a time; nothing is heard of the client until it is over (LIVE-2)."""
+    stage.peer.freeze()
+    data = LONG + bytes(500_000)
+    pieces = 100
+    pause = 2 * (stage.settings.interval + stage.settings.timeout) / pieces
+    size = -(-len(data) // pieces)
+    for at in range(0, len(data), size):
+        stage.peer.write(data[at : at + size])
+        await asyncio.sleep(pause)
+    thaw(stage.peer)
+
+
+opened(
+    TCP,
+    "a long message that comes slowly, and no pong meanwhile: the server is alive",
+    slow_download,
+    **UNHARMED,
+    **REAL,
+)
 opened(TCP, "a message that never ends drips, a byte at a time", dripping(b"x", before=LONG), NO_PONG, **DEAD)
 opened(
     TCP,
@@ -945,7 +981,6 @@ async def pong_frame(_: Wire, peer: Peer) -> None:
     peer.send_frame(PONG)
 
 
-VIRTUAL: Final[dict[str, Any]] = {"real": False}
 opened(ALIVE, "no pong, though the server reads and writes all else", without_pongs(nothing), NO_PONG, **DEAD)
 opened(ALIVE, "pongs that come late, but in time", without_pongs(late, pings=4), **UNHARMED, **VIRTUAL)
 opened(ALIVE, "pongs that come too late", without_pongs(too_late), NO_PONG, **DEAD)
@@ -1232,9 +1267,12 @@ def senseless(what: str, *messages: Message | bytes, then: Strike | None = None,
 
 senseless("an update for a room that nobody joined", DocUpdate(LORO, "another", (b"xyz",), 1))
 senseless("an update for the room of another CRDT", DocUpdate(CrdtType.YJS, ROOM, (b"xyz",), 1))
-senseless("an update that the document refuses", UPDATE, then=objected(UpdateStatusCode.INVALID_UPDATE))
+INVALID, TOO_LARGE = UpdateStatusCode.INVALID_UPDATE, UpdateStatusCode.PAYLOAD_TOO_LARGE
+NOT_APPLIED: Final[dict[str, Any]] = {**COMPARES, "says": "an update of the server's could not be applied"}
+CAME_NOT: Final[dict[str, Any]] = {**COMPARES, "says": "a batch from the server never came whole"}
+senseless("an update that the document refuses", UPDATE, then=objected(INVALID), **NOT_APPLIED)
 senseless("a batch of no updates", DocUpdate(LORO, ROOM, (), 1))
-senseless("an update of no bytes", DocUpdate(LORO, ROOM, (b"",), 1), then=objected(UpdateStatusCode.INVALID_UPDATE))
+senseless("an update of no bytes", DocUpdate(LORO, ROOM, (b"",), 1), then=objected(INVALID), **NOT_APPLIED)
 senseless("a JoinRequest", JoinRequest(LORO, ROOM, b"", b""))
 senseless("a Leave", Leave(LORO, ROOM))
 senseless("a JoinResponseOk that nobody asked for", OK_MESSAGE)
@@ -1251,17 +1289,29 @@ def piece(index: int, data: bytes, batch_id: int = 1) -> Message:
     return DocUpdateFragment(LORO, ROOM, batch_id, index, data)
 
 
-INVALID, TOO_LARGE = UpdateStatusCode.INVALID_UPDATE, UpdateStatusCode.PAYLOAD_TOO_LARGE
-CAME_NOT: Final = "a batch from the server never came whole"
-senseless("a batch in fragments, of none", batch(0, 0), then=objected(INVALID))
-senseless("a batch in fragments that claims 2³²-1 of them", batch(2**32 - 1, 4), then=objected(TOO_LARGE))
-senseless("a batch in fragments that claims 4 GiB", batch(2, 2**32 - 1), then=objected(TOO_LARGE))
-senseless("the header of a batch twice", batch(2, 4), batch(2, 4), then=objected(INVALID))
-senseless("a fragment beyond the last", batch(2, 4), piece(2, b"ab"), then=objected(INVALID))
-senseless("a fragment twice that differs", batch(2, 4), piece(0, b"ab"), piece(0, b"xy"), then=objected(INVALID))
-senseless("more bytes in fragments than announced", batch(2, 4), piece(0, b"abcde"), then=objected(TOO_LARGE))
+senseless("a batch in fragments, of none", batch(0, 0), then=objected(INVALID), **CAME_NOT)
+senseless("a batch in fragments that claims 2³²-1 of them", batch(2**32 - 1, 4), then=objected(TOO_LARGE), **CAME_NOT)
+senseless("a batch in fragments that claims 4 GiB", batch(2, 2**32 - 1), then=objected(TOO_LARGE), **CAME_NOT)
+senseless("the header of a batch twice", batch(2, 4), batch(2, 4), then=objected(INVALID), **CAME_NOT)
+senseless("a fragment beyond the last", batch(2, 4), piece(2, b"ab"), then=objected(INVALID), **CAME_NOT)
 senseless(
-    "fewer bytes in fragments than announced", batch(2, 4), piece(0, b"a"), piece(1, b"b"), then=objected(INVALID)
+    "a fragment twice that differs",
+    batch(2, 4),
+    piece(0, b"ab"),
+    piece(0, b"xy"),
+    then=objected(INVALID),
+    **CAME_NOT,
+)
+senseless(
+    "more bytes in fragments than announced", batch(2, 4), piece(0, b"abcde"), then=objected(TOO_LARGE), **CAME_NOT
+)
+senseless(
+    "fewer bytes in fragments than announced",
+    batch(2, 4),
+    piece(0, b"a"),
+    piece(1, b"b"),
+    then=objected(INVALID),
+    **CAME_NOT,
 )
 senseless(
     "fragments of an update that the document refuses",
@@ -1269,16 +1319,42 @@ senseless(
     piece(1, b"cd"),
     piece(0, b"ab"),
     then=objected(INVALID),
+    **NOT_APPLIED,
 )
-LOSES: Final[dict[str, Any]] = {**REJOINED, "says": CAME_NOT}
-senseless("a fragment without a header", piece(0, b"ab"), **LOSES)
+senseless("a fragment without a header", piece(0, b"ab"), **CAME_NOT)
 senseless(
-    "a fragment that never comes", batch(2, 4), piece(0, b"ab"), within=f"{Reassembler.TIMEOUT:g} s", **LOSES, **VIRTUAL
+    "a fragment that never comes",
+    batch(2, 4),
+    piece(0, b"ab"),
+    within=f"{FRAGMENT_PATIENCE:g} s",
+    **CAME_NOT,
+    **VIRTUAL,
 )
 senseless(
     "one batch in fragments more than may be under way",
     *(batch(2, 4, each) for each in range(Reassembler.MAX_BATCHES + 1)),
-    **LOSES,
+    **CAME_NOT,
+)
+
+
+def hole(stage: Wire) -> None:
+    """Of two edits at the server's side, only the second is sent."""
+    edit(stage.doc, "unsent ")
+    stage.edit("sent ")
+
+
+async def nothing_missing(stage: Wire) -> None:
+    adaptor: Any = stage.client.rooms[0].adaptor
+    await faulty.eventually(lambda: all(words in text_of(adaptor.doc) for words in ("unsent ", "sent ")))
+
+
+opened(
+    WRONG,
+    "an update that depends on one which never came",
+    hole,
+    "an update of the server's waits for others that have not come",
+    then=nothing_missing,
+    **COMPARES,
 )
 
 # ------------------------------------------------------------------------------------------- answers to the JoinRequest
@@ -1314,18 +1390,31 @@ def join_error(code: int, *rest: bytes) -> bytes:
     return JOIN_ERROR[: len(HEADER) + 1] + bytes([code]) + b"\x05not u" + b"".join(rest)
 
 
+NOT_U: Final = "the server refused the room: not u"
+OPENS: Final[dict[str, Any]] = {
+    "client": "connected → reconnecting → connected",
+    "room": "joined → reconnecting → joined",
+}
 for _code, _name in (
     (0, "unknown"),
-    (2, "auth failed"),
     (3, "which is none: read as unknown"),
     (126, "which is none: read as unknown"),
 ):
     rejoin(
-        f"JoinError {_code}, {_name}",
-        "the server refused the room: not u",
+        f"JoinError {_code}, {_name}: the room was good before",
+        NOT_U,
         answering(join_error(_code)),
         then=asked(1),
-        **REFUSED,
+        **OPENS,
+    )
+rejoin("JoinError 2, auth failed", NOT_U, answering(join_error(2)), then=asked(1), **REFUSED)
+for _word in ("rate_limited", "Too-Many-Requests", "429"):
+    rejoin(
+        f"JoinError 127, with the application's code {_word}: a rate limit is waited for",
+        f"JoinError 0x7f, {_word}",
+        answering(join_error(127, bytes([len(_word)]) + _word.encode())),
+        then=asked(1),
+        **OPENS,
     )
 rejoin(
     "JoinError 127, with a code of the application",
@@ -1336,14 +1425,14 @@ rejoin(
 )
 rejoin(
     "JoinError 127, without a code",
-    "the server refused the room: not u",
+    NOT_U,
     answering(join_error(127)),
     then=asked(1),
     **REFUSED,
 )
 rejoin(
     "JoinError 1, version unknown, each time: another version is tried, then none",
-    "the server refused the room: not u",
+    NOT_U,
     answering(join_error(1, b"\x00")),
     **REFUSED,
 )
@@ -1354,11 +1443,7 @@ def picky(stage: Wire) -> None:
     stage.answer_join = lambda request: [join_error(1, b"\x00")] if request.version else stage.let_in(request)
 
 
-OPENS: Final[dict[str, Any]] = {
-    "client": "connected → reconnecting → connected",
-    "room": "joined → reconnecting → joined",
-}
-UNANSWERED: Final[dict[str, Any]] = {**OPENS, "again": "", "within": "join_timeout"}
+UNANSWERED: Final[dict[str, Any]] = {**OPENS, "within": "join_timeout"}
 NO_ANSWER: Final = "no answer to the request to join within"
 
 
@@ -1391,7 +1476,7 @@ def late_answer(stage: Wire) -> None:
     stage.answer_join = answer
 
 
-rejoin("a late one", NO_ANSWER, late_answer, then=rejoined_by_itself, **UNANSWERED, **VIRTUAL)
+rejoin("a late one", NO_ANSWER, late_answer, then=rejoined_by_itself, **{**UNANSWERED, "again": ""}, **VIRTUAL)
 
 
 def junk_version(stage: Wire) -> None:
@@ -1421,8 +1506,8 @@ rejoin(
     THE_DROP,
     lambda stage: setattr(stage, "permission", "read"),
     then=may_write_again,
-    client="connected → reconnecting → connected",
-    room="joined → reconnecting → joined → reconnecting → joined",
+    compares=True,
+    **OPENS,
 )
 
 # ---------------------------------------------------------------------------------------------------------- credentials
@@ -1452,8 +1537,8 @@ def unauthorized() -> bytes:
     raise Unauthorized(SECRET)
 
 
-auth("raises", "the auth function raised LookupError", forgotten, **OPENS, again="")
-auth("is cancelled", "the auth function raised CancelledError", cancelled, **OPENS, again="")
+auth("raises", "the auth function raised LookupError", forgotten, **OPENS)
+auth("is cancelled", "the auth function raised CancelledError", cancelled, **OPENS)
 auth("never returns", NO_ANSWER, never, **UNANSWERED)
 auth("raises Unauthorized", "the auth function raised Unauthorized", unauthorized, **REFUSED)
 auth("returns what is no bytes", "the auth function returned str instead of bytes", lambda: SECRET, **REFUSED)
@@ -1475,7 +1560,7 @@ def put_out(what: str, code: int, **more: Any) -> None:
     )
 
 
-put_out("rejoin suggested", 1, **REJOINED)
+put_out("rejoin suggested: it stays in the session", 1, **COMPARES)
 for _code, _name in (
     (2, "evicted"),
     (127, "unknown"),
@@ -1515,13 +1600,11 @@ opened(
     suggest_twice,
     "the server put us out of the room: second",
     then=waited_for_the_interval,
-    client="connected",
-    room="joined → reconnecting → joined → reconnecting → joined",
-    again="",
+    **{**COMPARES, "again": "rejoin_interval"},
 )
 
 
-async def one_rejoin(stage: Wire) -> None:
+async def one_comparison(stage: Wire) -> None:
     await faulty.eventually(lambda: stage.joins)
     assert stage.joins == 1
 
@@ -1533,21 +1616,85 @@ def suggest_a_lot(stage: Wire) -> None:
 
 opened(
     ROOMS,
-    "RoomError 1, a thousand times at once: one rejoin",
+    "RoomError 1, a thousand times at once: one comparison",
     suggest_a_lot,
     "the server put us out of the room: out",
-    then=one_rejoin,
-    **REJOINED,
+    then=one_comparison,
+    **COMPARES,
 )
 
 
-def refusing(status: int) -> Callable[[Wire], None]:
-    return lambda stage: setattr(stage, "acknowledge", lambda batch_id: acknowledged(batch_id, status))
+def comparing(what: str, says: str, change: Callable[[Wire], object], **more: Any) -> None:
+    """The server suggests to come back, and the request to compare versions meets trouble."""
+
+    def do(stage: Wire) -> None:
+        stage.joins = 0
+        change(stage)
+        stage.send(suggestion("out"))
+
+    opened(ROOMS, f"RoomError 1, and the request to compare versions {what}", do, says, **more)
+
+
+async def others_are_heard(stage: Wire) -> None:
+    """D-RESYNC: what the others write meanwhile is applied."""
+    (room,) = stage.client.rooms
+    adaptor: Any = room.adaptor
+    stage.edit("meanwhile ")
+    await faulty.eventually(lambda: "meanwhile " in text_of(adaptor.doc))
+    assert room.status.value == "joined"
+    assert stage.joins == 1, "it was heard in the next answer"
+
+
+BY_AND_BY: Final[dict[str, Any]] = {**COMPARES, "again": "backoff", "then": others_are_heard}
+comparing("has no answer", NO_ANSWER, lambda stage: stage.ignored.add("join"), within="join_timeout", **BY_AND_BY)
+comparing("is answered with JoinError 0, unknown", NOT_U, answering(join_error(0)), **BY_AND_BY)
+comparing("is answered with a rate limit", NOT_U, answering(join_error(127, b"\x0crate_limited")), **BY_AND_BY)
+comparing("is answered with JoinError 2, auth failed", NOT_U, answering(join_error(2)), then=asked(1), **PUT_OUT)
+
+
+def refusing(status: int, times: int | None = None) -> Callable[[Wire], None]:
+    """Every batch from now on, or so many; they are counted."""
+
+    def strike(stage: Wire) -> None:
+        well = stage.acknowledge
+
+        def refuse(batch_id: int) -> list[bytes]:
+            stage.refused += 1
+            if stage.refused == times:
+                stage.acknowledge = well
+            return acknowledged(batch_id, status)
+
+        stage.acknowledge = refuse
+
+    return strike
 
 
 async def refusal_told(stage: Wire) -> None:
     """The adaptor hears of it; that of Loro documents logs it."""
     await faulty.eventually(lambda: any("the server refused 1 update(s)" in each for each in stage.warnings))
+
+
+async def refused_for_good(stage: Wire) -> None:
+    """Whoever waits is told so, until it is asked for anew."""
+    (room,) = stage.client.rooms
+    with pytest.raises(UpdatesRefused):
+        await room.synced()
+    assert not room.is_synced
+    assert stage.refused == 2, "what was refused for good is not offered again and again"
+    stage.be_good()
+    await room.resync()
+
+
+def refused_until(times: int) -> Strike:
+    """It goes on by itself for as long as the server refuses."""
+
+    async def look(stage: Wire) -> None:
+        (room,) = stage.client.rooms
+        while stage.refused < times:
+            assert not room.is_synced
+            await asyncio.sleep(stage.settings.base / 4)
+
+    return look
 
 
 for _status, _name in (
@@ -1556,40 +1703,41 @@ for _status, _name in (
     (3, "permission denied"),
     (4, "invalid update"),
     (5, "payload too large"),
+    (6, "rate limited"),
+    (7, "fragment timeout"),
     (99, "which is none: read as unknown"),
     (127, "of the application"),
 ):
+    _read_as = UpdateStatusCode(_status) if _status in set(UpdateStatusCode) else UpdateStatusCode.UNKNOWN
+    _says = f"the server refused an update: {_read_as.name}"
+    _waits = {**COMPARES, "again": "backoff"} if _status == UpdateStatusCode.RATE_LIMITED else COMPARES
     opened(
         ROOMS,
-        f"an update is refused with Ack {_status}, {_name}: the adaptor is told",
-        refusing(_status),
+        f"an update is refused with Ack {_status}, {_name}: the adaptor is told, and it is sent again",
+        refusing(_status, times=1),
+        _says,
         then=refusal_told,
-        **UNHARMED,
+        **_waits,
     )
-
-
-def refusing_once(status: int) -> Callable[[Wire], None]:
-    def strike(stage: Wire) -> None:
-        well = stage.acknowledge
-
-        def refuse(batch_id: int) -> list[bytes]:
-            stage.acknowledge = well
-            return acknowledged(batch_id, status)
-
-        stage.acknowledge = refuse
-
-    return strike
-
-
-for _status, _name in ((6, "rate limited"), (7, "fragment timeout")):
-    opened(
-        ROOMS,
-        f"an update is refused with Ack {_status}, {_name}: a rejoin sends it again",
-        refusing_once(_status),
-        "the server did not take a batch of updates",
-        then=refusal_told,
-        **REJOINED,
-    )
+    if _status in FOR_GOOD:
+        opened(
+            ROOMS,
+            f"updates are refused with Ack {_status}, {_name}, again and again: synced() raises UpdatesRefused, "
+            "resync() sends them again",
+            refusing(_status),
+            _says,
+            then=refused_for_good,
+            **_waits,
+        )
+    else:
+        opened(
+            ROOMS,
+            f"updates are refused with Ack {_status}, {_name}, again and again: it goes on by itself",
+            refusing(_status),
+            _says,
+            then=refused_until(3),
+            **_waits,
+        )
 
 
 def late_acks(stage: Wire) -> None:
@@ -1633,6 +1781,49 @@ opened(
     swallow,
     THE_DROP,
     within="0.1 s",
+)
+
+MOST: Final = 60_000  # bytes of a message that a server of small messages takes
+
+
+def small_messages(stage: Wire) -> None:
+    """It closes with 1009 for a message of ours that is larger than `MOST`; then there is one."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.upgrade()
+        receive = peer.receive
+
+        async def limited() -> tuple[int, bytes]:
+            opcode, payload = await receive()
+            if len(payload) > MOST:
+                peer.send_close(1009, "too big")
+                await peer.wait_gone()
+            return opcode, payload
+
+        peer.receive = limited  # type: ignore[method-assign]
+        await stage.talk(peer)
+
+    stage.next = serve
+    adaptor: Any = stage.client.rooms[0].adaptor
+    stage.peer.send_close(*DROP)
+    edit(
+        adaptor.doc, "".join(map(chr, random.Random(0).choices(range(0x4E00, 0x9FFF), k=3 * MOST)))
+    )  # not compressible
+
+
+async def taken(stage: Wire) -> None:
+    """All of it, in the end (D-TOOBIG)."""
+    await faulty.eventually(lambda: len(stage.text()) >= 3 * MOST)
+
+
+opened(
+    ROOMS,
+    "our message is too big for the server, which closes with 1009: pieces are halved until it takes them",
+    small_messages,
+    "closed with code 1009: too big",
+    then=taken,
+    client=" → ".join(["connected"] + ["reconnecting", "connected"] * 3),
+    room=" → ".join(["joined"] + ["reconnecting", "joined"] * 3),
 )
 
 # --------------------------------------------------------------------------------------------- when we end it ourselves
