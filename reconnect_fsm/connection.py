@@ -638,7 +638,7 @@ class Connection:
         if isinstance(error, AttemptFailed):
             failure = error.failure
         else:  # not foreseen; a failed attempt all the same, never a wedged client
-            what = "the url function was cancelled" if error is None else f"could not connect: {type(error).__name__}"
+            what = "the attempt was cancelled" if error is None else f"could not connect: {type(error).__name__}"
             failure = AttemptFailure(FailureKind.NETWORK, what)
         self._fire(self._fsm.dial_failed, failure, self._now())
 

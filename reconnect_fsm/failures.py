@@ -37,6 +37,7 @@ OF_THE_SYSTEM: Final = dict.fromkeys(LIMITS, FaultKind.LIMITS) | {
     errno.ECONNRESET: FaultKind.HUNG_UP,
     errno.EPIPE: FaultKind.HUNG_UP,
 }
+SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]*)?")  # a fraction is against RFC 9110, and yet what some servers say
 ALERT: Final = re.compile(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?(\w+)")  # as OpenSSL names those that the server sends
 NO_TLS: Final = {
     "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING",
@@ -262,8 +263,8 @@ def retry_after(headers: Mapping[str, Any], most: float = MAX_RETRY_AFTER) -> fl
     A date is measured against the answer's own: the two clocks need not agree.
     """
     asked = str(headers.get("Retry-After", "")).strip()
-    if asked.isascii() and asked.isdigit():
-        return min(float(asked[:10]), most)
+    if SECONDS.fullmatch(asked):
+        return min(float(asked), most)
     until = _date(asked)
     if until is None:
         return 0.0

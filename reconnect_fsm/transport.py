@@ -15,7 +15,7 @@ import inspect
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final, TypeAlias, cast
@@ -129,6 +129,8 @@ def check_session(session: Session | None) -> None:
     if session._ws_response_class is not aiohttp.ClientWebSocketResponse:
         raise TypeError("session= cannot have a ws_response_class of its own: the client reads frames in its own way")
 
+
+URL_FUNCTION: Final = "the url function"
 
 # Headers that aiohttp makes by itself, or that say what all the world may know.
 NO_SECRETS: Final = {
@@ -346,9 +348,14 @@ def _unchain(error: BaseException, attempt: Attempt) -> None:
 def _goes_on(error: BaseException) -> bool:
     """Whether it is the end of the program or of the running task, and no fault of code of the user's (D-GUARD)."""
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
+        return _is_to_end()
     return isinstance(error, GeneratorExit) or not is_fault(error)
+
+
+def _is_to_end() -> bool:
+    """Whether the running task has been cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _tracing() -> aiohttp.TraceConfig:
@@ -541,27 +548,37 @@ def _remember_addresses(session: Session, attempt: Attempt, failure: AttemptFail
     return lambda: failures.failed(addresses, accepted=True)
 
 
+async def _in_a_task(asking: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for it in a task of its own, which is cancelled with this one.
+
+    A TaskGroup that fails leaves a cancellation behind that was none (Python 3.11 and 3.12), and code of the user's may
+    cancel the task it runs in: the dial must be able to tell that from its own end, and from the end of its time.
+    """
+    task = asyncio.create_task(asking, name="reconnect_fsm url function")
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who is cancelled does not ask for it
+    try:
+        return await task
+    except (asyncio.CancelledError, GeneratorExit) as error:
+        if not task.done() or _is_to_end():
+            raise
+        report(URL_FUNCTION, error)
+        raise UserCodeFailed(URL_FUNCTION, error) from error
+
+
 async def _address(url: UrlSource, attempt: Attempt) -> URL:
     if not callable(url):
         return check_url(url)
     attempt.stage = "url"
-    task = asyncio.current_task()
-    asked_to_end = 0 if task is None else task.cancelling()
     try:
-        given = ask("the url function", url)
+        given = ask(URL_FUNCTION, url)
         if inspect.isawaitable(given):
-            given = await wait_for_answer("the url function", given)
+            given = await _in_a_task(wait_for_answer(URL_FUNCTION, given))
     except UserCodeFailed as failed:
-        if task is not None and task.cancelling() > asked_to_end:
+        if _is_to_end():
             raise asyncio.CancelledError from None  # it was to end, and raised something else instead
-        raise AttemptFailed(
-            AttemptFailure(
-                FailureKind.NETWORK,
-                f"the url function raised {names_of(failed.error)}",
-                fault=FaultKind.USER_FUNCTION,
-            )
-        ) from None
-    if task is not None and task.cancelling() > asked_to_end:
+        why = f"{URL_FUNCTION} raised {names_of(failed.error)}"
+        raise AttemptFailed(AttemptFailure(FailureKind.NETWORK, why, fault=FaultKind.USER_FUNCTION)) from None
+    if _is_to_end():
         raise asyncio.CancelledError  # it was to end, and went on: without this nothing would bound the attempt
     if isinstance(given, Unauthorized):
         raise given

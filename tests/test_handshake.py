@@ -766,6 +766,57 @@ async def test_d_words_d_guard_a_url_function_that_raises(
     assert ("in coroutine" in caplog.text or "in plain" in caplog.text) is is_fault
 
 
+async def fails_in_a_task_group(error: Exception) -> None:
+    """While the group waits for its tasks: Python 3.11 and 3.12 then leave the caller's task half cancelled."""
+
+    async def fail() -> None:
+        raise error
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail())
+
+
+async def test_d_words_unauthorized_in_a_real_task_group() -> None:
+    """D-WORDS: it is an answer, not a cancellation."""
+    async with failed(lambda: fails_in_a_task_group(Unauthorized(SECRET))) as failure:
+        assert failure.kind is FailureKind.UNAUTHORIZED
+        assert failure.why == "the url function says that this client is not authorized"
+
+
+async def test_d_guard_a_url_function_that_gets_over_a_task_group_that_failed() -> None:
+    """D-GUARD: what it returns counts, and the attempt is still bounded in its own words."""
+
+    async def url() -> str:
+        with contextlib.suppress(ExceptionGroup):
+            await fails_in_a_task_group(ValueError())
+        return server.url
+
+    async with faulty.server() as server, Connection(url) as connection, asyncio.timeout(30):
+        await connection.ready()
+    async with faulty.server(faulty.never_answer) as server, failed(url, connect_timeout=0.5) as failure:
+        assert failure.why == "no connection in the time allowed"
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit])
+async def test_d_guard_a_url_function_that_ends_its_own_task(kind: type[BaseException]) -> None:
+    """D-GUARD: neither its cancellation of itself nor a stray GeneratorExit is the attempt's end; it is reported."""
+    contexts: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: contexts.append(context["exception"]))
+
+    async def url() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        if kind is GeneratorExit:
+            raise GeneratorExit
+        task.cancel()
+        await asyncio.sleep(30)
+        return "ws://h/"
+
+    async with failed(url) as failure:
+        assert (failure.why, failure.fault) == (f"the url function raised {kind.__name__}", FaultKind.USER_FUNCTION)
+    assert [type(each) for each in contexts] == [kind]
+
+
 @pytest.mark.parametrize("given", [None, {}, b"ws://h/", 5])
 async def test_d_words_a_url_function_that_returns_rubbish(given: Any) -> None:
     """D-WORDS, D-ERROR: it is named; it will not be better the next time."""
