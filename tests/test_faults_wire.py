@@ -2084,6 +2084,26 @@ async def test_the_matrix_fails_on_a_wrong_declaration(wrong: dict[str, Any]) ->
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    ("what", "wrong"),
+    [
+        pytest.param("rejoin suggested", {"compares": False}, id="compares in silence"),
+        pytest.param("JoinError 2, auth failed", {"compares": True}, id="compares not at all"),
+        pytest.param("rejoin suggested", {"room": "joined → reconnecting → joined"}, id="stays joined"),
+        pytest.param("rejoin suggested", {"again": "rejoin_interval"}, id="sooner than declared"),
+        pytest.param("JoinError 0, unknown: the room", {"again": "at once"}, id="later than declared"),
+        pytest.param("JoinError 0, unknown: the room", {"again": ""}, id="asks again"),
+        pytest.param("JoinError 2, auth failed", {"again": "backoff"}, id="does not ask again"),
+    ],
+)
+async def test_the_matrix_fails_on_a_wrong_declaration_of_a_room(what: str, wrong: dict[str, Any]) -> None:
+    """What a room asks for, and when, is looked at, too (D-RESYNC, D-JOINERR)."""
+    right = next(fault for fault in FAULTS if what in fault.what)
+    with pytest.raises(AssertionError):
+        await play(replace(right, **wrong), DEFAULTS)
+
+
+@pytest.mark.virtual_time
 async def test_the_matrix_fails_if_it_takes_too_long() -> None:
     """A bound that is not kept is seen."""
     slow = next(fault for fault in FAULTS if fault.within == "interval + timeout")
