@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adaptors.base import Adaptor
 from .client_fsm import ClientFSM
-from .connection import Connection
+from .connection import STOPPED, Connection
 from .effects import TellRooms
 from .errors import ProtocolError
 from .keepalive import PING, PONG, Keepalive
@@ -151,8 +151,11 @@ class Client(Connection):
         self._rooms.bind(asyncio.get_running_loop())
 
     def _outlive_loop(self) -> None:
+        was_stopped = self.status in STOPPED
         self._rooms.outlive_loop()
         super()._outlive_loop()
+        if was_stopped:  # the loop may have ended before all rooms were told; those that were ignore it
+            self._tell_rooms(TellRooms("client_stopped", self.reason, self.cause, self._fsm.stop_kind))
 
     def _close_requested(self, outcome: Outcome) -> None:
         self._rooms.say_goodbye()

@@ -898,8 +898,10 @@ class Connection:
 
     async def _close_session(self, session: Session, ending: set[asyncio.Task[Any]]) -> None:
         """Close the session once nothing of it is in use; the pending ends are all bounded."""
-        await self._ended(ending)
-        await close_session(session)
+        try:
+            await self._ended(ending)
+        finally:  # also if the loop ends, which cancels this
+            await close_session(session)
 
     async def _ended(self, tasks: set[asyncio.Task[Any]]) -> None:
         """Wait for tasks that were told to end; give up on a user's coroutine that refuses (D-TIMEOUT)."""

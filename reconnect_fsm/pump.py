@@ -65,8 +65,8 @@ class Pump:
             await self._idle.wait()
 
     def reset(self) -> None:
-        """Forget what waits: the loop that it waited for has ended."""
-        self._events, self._works, self._rest = NO_JOBS, NO_WORK, None
+        """Forget what waits, and the loop that it waited for: that has ended."""
+        self._events, self._works, self._rest, self._loop = NO_JOBS, NO_WORK, None, None
         self._running = False
         self._idle.forget()
 

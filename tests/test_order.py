@@ -370,7 +370,7 @@ async def test_d_thread_calls_and_waits_from_another_thread_raise(running: bool)
 
 
 def test_d_stop_a_client_that_outlived_its_loop_can_be_used_again() -> None:
-    """D-STOP, REJOIN-2: with messages unhandled, rooms half notified, somebody waiting: it ended with the loop."""
+    """D-STOP, REJOIN-2: with messages unhandled, rooms half notified, calls that wait: it ended with the loop."""
     urls: list[str] = []
     client = Client(lambda: urls[-1], keepalive=OFF, retry=QUICK)
     rooms: list[Room] = []
@@ -409,6 +409,39 @@ def test_d_stop_a_client_that_outlived_its_loop_can_be_used_again() -> None:
     asyncio.run(second())
     assert {room.status.value for room in rooms} == {"disconnected"}
     assert len(client.rooms) == 1_001
+
+
+def test_d_stop_rooms_that_had_not_heard_of_a_close_when_the_loop_ended_are_joined_again() -> None:
+    """D-STOP, REJOIN-2: ``close()`` that is not awaited ends with the loop, before all rooms were told."""
+    client = Client(lambda: server.url, keepalive=OFF, retry=QUICK)
+    rooms: list[Room] = []
+
+    async def first() -> None:
+        client.start()
+        rooms.extend(client.join(f"r{number}", Notebook()) for number in range(MANY))
+        await asyncio.gather(*rooms)
+        client.close()
+
+    async def second() -> None:
+        rooms.append(client.join("another", Notebook()))
+        assert {room.status.value for room in rooms[:-1]} == {"disconnected"}
+        async with client, asyncio.timeout(60):
+            await asyncio.gather(*rooms)
+
+    loop = asyncio.new_event_loop()  # the server's, which goes on
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = EmbeddedServer()
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
+        asyncio.run(first())
+        asyncio.run(second())
+        assert server.stats.joins == 2 * MANY + 1
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def test_d_stop_ready_waits_or_raises() -> None:
