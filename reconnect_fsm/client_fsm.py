@@ -81,7 +81,6 @@ class ClientFSM(FSM[ClientStatus]):
         "loss",
         "marks",
         "news",
-        "news_cause",
         "not_before",
         "now",
         "online",
@@ -167,9 +166,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.failure = NO_FAILURE
         self.reset_asked = False
         self.cause: Cause | None = None
-        """Why it is in its present state, as data (D-CAUSE)."""
-        self.news_cause: Cause | None = None
-        """What the present event tells of a cause; it becomes the cause if it leads to another state."""
+        """Why it is in its present state, as data (D-CAUSE): the `told_cause` of the event that led to it."""
         self.stop_kind: StopKind | None = None
         """Why it stopped, while it is stopped."""
         self.now = 0.0
@@ -253,7 +250,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     def fail_waiters(self) -> None:
         """D-STOP: whoever waits is told why, in words and as data."""
-        self.emit(FailWaiters(ClientStopped(self.news, self.news_cause, self.stop_kind)))
+        self.emit(FailWaiters(ClientStopped(self.news, self.told_cause, self.stop_kind)))
 
     def break_again(self) -> None:
         """D-ERROR: it is in error for another reason now."""
@@ -390,7 +387,7 @@ class ClientFSM(FSM[ClientStatus]):
     def start_requested(self) -> None:
         """The client is started: `start()`, or entering ``async with``."""
         self.news = "started"
-        self.news_cause = None if self.online else OFFLINE
+        self.told_cause = None if self.online else OFFLINE
 
     @event(
         refuse(disconnected, because="disconnected already"),
@@ -424,7 +421,7 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def dial_failed(self, failure: AttemptFailure, now: float | None = None) -> None:
         """The dial did not lead to an open WebSocket."""
-        self.failure = self.news_cause = failure
+        self.failure = self.told_cause = failure
         self.news = str(failure)
         self.tell_time(now)
         if failure.retry_after > 0:
@@ -443,7 +440,7 @@ class ClientFSM(FSM[ClientStatus]):
         """The connection is gone: the server closed it, or the network dropped it."""
         self.loss = info
         self.news = str(info)
-        self.news_cause = info.redacted()
+        self.told_cause = info.redacted()
         self.farewell = (NORMAL, "")
         was_too_big = TOO_BIG_AGAIN if self.marks & TOO_BIG else 0
         self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
@@ -461,7 +458,7 @@ class ClientFSM(FSM[ClientStatus]):
         """A ping went unanswered: the connection is dead, or as good as dead."""
         self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
         self.news = str(info)
-        self.news_cause = info.redacted()
+        self.told_cause = info.redacted()
         self.farewell = (GOING_AWAY, "ping_timeout: liveness check failed, no pong")
 
     @event(
@@ -471,7 +468,7 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def timer_fell_due(self) -> None:
         """The wait before the next attempt is over, or the time after which a connection counts as stable."""
-        self.news, self.news_cause = self.reason, self.cause
+        self.news, self.told_cause = self.reason, self.cause
 
     @event(
         refuse(connected, because="there is a connection"),
@@ -481,7 +478,7 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def outage_lasted(self) -> None:
         """There has been no connection for `seconds_until_heard`."""
-        self.news, self.news_cause = self.reason, self.cause
+        self.news, self.told_cause = self.reason, self.cause
 
     @event(
         refuse(ANY, when=is_offline, because="known already"),
@@ -493,7 +490,7 @@ class ClientFSM(FSM[ClientStatus]):
     def went_offline(self) -> None:
         """The environment reports that there is no network."""
         self.news = "offline"
-        self.news_cause = OFFLINE
+        self.told_cause = OFFLINE
         self.farewell = (GOING_AWAY, "offline")
 
     @event(
@@ -507,7 +504,7 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def went_online(self, now: float | None = None) -> None:
         """The environment reports that there is a network again, at time ``now`` in seconds."""
-        self.news, self.news_cause = "back online", self.cause
+        self.news, self.told_cause = "back online", self.cause
         self.tell_time(now)
         if now is None:
             self.woken_at = None  # without a clock there is no flapping
@@ -526,10 +523,6 @@ class ClientFSM(FSM[ClientStatus]):
     # fmt: on
 
     # Helpers
-
-    def event_begins(self) -> None:
-        """What was told before is no cause of what comes of this."""
-        self.news_cause = None
 
     def tell_time(self, now: float | None) -> None:
         if now is not None:
@@ -552,10 +545,10 @@ class ClientFSM(FSM[ClientStatus]):
     def kind_of_stop(self) -> StopKind:
         """D-CAUSE: what its row has noted; else who has decided that it ends can be told from the cause."""
         if self.status is ClientStatus.ERROR:
-            return StopKind.FAULT if self.news_cause is None else StopKind.MISCONFIGURED
+            return StopKind.FAULT if self.told_cause is None else StopKind.MISCONFIGURED
         if self.stop_kind is not None and self.told_status not in STOPPED_STATUSES:
             return self.stop_kind
-        return StopKind.CLOSED if self.news_cause is None else StopKind.REFUSED
+        return StopKind.CLOSED if self.told_cause is None else StopKind.REFUSED
 
     def what_comes_next(self) -> str:
         """In words, for the log (D-HEARD)."""
@@ -573,7 +566,7 @@ class ClientFSM(FSM[ClientStatus]):
         assert self._effects is not None
         self._effects[:] = [each for each in self._effects if not isinstance(each, TellRooms)]
         stop = self.stop_kind if fact == "client_stopped" else None
-        self.emit(TellRooms(fact, self.news, self.news_cause, stop))
+        self.emit(TellRooms(fact, self.news, self.told_cause, stop))
 
     def give_up(self, what: str) -> list[Effect]:
         """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
@@ -587,7 +580,7 @@ class ClientFSM(FSM[ClientStatus]):
         return [Release(), TellRooms("client_stopped", what, None, StopKind.FAULT), stopped, *news]
 
     def state_changed(self) -> None:
-        self.reason, self.cause = self.news, self.news_cause
+        self.reason, self.cause = self.news, self.told_cause
         if self.status not in STOPPED_STATUSES:
             self.stop_kind = None
         failures = self.attempt if self.status is ClientStatus.RECONNECTING else 0
@@ -605,5 +598,5 @@ class ClientFSM(FSM[ClientStatus]):
         if self.stop_kind is StopKind.CLOSED:
             self.marks &= ~OUTAGE_REPORTED
         attempt = self.attempt if under_way else 0
-        change = StatusChange(old, new, self.news, self.news_cause, self.stop_kind, attempt, self.retry_in)
+        change = StatusChange(old, new, self.news, self.told_cause, self.stop_kind, attempt, self.retry_in)
         self.emit(NotifyStatus(change))

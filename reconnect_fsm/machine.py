@@ -51,6 +51,7 @@ import transitions
 from .effects import Effect
 from .errors import MachineDefinitionError
 from .lean import LeanMachine
+from .status import Cause
 
 # transitions logs several lines a trigger at INFO, which would drown a user's log and cost more than the trigger
 # itself. A level that the user has set stays.
@@ -242,8 +243,8 @@ class Event(Generic[P]):
         effects: list[Effect] = []
         fsm._effects = effects
         fsm.emit = effects.append
+        fsm.told_cause = None  # what the event before told is no cause of what comes of this one
         try:
-            fsm.event_begins()
             self._record(fsm, *args, **kwargs)
             fsm.machine.events[self.name].trigger(fsm)
         finally:
@@ -264,7 +265,7 @@ def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P
 class FSM(Generic[StatusT]):
     """The base of all machines; see the module's text for how one is declared."""
 
-    __slots__ = ("_effects", "_told", "emit", "state")
+    __slots__ = ("_effects", "_told", "emit", "state", "told_cause")
 
     initial: ClassVar[State]
     """The state that a new instance is in; its ``enter`` actions do not run."""
@@ -285,15 +286,14 @@ class FSM(Generic[StatusT]):
         self._effects: list[Effect] | None = None
         self.emit: Callable[[Effect], None] = _no_event
         """Ask for an effect. For actions only."""
+        self.told_cause: Cause | None = None
+        """What the present event tells of a cause (D-CAUSE); None where nothing ended. Each event begins with None."""
 
     @property
     def status(self) -> StatusT:
         """The public status of the present state."""
         status: StatusT = self._statuses[self.state]
         return status
-
-    def event_begins(self) -> None:
-        """Runs before each event's body; override it to forget what the event before told."""
 
     def state_changed(self) -> None:
         """Runs in every transition to another state, once it is there."""

@@ -73,7 +73,6 @@ class RoomFSM(FSM[RoomStatus]):
     __slots__ = (
         "attempt",
         "batch_status",
-        "cause",
         "delay",
         "in_doubt",
         "joins",
@@ -208,8 +207,6 @@ class RoomFSM(FSM[RoomStatus]):
         self.news = "not asked for yet"
         self.reason = self.news
         """Why it is in its present state, in words."""
-        self.cause: Cause | None = None
-        """What the present event tells of a cause (D-CAUSE): the client's, or a refusal; None where nothing ended."""
 
     @property
     def keeps_edits_back(self) -> bool:
@@ -410,7 +407,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def connection_lost(self, why: str, cause: Cause | None = None) -> None:
         """The connection is gone; the client sees to a new one."""
-        self.news, self.cause = why, cause
+        self.news, self.told_cause = why, cause
 
     @event(
         refuse(OVER, because="the room is no longer tracked"),
@@ -419,7 +416,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def client_stopped(self, why: str, cause: Cause | None = None, stop: StopKind | None = None) -> None:
         """The client stopped: closed, refused for good, out of attempts, or in error."""
-        self.news, self.cause = why, cause
+        self.news, self.told_cause = why, cause
         self.refusal = ClientStopped(why, cause, stop)
 
     @event(
@@ -464,7 +461,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def join_refused(self, refusal: JoinRefused, now: float = 0.0) -> None:
         """The server answered with a JoinError, at time ``now`` in seconds."""
-        self.refusal = self.cause = refusal
+        self.refusal = self.told_cause = refusal
         self.news = str(refusal)
         self.now = now
 
@@ -479,7 +476,7 @@ class RoomFSM(FSM[RoomStatus]):
         """The auth callable raised."""
         self.news = what
         self.unauthorized = unauthorized
-        self.refusal = self.cause = JoinRefused(None, what)
+        self.refusal = self.told_cause = JoinRefused(None, what)
 
     @event(
         row(joining,        to=join_delayed,   do=miss_answer, clause="D-TIMEOUT"),  # no answer
@@ -504,7 +501,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def put_out(self, refusal: JoinRefused, now: float) -> None:
         """The server sent a RoomError, at time ``now`` in seconds."""
-        self.refusal = self.cause = refusal
+        self.refusal = self.told_cause = refusal
         self.news = str(refusal)
         self.now = now
 
@@ -605,24 +602,22 @@ class RoomFSM(FSM[RoomStatus]):
     def broke(self, what: str) -> None:
         """The adaptor, a guard, or something else of this program's own raised."""
         self.news = what
-        self.refusal = self.cause = JoinRefused(None, what)
+        self.refusal = self.told_cause = JoinRefused(None, what)
 
     # fmt: on
 
     # Helpers
-
-    def event_begins(self) -> None:
-        self.cause = None
 
     def is_refused_with(self, code: int) -> bool:
         return isinstance(self.refusal, JoinRefused) and self.refusal.code == code
 
     def give_up(self, what: str) -> list[Effect]:
         """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
-        old, self.news, self.refusal = self.told_status, what, JoinRefused(None, what)
-        self.reason, self.cause = what, JoinRefused(None, what)
+        old = self.told_status
+        self.news = self.reason = what
+        self.refusal = self.told_cause = JoinRefused(None, what)
         self.jump_to(self.error)
-        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what, self.cause))]
+        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what, self.told_cause))]
         return [Untrack(), FailWaiters(self.refusal), NotifyError(self.refusal), *news]
 
     def state_changed(self) -> None:
@@ -636,7 +631,7 @@ class RoomFSM(FSM[RoomStatus]):
             self.end_session()
         ended = new in (RoomStatus.RECONNECTING, RoomStatus.DISCONNECTED, RoomStatus.ERROR)
         stopped = self.refusal if new is RoomStatus.DISCONNECTED and isinstance(self.refusal, ClientStopped) else None
-        cause, stop = self.cause if ended else None, None if stopped is None else stopped.stop
+        cause, stop = self.told_cause if ended else None, None if stopped is None else stopped.stop
         self.emit(_news(old, new, self.news, cause, stop, attempt, retry_in))
 
 
