@@ -188,9 +188,14 @@ async def test_d_cause_a_port_where_nobody_listens() -> None:
     """D-CAUSE: told from all else that may go wrong."""
     with hold() as nobody:
         async with Connection(f"ws://127.0.0.1:{nobody.getsockname()[1]}/", retry=EXACT) as connection:
-            await until(lambda: connection.status == "reconnecting")
-            assert isinstance(connection.cause, AttemptFailure)
-            assert connection.cause.fault is FaultKind.CONNECTION_REFUSED
+            changes: list[StatusChange[ClientStatus]] = []
+            connection.on_status(changes.append)
+            await until(lambda: changes)
+            (change,) = changes
+            assert change.new == "reconnecting"
+            assert isinstance(change.cause, AttemptFailure)
+            assert change.cause.fault is FaultKind.CONNECTION_REFUSED
+            assert connection.cause == change.cause
 
 
 @virtual
