@@ -32,6 +32,7 @@ HOST: Final = "127.0.0.1"
 MOST_PIECES: Final = 64  # that what is written at once falls into: a large message byte by byte would take minutes
 CAPACITY: Final = 64 * 1024  # bytes that one direction of a connection holds, as the buffers of two kernels would
 DELAYED_ACK: Final = 0.04  # seconds that a kernel waits before it acknowledges what came
+SEGMENT: Final = 500  # bytes that arrive at a time on a link of little bandwidth
 LATENCY: Final = 0.02  # seconds, of a link that nobody has touched
 MOST_PASSES: Final = 50_000  # of the loop within one instant: more than the longest queue takes
 
@@ -210,7 +211,8 @@ class _Pipe:
         if self.tape is not None:
             self.tape.write(taken)
         if not self.abandoned:
-            most = max(self._link.most or len(taken), len(taken) // MOST_PIECES, 1)
+            whole = len(taken) if self._link.rate is None else SEGMENT  # with little bandwidth, one after another
+            most = max(self._link.most or whole, len(taken) // MOST_PIECES, 1)
             for at in range(0, len(taken), most):
                 piece = taken[at : at + most]
                 arrival = self._arrival(len(piece))
@@ -229,10 +231,11 @@ class _Pipe:
     def end(self, reset: bool = False) -> None:
         """No more is written; with a reset, what has not been read is lost too."""
         if self._end is None or (reset and not self.is_reset):
-            self._end = self._arrival(0)
-            self.is_reset = reset
             if reset:
                 self._forget()
+                self._sent_until = self._last = 0.0  # nor does it wait behind what is lost
+            self._end = self._arrival(0)
+            self.is_reset = reset
 
     def cut(self) -> None:
         """Reset, here and now, whatever the link does."""
