@@ -74,6 +74,7 @@ INVARIANTS: Final = {
 FAILURES: Final = ("socket_closed", "pong_missed", "dial_failed")
 STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 FAIR_RATE: Final = 4 * LEAST_RATE  # bytes a second
+MANY_ROOMS: Final = 50
 SLACK: Final = 1.0  # seconds; for what takes a few round trips on a slow link
 GRACE: Final = 2.0  # seconds; LIVE-2: after a stall of our own loop
 
@@ -207,6 +208,7 @@ class Witness:
         self._ending: dict[asyncio.Task[Any], float] = {}
         self._taken = 0
         self._came_at = 0.0  # when something was last read
+        self._looked_at = 0.0  # when rooms were last looked at
         self._bad_at = 0.0  # when the link or the server was last too bad for a pong to be sure to come
         self._was_bad = False
         self._stalled = 0.0
@@ -493,13 +495,25 @@ class Witness:
         self._check_quality()
         self.check_half_open()
         self._check_let_go()
-        for room in client.rooms:
-            self._check_room(room, status)
-        self._check_books()
+        if self.is_time_for_rooms():
+            for room in client.rooms:
+                self._check_room(room, status)
+            self._check_books()
+        self._check_operations()
+
+    def _check_operations(self) -> None:
         for operation in tuple(self.operations):
             if operation.cancelled or operation.is_due():
                 why = "it was cancelled" if operation.cancelled else "what it waits for is there"
                 self.fail("operations-end", f"{self.name}: {operation.name} goes on waiting, though {why}")
+
+    def is_time_for_rooms(self) -> bool:
+        """Whether to look at the rooms now: at every rest, unless they are many; then once a second."""
+        now = self.loop.time()
+        is_time = len(self.client._rooms._tracked) < MANY_ROOMS or now - self._looked_at >= 1 or now == self._looked_at
+        if is_time:
+            self._looked_at = now
+        return is_time
 
     def _check_quality(self) -> None:
         link, timeout = self.link, self.client._keepalive.timeout

@@ -461,10 +461,11 @@ class User:
 
     def crowd(self, count: int) -> None:
         """Join so many rooms more."""
+        if self._crowd:
+            return
         self._note(f"joins {count} rooms more")
         on_status = self._callback("room on_status")
-        for number in range(len(self._crowd), len(self._crowd) + count):
-            self._crowd.append(self.client.join(f"room {number}", IDLE, on_status=on_status))
+        self._crowd = [self.client.join(f"room {number}", IDLE, on_status=on_status) for number in range(count)]
 
     def disperse(self) -> None:
         """Leave them."""
@@ -524,6 +525,8 @@ class User:
 
     def check_synced(self) -> None:
         """A room that says it is synced is."""
+        if not self.witness.is_time_for_rooms():
+            return
         for index, adaptor in enumerate(self.adaptors):
             room = next(iter(self._rooms(index)), None)
             if room is None or ROOMS[index].document is None or not getattr(room, "is_synced", False):
