@@ -32,6 +32,7 @@ Client("ws://127.0.0.1:1", room_fsm=RoomFSM())  # arg-type
 Client("ws://127.0.0.1:1").join("notes", object())  # arg-type
 Connection(3)  # arg-type
 Connection("ws://127.0.0.1:1").join("notes")  # attr-defined
+Connection("ws://127.0.0.1:1").tell(ClientFSM.socket_closed, 1006)  # arg-type
 row(5, to="waiting")  # arg-type
 row(ClientFSM.connected, to=3)  # arg-type
 

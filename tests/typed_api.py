@@ -14,23 +14,29 @@ import aiohttp
 from yarl import URL
 
 from reconnect_fsm import (
+    AttemptFailure,
     Client,
     ClientFSM,
     ClientStatus,
     ClientStopped,
     CloseInfo,
     Connection,
+    FailureKind,
+    FaultKind,
     JoinRefused,
     Keepalive,
     ManualNetwork,
     NetworkSource,
+    ReconnectError,
     RetryPolicy,
     Room,
     RoomFSM,
     RoomStatus,
     StateChange,
     StatusChange,
+    StopKind,
     Unauthorized,
+    UpdatesRefused,
 )
 from reconnect_fsm.adaptors import Adaptor
 from reconnect_fsm.diagrams import sequence
@@ -39,7 +45,7 @@ from reconnect_fsm.inspector import Inspector, inspect
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.machine import ANY, REST, STAY, any_but, event, refuse, row, state
 from reconnect_fsm.recorder import Recording, Replay, Transition, replay, transitions_in
-from reconnect_fsm.status import AttemptFailure
+from reconnect_fsm.status import Cause
 from reconnect_fsm.telemetry import AttemptEnded, Event, Metrics, instrument, observe
 
 # -------------------------------------------------------------------------------------------------------- parts to give
@@ -216,12 +222,16 @@ async def connections(session: aiohttp.ClientSession) -> None:
         assert_type(change.reason, str)
         assert_type(change.attempt, int)
         assert_type(change.retry_in, float | None)
+        assert_type(change.cause, CloseInfo | AttemptFailure | JoinRefused | None)
+        assert_type(change.stop, StopKind | None)
         if change.new is ClientStatus.ERROR:
             connection.close()
 
     def on_transition(change: StateChange) -> None:
         assert_type(change.event, str)
         assert_type(change.status, ClientStatus)
+        assert_type(change.cause, Cause | None)
+        assert_type(change.stop, StopKind | None)
 
     unsubscribe = connection.on_message(on_message)
     assert_type(unsubscribe, Callable[[], None])
@@ -235,12 +245,15 @@ async def connections(session: aiohttp.ClientSession) -> None:
     assert_type(connection.state, str)
     assert_type(connection.reason, str)
     assert_type(connection.latency, float | None)
+    assert_type(connection.cause, CloseInfo | AttemptFailure | JoinRefused | None)
 
     async with connection as entered:
         assert_type(entered, Connection)
         assert_type(await connection.connect(reset_backoff=True), None)
         assert_type(await connection.retry_now(), None)
         assert_type(await connection.wait_connected(), None)
+        assert_type(await connection.ready(), None)
+        connection.tell(Patient.token_expired, 60.0, "soon")
         assert_type(await connection.ping(timeout=1), float)
         await connection.send("text")
         await connection.send(b"bytes")
@@ -250,7 +263,22 @@ async def connections(session: aiohttp.ClientSession) -> None:
         await connection.connect()
     except ClientStopped as stopped:
         assert_type(stopped.reason, str)
+        assert_type(stopped.cause, Cause | None)
+        assert_type(stopped.stop, StopKind | None)
     assert_type(await connection.close(), None)
+
+
+def worth_a_call(cause: Cause | None) -> bool:
+    """An application tells causes apart by their types and values, and parses no words (D-CAUSE)."""
+    match cause:
+        case CloseInfo(code=4000) | AttemptFailure(kind=FailureKind.ANSWER, http_status=503):
+            return False
+        case AttemptFailure(fault=fault):
+            return fault is not FaultKind.OFFLINE
+        case JoinRefused():
+            return cause.app_code != "busy"
+        case _:
+            return False
 
 
 # ------------------------------------------------------------------------------------------------------------- a client
@@ -262,6 +290,7 @@ async def token() -> bytes:
 
 async def clients(adaptor: Adaptor) -> None:
     network: NetworkSource = ManualNetwork()
+    Client("ws://127.0.0.1:1", joins_at_once=None, max_piece=65_536, max_update_size=1 << 20)
     async with Client("ws://127.0.0.1:1", network=network, fsm=Patient, room_fsm=Hasty) as client:
         assert_type(client, Client)
         room = client.join("notes", Notebook())
@@ -283,7 +312,19 @@ async def clients(adaptor: Adaptor) -> None:
         assert_type(room.state, str)
         assert_type(room.reason, str)
         assert_type(room.permission, Literal["read", "write"] | None)
-        assert_type(await room.synced(), None)
+        assert_type(room.extra, bytes)
+        assert_type(room.is_synced, bool)
+
+        def on_synced(synced: bool) -> None: ...
+        def on_error(error: ReconnectError) -> None: ...
+
+        assert_type(room.on_synced(on_synced), Callable[[], None])
+        assert_type(room.on_error(on_error), Callable[[], None])
+        try:
+            assert_type(await room.synced(), None)
+            assert_type(await room.resync(), None)
+        except UpdatesRefused as lacking:
+            assert_type(lacking.status, UpdateStatusCode)
         assert_type(await room.leave(), None)
         try:
             await room
