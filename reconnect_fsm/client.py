@@ -116,8 +116,9 @@ class Client(Connection):
     ) -> Room:
         """Join a room, now or as soon as there is a connection (JOIN-1), and again after each reconnect (REJOIN-2).
 
-        Returns the room at once; await it to wait until it is joined. A room that is tracked already is returned as it
-        is, with ``on_status`` added (D-DEDUPE). The number of rooms has no bound (JOIN-2).
+        Returns the room at once; await it to wait until it is joined. A room that is tracked already, with the same
+        adaptor, is returned as it is: ``on_status`` is added, and ``auth`` and ``priority`` count from the next request
+        on if they are given (D-DEDUPE). The number of rooms has no bound (JOIN-2).
 
         Parameters:
             room_id: at most 128 bytes as UTF-8.
@@ -128,8 +129,10 @@ class Client(Connection):
             priority: the higher, the sooner it is asked for when many rooms are (see ``joins_at_once``).
             on_status: called with every change of the room's status (JOIN-3, OBS-2).
 
-        Raises TypeError or ValueError at once for arguments that cannot work. Awaiting it raises JoinRefused, RoomLeft,
-        or ClientStopped (D-STOP). While the client is stopped already, awaiting it waits for somebody to start it.
+        Raises TypeError or ValueError at once for arguments that cannot work, such as another adaptor than that of the
+        tracked room, and RuntimeError in another thread or event loop than the client's (D-THREAD). Awaiting it raises
+        JoinRefused, RoomLeft or, if the client stops or is stopped, ClientStopped (D-STOP); the room stays tracked
+        then. With a client that was never started, awaiting it waits for the start.
         """
         return self._rooms.join(room_id, adaptor, auth, priority, on_status)
 
@@ -158,7 +161,7 @@ class Client(Connection):
             self._tell_rooms(TellRooms("client_stopped", self.reason, self.cause, self._fsm.stop_kind))
 
     def _close_requested(self, outcome: Outcome) -> None:
-        self._rooms.say_goodbye()
+        self._rooms.end_presence()
         super()._close_requested(outcome)
 
     def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:

@@ -16,7 +16,6 @@ facts for the machine, and runs the effects that the machine asks for. Its laws:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections import defaultdict
@@ -379,14 +378,7 @@ class Connection:
 
         What is known already changes nothing: a connection made by hand while offline outlives a second "offline".
         """
-        if self._loop is None or threading.get_ident() == self._thread:
-            if online:
-                self._pump.post(self._fire, self._fsm.went_online, self._time())
-            else:
-                self._pump.post(self._fire, self._fsm.went_offline)
-        elif not self._loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
-                self._loop.call_soon_threadsafe(self.set_online, online)
+        self._pump.post_from_any_thread(self._network_changed, online)
 
     def tell(self, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Fire an event of a machine of your own: ``client.tell(MyFSM.metered_changed, True)`` (ANY-TELL).
@@ -400,11 +392,7 @@ class Connection:
         if event.name in ClientFSM.events:
             raise TypeError(f"{event.name} is an event that the client fires itself; tell() is for events of your own")
         told = event.arguments(*args, **kwargs)
-        if self._loop is None or threading.get_ident() == self._thread:
-            self._pump.post(self._fire, getattr(self._fsm, event.name), *told)
-        elif not self._loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
-                self._loop.call_soon_threadsafe(self._pump.post, self._fire, getattr(self._fsm, event.name), *told)
+        self._pump.post_from_any_thread(self._fire, getattr(self._fsm, event.name), *told)
 
     # Whom you can have told (OBS-1, OBS-3)
 
@@ -497,7 +485,7 @@ class Connection:
         return LazyCoroutine(lambda: self._came_out(outcome))
 
     def _await_connection(self, outcome: Outcome) -> None:
-        """Let it come out when the client is connected or stops, unless whoever asked for it has dropped it."""
+        """Settle it when the client is connected or stops. Weak: a result that the caller dropped needs no delivery."""
         self._waiting_outcomes = [*(each for each in self._waiting_outcomes if each() is not None), ref(outcome)]
 
     async def _came_out(self, outcome: Outcome) -> None:
@@ -606,6 +594,12 @@ class Connection:
             self._transitions_to_come += 1
             self._pump.schedule_call(self._tell_transition, change)
 
+    def _network_changed(self, online: bool) -> None:
+        if online:
+            self._fire(self._fsm.went_online, self._time())
+        else:
+            self._fire(self._fsm.went_offline)
+
     def _tell_transition(self, change: StateChange) -> None:
         self._transitions_to_come -= 1
         self._on_transition.tell(change)
@@ -647,7 +641,7 @@ class Connection:
             if info.lasted < self._retry.stable_after:
                 socket.blame()
             self._fire(self._fsm.socket_closed, info)
-            self._given_up = 0  # it is lost: nobody here gave it up
+            self._given_up = 0  # it was lost, and not given up by this program
 
     def _heard(self, socket: Socket, messages: Sequence[Data]) -> None:
         if self._is_current(socket) and self._heartbeat is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from types import FunctionType, TracebackType
@@ -46,6 +48,7 @@ class Pump:
         self._rest: asyncio.Handle | None = None  # what goes on in the loop's next turn
         self._idle: Promise[None] = Promise()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # that of the loop
 
     @property
     def has_work(self) -> bool:
@@ -53,8 +56,8 @@ class Pump:
         return bool(self._works)
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let long work give way to this loop; until then it is done at once."""
-        self._loop = loop
+        """Let long work give way to this loop, which runs in this thread; until then it is done at once."""
+        self._loop, self._thread = loop, threading.get_ident()
         if self._rest is not None:  # it waited for a loop that has ended
             self._rest.cancel()
             self._rest = loop.call_soon(self._go_on)
@@ -87,6 +90,14 @@ class Pump:
             if self._events or self._works:
                 self._run(self.SLICE - 1)
 
+    def post_from_any_thread(self, job: Callable[..., None], *args: Any) -> None:
+        """As `post`; from another thread than the loop's, in the loop's next turn, and never if the loop has ended."""
+        if self._loop is None or threading.get_ident() == self._thread:
+            self.post(job, *args)
+        else:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self.post, job, *args)
+
     def schedule(self, work: Work) -> None:
         """Do this work after all that was scheduled before."""
         if self._works is NO_WORK:
@@ -101,7 +112,7 @@ class Pump:
 
     def _go_on(self) -> None:
         self._rest = None
-        if not self._running:  # else whoever runs the loop from within an event sees to it
+        if not self._running:  # else an event runs the loop itself: what waits is run when it ends
             self._run(self.SLICE)
 
     def _run(self, left: int) -> None:

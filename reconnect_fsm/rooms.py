@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import threading
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
@@ -317,7 +316,7 @@ class Room:
         return self._watch
 
     async def _until(self, true: Callable[[], bool]) -> None:
-        """Wait until it is true, and still is when whoever waits for it gets its turn."""
+        """Wait until it is true, and still is when the waiting task gets its turn."""
         await self._when(true)
         while not _answer(true):
             await self._when(true)
@@ -346,9 +345,7 @@ class Room:
                 try:
                     if _answer(true):
                         waiter.set_result(None)
-                except (ReconnectError, UserCodeFailed) as error:
-                    waiter.set_exception(error)
-                except Exception as error:  # the adaptor's own; call_user has reported it
+                except Exception as error:  # ours, or the adaptor's own, which call_user has reported
                     waiter.set_exception(error)
         if watch.on_synced and (synced := self.is_synced) is not watch.was_synced:
             watch.was_synced = synced
@@ -449,7 +446,6 @@ class Rooms:
         self._will_admit = False  # that is scheduled, and has not begun
         self._deadlines = Deadlines(pump.post)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.get_ident()
         self._complaints = 0
         self._orphans: Counter[bytes] = Counter()  # answers to come, on this connection, for rooms that were left
         self._answer: Answer = "read", b"", b""  # the one that is being handled
@@ -529,10 +525,10 @@ class Rooms:
             raise stopped
 
     def resync(self, room: Room) -> None:
-        """Compare versions, by hand."""
+        """The program asks to compare versions (D-RESYNC)."""
         self._pump.post(self.fire, room, "resync_requested")
 
-    def say_goodbye(self) -> None:
+    def end_presence(self) -> None:
         """The program closes the client: take back what the others would see of it until it times out (D-PRESENCE)."""
         for room in tuple(self._present):
             self._take_back_presence(room)
@@ -596,7 +592,7 @@ class Rooms:
             yield
 
     def _admit(self) -> Iterator[None]:
-        """Let rooms ask, one after the other, until nobody waits for a turn or too many are busy."""
+        """Let rooms ask, one after the other, until none waits for a turn or too many are busy."""
         self._will_admit = False
         while (turn := self._turns.next()) is not None:
             self._turn_came(turn)
@@ -604,7 +600,7 @@ class Rooms:
 
     def _turn_came(self, turn: Turn) -> None:
         room, deadline = turn
-        assert self._opened is not None  # nobody waits for a turn when there is no connection
+        assert self._opened is not None  # without a connection no room waits for a turn
         event: str = "connection_opened"
         args: tuple[str, ...] = (self._opened,)
         if deadline is not None:
@@ -627,7 +623,7 @@ class Rooms:
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to this event loop."""
-        self._loop, self._thread = loop, threading.get_ident()
+        self._loop = loop
 
     def outlive_loop(self) -> None:
         """The event loop ended without `close`, and with it all that lived in it: tasks, timers, those who wait."""
@@ -1054,13 +1050,9 @@ class Rooms:
         """An edit was made here, in whatever thread; or, if None, there is more that the adaptor did not pass on."""
         if update is None and not hasattr(room.adaptor, "unsent"):
             self._announced.add(room)  # an adaptor of the user's, round one of ours: `missing_from` has it, too
-        if self._loop is None or threading.get_ident() == self._thread:
-            self._pump.post(self._send_local_update, room, update)
-        elif not self._loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # the loop was closed in this very moment
-                self._loop.call_soon_threadsafe(self._pump.post, self._send_local_update, room, update)
+        self._pump.post_from_any_thread(self._send_local_update, room, update)
 
-    def _hear_of_unsent(self, room: Room) -> None:
+    def _note_unsent(self, room: Room) -> None:
         if not room._unsent:
             room._unsent = True
             if room._permission is not None:
@@ -1072,7 +1064,7 @@ class Rooms:
         Without a session, or in doubt, it is in the document, and the next comparison of versions finds it there.
         """
         if update is None:
-            self._hear_of_unsent(room)
+            self._note_unsent(room)
             return
         if room._permission is None:
             return
@@ -1083,7 +1075,7 @@ class Rooms:
             self.fire(room, "upload_refused", UpdateStatusCode.PERMISSION_DENIED)
             self.later(self._refused, room, (update,), UpdateStatusCode.PERMISSION_DENIED)
         elif (room._fsm.in_doubt and room._fsm.keeps_edits_back) or self._is_overdue(room):
-            self._hear_of_unsent(room)
+            self._note_unsent(room)
         else:
             self._send_edit(room, update)
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -507,6 +508,41 @@ def test_what_waited_for_a_loop_that_ended_goes_on_in_the_next() -> None:
     assert len(done) < Pump.SLICE * 50
     asyncio.run(second())
     assert done == [*range(Pump.SLICE * 50), -1]
+
+
+def test_what_waited_for_a_loop_that_ended_can_be_forgotten_with_it() -> None:
+    """Without a loop there is nothing to give way to: what comes next is done at once."""
+    done: list[int] = []
+    pump = Pump()
+
+    async def first() -> None:
+        pump.bind(asyncio.get_running_loop())
+        pump.schedule(steps(done, range(Pump.SLICE * 50)))
+
+    asyncio.run(first())
+    done.clear()
+    pump.reset()
+    pump.schedule(steps(done, range(Pump.SLICE * 3)))
+    assert done == [*range(Pump.SLICE * 3)]
+
+
+async def test_d_thread_an_event_from_another_thread_runs_in_the_loops() -> None:
+    """D-THREAD: in the loop's next turn; never, and without a word, once the loop has ended."""
+    pump, ran = Pump(), list[int]()
+    pump.bind(asyncio.get_running_loop())
+
+    def job() -> None:
+        ran.append(threading.get_ident())
+
+    await asyncio.to_thread(pump.post_from_any_thread, job)
+    await asyncio.sleep(0)
+    pump.post_from_any_thread(job)
+    assert ran == [threading.get_ident()] * 2
+    ended = asyncio.new_event_loop()
+    pump.bind(ended)
+    ended.close()
+    await asyncio.to_thread(pump.post_from_any_thread, job)
+    assert len(ran) == 2
 
 
 async def test_what_is_idle_and_waited_for_by_nobody_says_so() -> None:
