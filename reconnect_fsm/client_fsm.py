@@ -249,7 +249,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.fail_waiters()
 
     def fail_waiters(self) -> None:
-        """D-STOP: whoever waits is told why, in words and as data."""
+        """D-STOP: each operation that waits is told why, in words and as data."""
         self.emit(FailWaiters(ClientStopped(self.news, self.told_cause, self.stop_kind)))
 
     def break_again(self) -> None:

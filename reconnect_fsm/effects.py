@@ -131,7 +131,7 @@ class StartOutageTimer(Effect):
 
 
 class StopOutageTimer(Effect):
-    """Stop that timer: there is a connection, or nobody is to hear that there is none."""
+    """Stop that timer: there is a connection, or the client is stopped."""
 
     __slots__ = ()
 

@@ -49,7 +49,8 @@ class ReconnectError(Exception):
 class ClientStopped(ReconnectError):
     """The client stopped while an operation waited (D-STOP).
 
-    Raised by ``await client.connect()``, ``retry_now()``, ``join(...)``, ``ping()`` and ``room.synced()``.
+    Raised by ``await client.connect()``, ``retry_now()``, ``ready()``, ``ping()``, ``join(...)``, ``room.synced()`` and
+    ``room.resync()``, also if they begin to wait while it is stopped. A client that was never started is not stopped.
     The client stays stopped until ``connect()`` or ``retry_now()``; rooms stay tracked and are joined then.
     """
 

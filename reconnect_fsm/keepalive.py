@@ -14,7 +14,7 @@ Pure: time, in seconds, and what the kernel has counted are arguments. What prov
   is of no use: nothing that is sent arrives and our memory fills. A server that is only slow takes something now and
   then, and one that does not read while it sends us much is known by what arrives.
 
-While it is this program that does not read, nobody is judged.
+While it is this program that does not read, there is no verdict.
 """
 
 from __future__ import annotations

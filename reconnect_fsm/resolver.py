@@ -44,8 +44,8 @@ class FailedAddresses:
     def in_order(self, found: list[ResolveResult]) -> list[ResolveResult]:
         """Those that have not failed first, then those whose failure is the oldest (NET-ADDR).
 
-        One that accepts and fails is left out where there is another: happy eyeballs take whoever accepts first, and
-        that may well be the one that is ill.
+        One that accepts and fails is left out where there is another: happy eyeballs take the first that accepts,
+        and that may well be the one that is ill.
         """
         fresh = [each for each in found if self._of(each) is None]
         old = sorted((each for each in found if self._of(each) is not None), key=self._of)
@@ -124,7 +124,7 @@ class _Threads:
 
     def _over(self, key: object, answer: asyncio.Future[Any]) -> None:
         if answer.done() and not answer.cancelled():
-            answer.exception()  # it may be that nobody waits any more
+            answer.exception()  # else asyncio warns of it: the caller may have been cancelled
         under_way = self._under_way.get(key, [])
         if answer in under_way:
             under_way.remove(answer)

@@ -318,7 +318,7 @@ class RoomFSM(FSM[RoomStatus]):
         self.setbacks = 0
 
     def refuse_for_good(self) -> None:
-        """D-RESYNC: the same would be refused again; whoever wants to be synced has to know."""
+        """D-RESYNC: the same would be refused again, so `synced()` raises it."""
         self.in_doubt = True
         if self.refused is None:  # listeners hear of it once, until versions are compared again
             self.emit(NotifyError(UpdatesRefused(self.batch_status)))

@@ -321,7 +321,7 @@ async def _users_middlewares(
     try:
         return await handler(request)
     except BaseException as error:
-        if any(error is each for each in attempt.errors) or _goes_on(error):
+        if any(error is each for each in attempt.errors) or _must_propagate(error):
             raise
         unauthorized = as_unauthorized(error)
         if unauthorized is not None:
@@ -345,21 +345,21 @@ def _unchain(error: BaseException, attempt: Attempt) -> None:
         error = inner
 
 
-def _goes_on(error: BaseException) -> bool:
+def _must_propagate(error: BaseException) -> bool:
     """Whether it is the end of the program or of the running task, and no fault of code of the user's (D-GUARD)."""
     if isinstance(error, asyncio.CancelledError):
-        return _is_to_end()
+        return _is_cancelled()
     return isinstance(error, GeneratorExit) or not is_fault(error)
 
 
-def _is_to_end() -> bool:
+def _is_cancelled() -> bool:
     """Whether the running task has been cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _tracing() -> aiohttp.TraceConfig:
-    """Says how far an attempt has come: whoever is waited for when the time is up is named."""
+    """Says how far an attempt has come, so that a timeout can name what was waited for (D-WORDS)."""
     config = aiohttp.TraceConfig()
 
     def at(stage: str) -> Callable[..., Awaitable[None]]:
@@ -456,7 +456,7 @@ def make_session(given: Session | None) -> Session:
         return session
     loop = asyncio.get_running_loop()
     connector = _connectors.get(id(loop))
-    if connector is None or connector.loop is not loop:  # ids come again
+    if connector is None or connector.loop is not loop:  # a new loop may have the id of one that is gone
         connector = _connectors[id(loop)] = _Connector(loop)
     connector.users += 1
     return aiohttp.ClientSession(
@@ -515,7 +515,7 @@ async def open_socket(
     except AttemptFailed:
         raise
     except BaseException as error:
-        if _goes_on(error):
+        if _must_propagate(error):
             raise
         failure = failure_of(error, attempt)
         _remember_addresses(session, attempt, failure)
@@ -559,7 +559,7 @@ async def _in_a_task(asking: Coroutine[Any, Any, Any]) -> Any:
     try:
         return await task
     except (asyncio.CancelledError, GeneratorExit) as error:
-        if not task.done() or _is_to_end():
+        if not task.done() or _is_cancelled():
             raise
         report(URL_FUNCTION, error)
         raise UserCodeFailed(URL_FUNCTION, error) from error
@@ -574,11 +574,11 @@ async def _address(url: UrlSource, attempt: Attempt) -> URL:
         if inspect.isawaitable(given):
             given = await _in_a_task(wait_for_answer(URL_FUNCTION, given))
     except UserCodeFailed as failed:
-        if _is_to_end():
+        if _is_cancelled():
             raise asyncio.CancelledError from None  # it was to end, and raised something else instead
         why = f"{URL_FUNCTION} raised {names_of(failed.error)}"
         raise AttemptFailed(AttemptFailure(FailureKind.NETWORK, why, fault=FaultKind.USER_FUNCTION)) from None
-    if _is_to_end():
+    if _is_cancelled():
         raise asyncio.CancelledError  # it was to end, and went on: without this nothing would bound the attempt
     if isinstance(given, Unauthorized):
         raise given
@@ -629,7 +629,7 @@ class Socket:
 
         ``on_messages`` gets those that came together, `BURST` at most.
         ``on_alive`` is called for what proves life and is no message; ``on_closed`` once, unless `close` was called
-        before; ``ready`` is awaited every now and then: no more is read until whoever gets the messages has caught up.
+        before; ``ready`` is awaited every now and then: no more is read until what came is handled.
         """
         self._on_alive = on_alive
         self._reader = asyncio.create_task(self._read(on_messages, on_closed, ready), name="reconnect_fsm reader")

@@ -79,7 +79,7 @@ async def await_user(what: What, awaitable: Awaitable[T]) -> T:
 def notify_user(
     what: What, function: Callable[[Unpack[Args]], object], *args: *Args, counter: FaultCounter | None = None
 ) -> None:
-    """Call a function of the user's whose outcome matters to no one here; what it raises is reported."""
+    """Call a function of the user's whose result is not used; what it raises is reported."""
     try:
         function(*args)
     except BaseException as error:

@@ -448,7 +448,7 @@ class EphemeralAdaptor(_Adaptor):
             if _store_of((told, here)).encode(key) != told:
                 self._forget((key,))
             elif self._has_taken_back:
-                if key not in set(self.store.keys()):  # our own goodbye came back to us
+                if key not in set(self.store.keys()):  # our own removal came back to us
                     self.store.set(key, self._own[key])
             elif here != told:  # older than what we said last
                 self.store.apply(told)
