@@ -15,7 +15,7 @@ import inspect
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final, TypeAlias, cast
@@ -548,13 +548,15 @@ def _remember_addresses(session: Session, attempt: Attempt, failure: AttemptFail
     return lambda: failures.failed(addresses, accepted=True)
 
 
-async def _in_a_task(asking: Coroutine[Any, Any, Any]) -> Any:
+async def _in_a_task(answer: Awaitable[Any]) -> Any:
     """Wait for it in a task of its own, which is cancelled with this one.
 
     A TaskGroup that fails leaves a cancellation behind that was none (Python 3.11 and 3.12), and code of the user's may
     cancel the task it runs in: the dial must be able to tell that from its own end, and from the end of its time.
     """
-    task = asyncio.create_task(asking, name="reconnect_fsm url function")
+    task = asyncio.create_task(wait_for_answer(URL_FUNCTION, answer), name="reconnect_fsm url function")
+    if inspect.iscoroutine(answer):  # one that was cancelled before its first step would warn
+        task.add_done_callback(lambda _: answer.close())
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who is cancelled does not ask for it
     try:
         return await task
@@ -572,7 +574,7 @@ async def _address(url: UrlSource, attempt: Attempt) -> URL:
     try:
         given = ask(URL_FUNCTION, url)
         if inspect.isawaitable(given):
-            given = await _in_a_task(wait_for_answer(URL_FUNCTION, given))
+            given = await _in_a_task(given)
     except UserCodeFailed as failed:
         if _is_cancelled():
             raise asyncio.CancelledError from None  # it was to end, and raised something else instead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -183,6 +184,26 @@ async def test_d_words_a_group_of_unauthorized_is_one(nested: int) -> None:
             await asyncio.sleep(0.001)
     assert client.status == "disconnected"
     await client.close()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_d_guard_a_url_function_that_is_no_longer_wanted_is_ended(turns: int) -> None:
+    """D-GUARD: the attempt ends before its first step, or in any turn after it; nothing warns, nothing is left."""
+
+    async def url() -> str:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return "ws://127.0.0.1:9"
+
+    client = Client(url, **patient())
+    client.start()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    client.retry_now()
+    await client.close()
+    del client
+    gc.collect()  # a coroutine that was never awaited warns now, and that is an error
+    assert len(asyncio.all_tasks()) == 1
 
 
 class Source:
