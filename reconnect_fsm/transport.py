@@ -409,6 +409,11 @@ class _Connector(aiohttp.TCPConnector):
         self.loop = loop
         self.users = 0
 
+    @property
+    def closed(self) -> bool:
+        """Also when its loop has ended: a program that forgot `close` is told of no session that is not its own."""
+        return super().closed or self.loop.is_closed()
+
 
 # By the loop's id, and weak: what is kept here must not keep a loop that is abandoned, nor what lived in it.
 _connectors: WeakValueDictionary[int, _Connector] = WeakValueDictionary()
@@ -422,6 +427,12 @@ class _FreshConnections:
 
     def __init__(self, given: aiohttp.BaseConnector) -> None:
         self.given = given
+        self.loop = asyncio.get_running_loop()
+
+    @property
+    def closed(self) -> bool:
+        """As that of `_Connector`."""
+        return self.given.closed or self.loop.is_closed()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.given, name)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import ClientSession, WSMsgType, web
 from aiohttp.test_utils import TestServer
 
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
@@ -442,6 +444,35 @@ def test_d_stop_rooms_that_had_not_heard_of_a_close_when_the_loop_ended_are_join
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@pytest.mark.parametrize("moment", ["connected", "dialling", "with a session that the program forgets, too"])
+def test_d_stop_a_program_that_forgets_close_is_told_of_no_session_that_is_not_its_own(
+    moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D-STOP: the loop ends without `close`, then the client is collected: nothing warns of what is inside it."""
+
+    async def hangs() -> str:
+        await asyncio.sleep(60)
+        return "ws://h/"
+
+    async def forgetful() -> None:
+        async with EmbeddedServer() as server:
+            session = ClientSession() if "session" in moment else None
+            client = Client(hangs if moment == "dialling" else server.url, retry=QUICK, session=session)
+            client.start()
+            if moment == "dialling":
+                await asyncio.sleep(0)
+            else:
+                await client.ready()
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        asyncio.run(forgetful())
+        gc.collect()
+    told = [str(each.message) for each in warned if "client session" in str(each.message)]
+    assert len(told) == (1 if "session" in moment else 0)  # of the program's own
+    assert caplog.text.count("Unclosed client session") == len(told)
 
 
 async def test_d_stop_ready_waits_or_raises() -> None:
