@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import ssl
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -795,6 +797,26 @@ async def test_d_guard_a_url_function_that_gets_over_a_task_group_that_failed() 
         await connection.ready()
     async with faulty.server(faulty.never_answer) as server, failed(url, connect_timeout=0.5) as failure:
         assert failure.why == "no connection in the time allowed"
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_d_timeout_a_dial_that_is_given_up_as_soon_as_its_url_function_was_called(turns: int) -> None:
+    """D-TIMEOUT: its coroutine ends with it, begun or not: nothing warns that nobody awaited it, no task is left."""
+
+    async def url() -> str:
+        await asyncio.sleep(30)
+        return "ws://h/"
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        connection = Connection(url, retry=LATER)
+        connection.start()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await connection.close()
+        gc.collect()
+    assert [str(each.message) for each in warned] == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit])
