@@ -33,6 +33,7 @@ from reconnect_fsm import (
     RoomLeft,
     RoomStatus,
     recorder,
+    transport,
 )
 from reconnect_fsm.connection import Connection
 from reconnect_fsm.embedded_server import EmbeddedServer
@@ -40,7 +41,7 @@ from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.pump import Promise
 from reconnect_fsm.testing import leaks
 from reconnect_fsm.testing.virtual_time import in_memory_connections
-from reconnect_fsm.transport import Data, Socket
+from reconnect_fsm.transport import Data, Session, Socket
 
 HORIZON = 2.6  # seconds of virtual time that an operation is given; then it waits for what may never come
 MOST_TURNS = 400  # of the loop, within the horizon
@@ -506,12 +507,17 @@ def shares_one_write(patch: pytest.MonkeyPatch) -> None:
 
 
 def cancels_what_ends(patch: pytest.MonkeyPatch) -> None:
-    """Law 6: who waits for the end of a connection cancels it."""
+    """Law 6: who waits for the end of a connection cancels it, and its session is never closed."""
 
     async def ended(self: Connection, tasks: set[asyncio.Task[object]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def close_session(self: Connection, session: Session, ending: set[asyncio.Task[object]]) -> None:
+        await self._ended(ending)
+        await transport.close_session(session)
+
     patch.setattr(Connection, "_ended", ended)
+    patch.setattr(Connection, "_close_session", close_session)
 
 
 def says_something_else(patch: pytest.MonkeyPatch) -> None:
