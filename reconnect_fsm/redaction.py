@@ -33,7 +33,14 @@ Span: TypeAlias = tuple[int, int]
 BETWEEN: Final = b'\n \t\r\f\v;,"{}'  # what is between the parts of a secret
 APART: Final = bytes.maketrans(BETWEEN, b"\n" * len(BETWEEN))
 IN_PERCENT: Final = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
-IN_PERCENT_OR_PLUS: Final = re.compile(rb"(?:%[0-9A-Fa-f]{2}|\+)+")
+ONE_ESCAPE: Final = {  # most are single ones, and the JSON parser takes long to begin
+    b"\\" + name: meant
+    for name, meant in zip(
+        (b'"', b"\\", b"/", b"b", b"f", b"n", b"r", b"t"),
+        (b'"', b"\\", b"/", b"\b", b"\f", b"\n", b"\r", b"\t"),
+        strict=True,
+    )
+}
 IN_JSON: Final = re.compile(rb'(?:\\u[0-9A-Fa-f]{4}|\\["\\/bfnrt])+')
 
 
@@ -186,22 +193,23 @@ def _readings(data: bytes) -> Iterator[tuple[bytes, list[int] | None]]:
     if b"%" in data:
         yield _without(IN_PERCENT, data, unquote_to_bytes)
     if b"+" in data:
-        yield _without(IN_PERCENT_OR_PLUS, data, lambda found: unquote_to_bytes(found.replace(b"+", b" ")))
+        yield _without(IN_PERCENT, data.replace(b"+", b" "), unquote_to_bytes)
     if b"\\" in data:
         yield _without(IN_JSON, data, _of_json)
 
 
 def _of_json(found: bytes) -> bytes:
-    return str(json.loads(b'"%b"' % found)).encode(errors="replace")
+    return ONE_ESCAPE.get(found) or str(json.loads(b'"%b"' % found)).encode(errors="replace")
 
 
 def _without(escaped: re.Pattern[bytes], data: bytes, decode: Callable[[bytes], bytes]) -> tuple[bytes, list[int]]:
     plain, places, at = bytearray(), list[int](), 0
     for found in escaped.finditer(data):
-        decoded = decode(found[0])
-        plain += data[at : found.start()] + decoded
+        (start, end), decoded = found.span(), decode(found[0])
+        plain += data[at:start] + decoded
+        places += range(at, start)
         # Within a run of escapes it is known well enough: each takes as much room
-        size = len(found[0]) / max(len(decoded), 1)
-        places += [*range(at, found.start()), *(found.start() + int(size * each) for each in range(len(decoded)))]
-        at = found.end()
+        size = (end - start) / max(len(decoded), 1)
+        places += [start] if len(decoded) == 1 else [start + int(size * each) for each in range(len(decoded))]
+        at = end
     return bytes(plain + data[at:]), [*places, *range(at, len(data) + 1)]

@@ -2132,6 +2132,26 @@ def test_a_client_can_be_used_in_one_loop_after_another() -> None:
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 
+@pytest.mark.parametrize("kind", ["JoinError", "RoomError"])
+def test_d_judged_a_flood_of_long_words_gives_way_to_the_loop(kind: str) -> None:
+    """D-JUDGED: to redact 4,000 characters takes as long as dozens of other steps, and counts as so many."""
+
+    def frame(words: str) -> bytes:
+        if kind == "JoinError":
+            return encode(JoinError(CrdtType.ELO, "r", JoinErrorCode.APP_ERROR, words, app_code="rate-limit"))
+        return encode(RoomError(CrdtType.ELO, "r", RoomErrorCode.REJOIN_SUGGESTED, words))
+
+    async def main() -> None:
+        async with client_of("ws://127.0.0.1:1") as client:
+            room = client.join("r", Notebook())
+            steps = [sum(1 for _ in client._rooms.received(frame(words)) or ()) for words in ("full", "+a" * 2_000)]
+            assert steps[0] == 0
+            assert steps[1] >= 60
+            assert room.status is RoomStatus.CONNECTING
+
+    run(main)
+
+
 async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
     scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
