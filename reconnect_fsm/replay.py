@@ -38,6 +38,7 @@ from .record_format import (
 from .retry import RetryPolicy
 from .room_fsm import RoomFSM
 from .status import CloseInfo, presentable
+from .user_code import is_fault
 
 __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions_in"]
 
@@ -400,7 +401,9 @@ class _Run:
         raised = ""
         try:
             effects: Iterable[object] = fsm.events[told.event].fire(fsm, *args)
-        except Exception as error:
+        except BaseException as error:  # loro's, for one, is no Exception (D-GUARD)
+            if not is_fault(error):
+                raise
             effects, raised = broken(fsm, error), f"; it raised {error!r}"
         done = [encoded(each, same) for each in effects]
         if fsm.state != told.new or self._shape(done) != self._shape(told.effects):

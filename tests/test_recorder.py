@@ -766,6 +766,22 @@ def test_a_state_or_fact_that_is_gone_is_another_way() -> None:
     assert replay(begun_there).divergences[0].now == "there is no state resting"
 
 
+class Panic(BaseException):
+    """What extension modules raise: no Exception."""
+
+
+def test_d_guard_what_a_machine_raised_is_raised_again_if_it_is_no_exception() -> None:
+    """D-GUARD: the live client went to error because of it, and so does the replay."""
+
+    class Panicky(ClientFSM):
+        def start_retry_timer(self) -> None:
+            raise Panic
+
+    run = an_outage(Run(Panicky))
+    assert "error" in {step["new"] for step in run.steps}
+    assert replay(run.lines, fsm=Panicky, words=True).divergences == ()
+
+
 def test_what_a_policy_raised_is_raised_again() -> None:
     """D-ERROR: a machine that went to error because of it does so in the replay."""
 
