@@ -91,8 +91,7 @@ def failure_of(error: BaseException, attempt: Attempt) -> AttemptFailure:
             why = f"{whose} says that this client is not authorized"
             return AttemptFailure(FailureKind.UNAUTHORIZED, why, fault=FaultKind.USER_FUNCTION)
         case UserCodeFailed():
-            what = str(error).partition(" raised ")[0]
-            return _failed(FaultKind.USER_FUNCTION, f"{what} raised {names_of(error.error)}")
+            return _failed(FaultKind.USER_FUNCTION, f"{error.what} raised {names_of(error.error)}")
         case InvalidURL():
             return AttemptFailure(MISCONFIGURED, str(error), fault=FaultKind.URL)
         case AskedElsewhere():

@@ -24,10 +24,11 @@ What: TypeAlias = str | tuple[str, *tuple[object, ...]]
 
 
 class UserCodeFailed(Exception):
-    """Code of the user's raised; `report` has told of it. ``error`` is what it raised."""
+    """Code of the user's raised; `report` has told of it. ``what`` names it, ``error`` is what it raised."""
 
     def __init__(self, what: What, error: BaseException) -> None:
-        super().__init__(f"{_words(what)} raised {type(error).__name__}")  # its own words may hold secrets
+        self.what = _words(what)
+        super().__init__(f"{self.what} raised {type(error).__name__}")  # its own words may hold secrets
         self.error = error
 
 
