@@ -42,8 +42,8 @@ class Pump:
     SLICE = 128
 
     def __init__(self) -> None:
-        self._events = NO_JOBS
-        self._works = NO_WORK
+        self._events: deque[Job] = NO_JOBS
+        self._works: deque[Work] = NO_WORK
         self._running = False
         self._rest: asyncio.Handle | None = None  # what goes on in the loop's next turn
         self._idle: Promise[None] = Promise()

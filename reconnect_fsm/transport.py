@@ -27,7 +27,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from .addresses import check_url, with_params
-from .credentials import UserCodeFailed, as_unauthorized, ask, names_of, wait_for_answer
+from .credentials import UserCodeFailed, as_unauthorized, ask, wait_for_answer
 from .errors import InvalidURL, NotConnected, Unauthorized
 from .failures import LONGEST_CHAIN, MAX_RETRY_AFTER, AskedElsewhere, Attempt, Redirected, failure_of
 from .keepalive import Counters
@@ -586,11 +586,10 @@ async def _address(url: UrlSource, attempt: Attempt) -> URL:
         given = ask(URL_FUNCTION, url)
         if inspect.isawaitable(given):
             given = await _in_a_task(given)
-    except UserCodeFailed as failed:
+    except UserCodeFailed:
         if _is_cancelled():
             raise asyncio.CancelledError from None  # it was to end, and raised something else instead
-        why = f"{URL_FUNCTION} raised {names_of(failed.error)}"
-        raise AttemptFailed(AttemptFailure(FailureKind.NETWORK, why, fault=FaultKind.USER_FUNCTION)) from None
+        raise
     if _is_cancelled():
         raise asyncio.CancelledError  # it was to end, and went on: without this nothing would bound the attempt
     if isinstance(given, Unauthorized):
