@@ -12,7 +12,7 @@ from types import FunctionType, TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from .errors import twin
-from .user_code import FaultCounter, is_fault, notify_user, report
+from .user_code import FaultCounter, What, is_fault, notify_user, report
 
 __all__ = ["LazyCoroutine", "Listeners", "Outcome", "Promise", "Pump", "raised"]
 
@@ -299,9 +299,9 @@ class Listeners(FaultCounter, Generic[T]):
     __slots__ = ("_callbacks", "_name", "_what")
 
     def __init__(self, what: str) -> None:
-        super().__init__()
+        self.faults = 0
         self._name = what
-        self._what = f"a callback of {what}"
+        self._what: What = ("a callback of {}", what)
         self._callbacks: tuple[tuple[object, Callable[[T], object]], ...] = ()  # each with a token of its own
 
     def __bool__(self) -> bool:

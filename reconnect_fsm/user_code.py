@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar, TypeVarTuple, Unpack
 
-__all__ = ["FaultCounter", "UserCodeFailed", "await_user", "call_user", "is_fault", "notify_user", "report"]
+__all__ = ["FaultCounter", "UserCodeFailed", "What", "await_user", "call_user", "is_fault", "notify_user", "report"]
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
