@@ -99,6 +99,7 @@ QUEUED_A_STEP = 64  # rooms that queue up for their turn in one step
 MIN_PIECE = 16 * 1024  # D-TOOBIG: bytes of a message that is sent; no server takes less
 FRAME_AROUND = 160  # bytes of a frame besides the updates in it, at most: 128 of them are the room id
 MAX_UPDATE_SIZE = 64 * 1024 * 1024  # bytes of one update, in either direction
+PIECES_AT_LEAVE = 64  # that are still sent when a room is left; there may be no end of them
 MIN_RENEWAL = 0.1  # seconds
 APPLIED_AT_ONCE = 32  # updates of one batch
 APPLIED_BYTES = 16 * 1024
@@ -762,8 +763,9 @@ class Rooms:
         room._timer = self._deadlines.set_at(self._loop, when, self._timer_fell_due, room)
 
     def _send_leave(self, room: Room, _: SendLeave) -> None:
-        while self._send_more(room):
-            pass  # the rest of what the server lacks, for there will be no other time
+        for _ in range(PIECES_AT_LEAVE):  # the rest of what the server lacks, for there will be no other time
+            if not self._send_more(room):
+                break
         self._take_back_presence(room)
         self._send(encode(Leave(room.crdt_type, room.id)))
 

@@ -1408,6 +1408,17 @@ async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
         await peer.hears_nothing_else()
 
 
+async def test_d_leave_an_upload_without_an_end_is_left(scripted: ScriptedServer) -> None:
+    """D-LEAVE: an adaptor whose updates never end keeps nobody in a room, nor the loop from going on."""
+    endless = Notebook()
+    endless.missing_from = lambda server_version: itertools.repeat(bytes(60_000))  # type: ignore[method-assign,assignment]
+    async with joined(scripted, endless) as (_, room, peer):
+        await room.leave()
+        assert room.status is RoomStatus.DISCONNECTED
+        while not isinstance(await peer.next(DocUpdate | Leave), Leave):
+            pass
+
+
 @pytest.mark.parametrize("ending", ["leave", "close"])
 async def test_d_ack_the_last_edit_before_the_end_is_sent(scripted: ScriptedServer, ending: str) -> None:
     """D-ACK: no join follows that would bring it, so what is not written yet when it ends still is."""
