@@ -61,13 +61,12 @@ STOPPED_STATUSES = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 UNDER_WAY = (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
 
 # What `ClientFSM.marks` is made of. One number, for there are thousands of clients in a process.
-CONNECTED_ONCE = 1  # it has been connected, in this run or an earlier one
-NETWORK_CHANGED = 2  # the environment went online, having been offline
-TOO_BIG = 4  # the last connection ended because the server sent too big a message
-TOO_BIG_AGAIN = 8  # and so did the one before
-OUTAGE_REPORTED = 16  # the log has heard of this outage
-NO_BACKOFF = 32  # the wait that is entered now is only as long as it must be
-ASKED = 64  # what broke last was an event, and who caused it may wait for what comes of it
+MAY_PASS = 1  # it has been connected, or the environment went online: a certificate that does not verify may pass
+TOO_BIG = 2  # the last connection ended because the server sent too big a message
+TOO_BIG_AGAIN = 4  # and so did the one before
+OUTAGE_REPORTED = 8  # the log has heard of this outage
+NO_BACKOFF = 16  # the wait that is entered now is only as long as it must be
+ASKED = 32  # what broke last was an event, and who caused it may wait for what comes of it
 
 
 class ClientFSM(FSM[ClientStatus]):
@@ -322,7 +321,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     def note_online(self) -> None:
         self.online = True
-        self.marks |= NETWORK_CHANGED
+        self.marks |= MAY_PASS
 
     def wake_up(self) -> None:
         """OFF-2: an attempt now."""
@@ -408,7 +407,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.news = "connected"
         self.failure = NO_FAILURE
         self.not_before = None
-        self.marks |= CONNECTED_ONCE
+        self.marks |= MAY_PASS
 
     @event(
         row(DIALING, to=error,        when=is_misconfigured,                           clause="D-ERROR D-HTTP"),
@@ -442,10 +441,10 @@ class ClientFSM(FSM[ClientStatus]):
         self.news = str(info)
         self.told_cause = info.redacted()
         self.farewell = (NORMAL, "")
-        was_too_big = TOO_BIG_AGAIN if self.marks & TOO_BIG else 0
+        was_too_big = bool(self.marks & TOO_BIG)
         self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
         if info.fault is FaultKind.MESSAGE_TOO_BIG:
-            self.marks |= TOO_BIG | was_too_big
+            self.marks |= (TOO_BIG | TOO_BIG_AGAIN) if was_too_big else TOO_BIG
 
     @event(
         row(connected, to=disconnected, when=is_retrying_off,      do=note_retrying_off, clause="RETRY-1"),
@@ -539,8 +538,11 @@ class ClientFSM(FSM[ClientStatus]):
         return self.woken_at if self.woken_at > self.now else self.woken_at + self.policy.base
 
     def is_passing(self) -> bool:
-        """D-HTTP: a certificate that does not verify may pass, as captive portals and wrong clocks do."""
-        return self.failure.fault in CERTIFICATES and bool(self.marks & (CONNECTED_ONCE | NETWORK_CHANGED))
+        """D-HTTP: a certificate that does not verify may pass, as captive portals and wrong clocks do.
+
+        It may for a client that was connected before, in this run or an earlier one, or that was offline before.
+        """
+        return self.failure.fault in CERTIFICATES and bool(self.marks & MAY_PASS)
 
     def kind_of_stop(self) -> StopKind:
         """D-CAUSE: what its row has noted; else who has decided that it ends can be told from the cause."""

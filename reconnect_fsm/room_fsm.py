@@ -630,16 +630,14 @@ class RoomFSM(FSM[RoomStatus]):
     def status_changed(self, old: RoomStatus, new: RoomStatus) -> None:
         if old is JOINED:
             self.end_session()
-        cause = stop = retry_in = None
+        stop = retry_in = None
         attempt = 0
         if new is CONNECTING or new is RECONNECTING:
             attempt = self.attempt
             retry_in = self.delay if self.state in WAITS else None
-        if new is not CONNECTING and new is not JOINED:
-            cause = self.told_cause
         if new is DISCONNECTED and isinstance(self.refusal, ClientStopped):
             stop = self.refusal.stop
-        self.emit(_news(old, new, self.news, cause, stop, attempt, retry_in))
+        self.emit(_news(old, new, self.news, self.told_cause, stop, attempt, retry_in))
 
 
 WAITS = (RoomFSM.join_delayed.name, RoomFSM.rejoin_delayed.name)

@@ -114,7 +114,7 @@ class FaultKind(Enum):
     """The other end broke the WebSocket protocol."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class CloseInfo:
     """How a connection ended."""
 
@@ -127,7 +127,7 @@ class CloseInfo:
     """
     lasted: float = 0.0
     """How long the connection was open, in seconds."""
-    shown: str | None = field(default=None, repr=False, compare=False)
+    shown: str | None = field(default=None, compare=False)
     """The reason as it may be shown, short and without secrets, where that is not the reason itself."""
     fault: FaultKind | None = None
     """What this end found wrong; None if the server closed, or if the connection was just lost."""

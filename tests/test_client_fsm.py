@@ -25,7 +25,7 @@ from reconnect_fsm.effects import (
     TellRooms,
 )
 from reconnect_fsm.errors import ClientStopped
-from reconnect_fsm.machine import ANY, Event, event, row, state
+from reconnect_fsm.machine import ANY, STAY, Event, event, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, FaultKind, StopKind
 
@@ -143,10 +143,12 @@ def test_off_1_a_client_that_is_started_offline_waits_for_the_network(where: str
     else:
         fsm.close_requested()
     fsm.went_offline()
-    assert said(fsm.start_requested()) == [
+    effects = fsm.start_requested()
+    assert said(effects) == [
         "TellRooms('client_started', 'started')",
         f"NotifyStatus({where} → reconnecting, 'started')",
     ]
+    assert change(effects).cause == AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE)
     assert (fsm.state, fsm.attempt) == ("paused", 0)
     assert said(fsm.went_online()) == ["Dial()"]
 
@@ -497,6 +499,7 @@ def test_d_http_a_retry_after_is_forgotten_once_connected_or_started_anew() -> N
     fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=300.0))
     fsm.connect_requested()
     fsm.socket_opened()
+    assert fsm.failure == AttemptFailure(FailureKind.NETWORK, "")
     assert waits(fsm.socket_closed(LOST)) == [1.0]
     fsm.timer_fell_due()
     fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=300.0))
@@ -539,6 +542,14 @@ def test_d_http_a_persons_word_overrides_a_retry_after(ask: Any) -> None:
     assert flap(fsm, 120.0)[-1] == StartTimer(pytest.approx(40.0))
     fsm.retry_requested()
     assert waits(fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "429", 429, retry_after=5.0), 130.0)) == [5.0]
+
+
+def test_d_http_a_retry_after_that_is_over_lengthens_no_wait() -> None:
+    """D-HTTP: the backoff is that of the policy."""
+    fsm = client("connecting")
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0), 100.0)
+    fsm.connect_requested(reset_backoff=True)
+    assert waits(fsm.dial_failed(REFUSED, 170.0)) == [0.5]
 
 
 def test_d_http_an_attempt_by_hand_is_not_made_twice_before_the_server_wants_it() -> None:
@@ -713,6 +724,31 @@ def test_off_2_what_is_known_already_ends_no_pause_of_a_users_own() -> None:
     assert fsm.state == "paused"
     fsm.went_offline()
     assert said(fsm.went_online()) == ["Dial()"]
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0), 100.0)
+    fsm.sent_to_sleep()
+    assert fsm.went_online(101.0) == []
+    assert fsm.state == "paused"
+    assert [then for _, then in outages(fsm.outage_lasted())] == ["it goes on"]
+
+
+def test_off_2_a_user_may_go_on_trying_offline() -> None:
+    """OFF-2: then a retry that is under way is made afresh, as one by hand is, and damped as that is."""
+
+    class Stubborn(ClientFSM):
+        went_offline = ClientFSM.went_offline.first(row(ClientFSM.waiting, to=STAY, do="note_offline"))
+
+    fsm = Stubborn(RetryPolicy(jitter=0))
+    fsm.connect_requested()
+    fail(fsm, 3)
+    fsm.went_offline()
+    fsm.timer_fell_due()
+    assert said(fsm.went_online(100.0)) == ["CancelDial()", "Dial()"]
+    assert (fsm.state, fsm.online, fsm.attempt) == ("retrying", True, 0)
+    fail(fsm, 3)
+    fsm.went_offline()
+    fsm.timer_fell_due()
+    assert fsm.went_online(100.2) == []
+    assert (fsm.state, fsm.online, fsm.attempt) == ("retrying", True, 0)
 
 
 @pytest.mark.parametrize("where", ["connecting", "connected"])
@@ -777,6 +813,56 @@ def test_off_2_flapping_is_damped() -> None:
     assert waits(flap(fsm, 100.8)) == [pytest.approx(0.2)]
     fsm.timer_fell_due()
     assert said(flap(fsm, 101.6)) == ["Dial()"]
+
+
+def test_off_2_after_a_damped_attempt_the_backoff_is_that_of_the_policy() -> None:
+    """OFF-2 RETRY-1: only the one wait is without it; and nothing else that was noted is changed by it."""
+    fsm = client("connected")
+    flap(fsm, 100.0)
+    assert waits(flap(fsm, 100.1)) == [pytest.approx(0.4)]
+    fsm.timer_fell_due()
+    assert waits(fsm.dial_failed(REFUSED, 101.0)) == [0.5]
+    assert len(outages(fsm.outage_lasted())) == 1
+    fsm.timer_fell_due()
+    fsm.dial_failed(UNVERIFIED, 102.0)
+    assert fsm.state == "waiting"  # it was connected before
+
+
+def test_d_heard_a_damped_attempt_is_of_the_same_outage() -> None:
+    """D-HEARD OFF-2: what was reported is not reported again; a wait before the first retry has no number."""
+    fsm = client("connected")
+    flap(fsm, 100.0)
+    flap(fsm, 100.1)
+    assert [then for _, then in outages(fsm.outage_lasted())] == ["the next attempt comes after a wait of 0.4 s"]
+    flap(fsm, 100.2)
+    assert fsm.outage_lasted() == []
+
+
+def test_d_heard_a_message_too_big_is_of_the_same_outage() -> None:
+    """D-HEARD D-TOOBIG: what was reported is not reported again."""
+    fsm = client("connecting")
+    fail(fsm, 3)
+    fsm.timer_fell_due()
+    fsm.socket_opened()
+    fsm.socket_closed(TOO_BIG)
+    assert fsm.outage_lasted() == []
+
+
+@pytest.mark.parametrize("now", [-100.0, 0.0])
+def test_off_2_a_clock_may_begin_anywhere(now: float) -> None:
+    """OFF-2: the first attempt is made at once; another at the same moment is damped."""
+    fsm = client("connected")
+    assert said(flap(fsm, now)) == ["Dial()"]
+    assert waits(flap(fsm, now)) == [0.5]
+
+
+def test_off_2_an_attempt_that_was_only_waited_for_damps_nothing() -> None:
+    """OFF-2 D-HTTP: the server wanted it later, and when it would have been time there was no network."""
+    fsm = client("connected")
+    flap(fsm, 100.0)
+    fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=0.75), 100.0)
+    assert waits(flap(fsm, 100.5)) == [0.25]
+    assert said(flap(fsm, 100.8)) == ["Dial()"]
 
 
 def test_off_2_flapping_does_not_drop_an_attempt_again_and_again() -> None:
@@ -932,17 +1018,28 @@ def test_d_http_a_certificate_that_does_not_verify_is_an_error_at_first() -> Non
     assert (fsm.state, fsm.stop_kind) == ("error", StopKind.MISCONFIGURED)
 
 
-def test_d_http_a_certificate_that_did_verify_once_is_a_failed_attempt() -> None:
+def test_d_http_what_broke_in_this_program_says_nothing_of_certificates() -> None:
+    """D-HTTP D-ERROR: a client that broke and was started again was still never connected."""
+    fsm = client("connecting")
+    fsm.broke("a guard raised KeyError", True)
+    fsm.connect_requested()
+    fsm.dial_failed(UNVERIFIED, 2.0)
+    assert (fsm.state, fsm.stop_kind) == ("error", StopKind.MISCONFIGURED)
+
+
+@pytest.mark.parametrize("fault", [FaultKind.CERTIFICATE, FaultKind.PROXY])
+def test_d_http_a_certificate_that_did_verify_once_is_a_failed_attempt(fault: FaultKind) -> None:
     """D-HTTP: a captive portal, a wrong clock: it passes. An unusable URL does not."""
+    unverified = AttemptFailure(FailureKind.MISCONFIGURED, "the certificate does not verify", fault=fault)
     fsm = client("connected")
     fsm.socket_closed(LOST)
     for _ in range(3):
         fsm.timer_fell_due()
-        fsm.dial_failed(UNVERIFIED, 2.0)
-        assert (fsm.state, fsm.cause) == ("waiting", UNVERIFIED)
+        fsm.dial_failed(unverified, 2.0)
+        assert (fsm.state, fsm.cause) == ("waiting", unverified)
     fsm.close_requested()
     fsm.connect_requested()
-    fsm.dial_failed(UNVERIFIED, 3.0)
+    fsm.dial_failed(unverified, 3.0)
     assert fsm.state == "waiting"
     fsm.timer_fell_due()
     fsm.dial_failed(NO_SCHEME, 4.0)
@@ -980,7 +1077,9 @@ def test_d_toobig_a_message_too_big_for_us_twice_in_a_row_is_an_error() -> None:
     fsm.timer_fell_due()  # it lasted: that says nothing about the message
     lose(fsm, "socket_closed", TOO_BIG)
     assert (fsm.state, fsm.stop_kind, fsm.cause) == ("error", StopKind.MISCONFIGURED, TOO_BIG)
-    assert "twice in a row: make max_msg_size= larger" in fsm.reason
+    assert fsm.reason == (
+        f"{TOO_BIG}, twice in a row: make max_msg_size= larger (0: no limit), or have the server send less at once"
+    )
 
 
 @pytest.mark.parametrize(
@@ -1067,6 +1166,34 @@ def test_d_cause_a_stop_says_as_data_why(
 
 
 @pytest.mark.parametrize(
+    ("where", "fact", "arg", "stop"),
+    [
+        ("connecting", "dial_failed", AttemptFailure(FailureKind.ANSWER, "HTTP 401", 401), StopKind.REFUSED),
+        ("connecting", "dial_failed", REFUSED, StopKind.RETRYING_OFF),
+        ("connected", "socket_closed", CloseInfo(4401, "out"), StopKind.REFUSED),
+        ("connected", "socket_closed", LOST, StopKind.RETRYING_OFF),
+        ("connected", "pong_missed", LOST, StopKind.RETRYING_OFF),
+    ],
+)
+def test_d_cause_of_several_reasons_to_stop_the_strongest_is_told(
+    where: str, fact: str, arg: object, stop: StopKind
+) -> None:
+    """D-CAUSE: the server's word, then that retrying is off, then that there are no attempts left."""
+    fsm = client(where, enabled=False, max_attempts=0)
+    getattr(fsm, fact)(arg)
+    assert (fsm.state, fsm.stop_kind) == ("disconnected", stop)
+
+
+def test_d_cause_too_big_a_message_is_told_before_attempts_used_up_and_after_the_servers_word() -> None:
+    """D-CAUSE D-TOOBIG: twice in a row; the second time there is another reason, too."""
+    for code, state_then, stop in ((1006, "error", StopKind.MISCONFIGURED), (1008, "disconnected", StopKind.REFUSED)):
+        fsm = client("connected", max_attempts=1)
+        lose(fsm, "socket_closed", TOO_BIG)
+        fsm.socket_closed(CloseInfo(code, "too big", fault=FaultKind.MESSAGE_TOO_BIG))
+        assert (fsm.state, fsm.stop_kind) == (state_then, stop)
+
+
+@pytest.mark.parametrize(
     ("where", "fact", "args", "cause"),
     [
         ("connected", "socket_closed", (LOST,), LOST),
@@ -1078,6 +1205,7 @@ def test_d_cause_a_stop_says_as_data_why(
             (),
             AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE),
         ),
+        ("disconnected", "start_requested", (), None),
         ("connected", "retry_requested", (), None),
         ("connecting", "socket_opened", (), None),
     ],
@@ -1250,6 +1378,30 @@ def test_d_heard_a_stop_after_three_failures_is_reported_at_once() -> None:
     assert fsm.outage_lasted() == []
 
 
+def test_d_heard_a_stop_after_two_failures_is_not_reported() -> None:
+    """D-HEARD: nor one that this program has decided, or broken, whatever failed before."""
+    assert outages(fail(client("connecting", max_attempts=1), 2)) == []
+    for fact, *args in (("close_requested",), ("broke", "a guard raised")):
+        fsm = client("connecting")
+        fail(fsm, 2)
+        assert outages(getattr(fsm, fact)(*args)) == []
+    fsm = client("connecting")
+    fail(fsm, 3)
+    fsm.close_requested()
+    assert outages(fsm.broke("a guard raised")) == []
+
+
+def test_d_heard_a_user_changes_how_many_failures_are_an_outage() -> None:
+    """D-HEARD: a class attribute; with 1 the first failure is one, and a beginning is none."""
+
+    class Anxious(ClientFSM):
+        failures_until_heard = 1
+
+    fsm = Anxious(RetryPolicy(jitter=0))
+    assert outages(fsm.connect_requested()) == []
+    assert outages(fsm.dial_failed(REFUSED)) == [("connection refused", "retry 1 comes after a wait of 0.5 s")]
+
+
 def test_d_heard_what_is_closed_and_started_again_is_another_outage() -> None:
     """D-HEARD: this program has decided that the first one is over."""
     fsm = client("connecting")
@@ -1259,11 +1411,12 @@ def test_d_heard_what_is_closed_and_started_again_is_another_outage() -> None:
     assert len(outages(fsm.outage_lasted())) == 1
 
 
+@pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("where", [where for where in ROUTES if where != "error"])
-def test_d_error_what_broke_puts_everything_away(where: str) -> None:
-    """D-ERROR: from every state; the socket is closed with 1011."""
+def test_d_error_what_broke_puts_everything_away(where: str, asked: bool) -> None:
+    """D-ERROR: from every state, on an event or an effect; the socket is closed with 1011."""
     fsm = client(where)
-    effects = said(fsm.broke("the policy raised ValueError"))
+    effects = said(fsm.broke("the policy raised ValueError", asked))
     assert fsm.state == "error"
     assert effects[-4:-2] == ["Release()", "TellRooms('client_stopped', 'the policy raised ValueError')"]
     assert effects[-1].endswith("→ error, 'the policy raised ValueError')")
@@ -1410,6 +1563,7 @@ def test_retry_3_a_close_of_no_socket_of_ours_stops_nothing(where: str, policy: 
     fsm = client(where)
     fsm.policy = RetryPolicy(**policy)
     assert fsm.socket_closed(CloseInfo(1008, "auth_failed")) == []
+    assert fsm.socket_closed(TOO_BIG) == fsm.socket_closed(TOO_BIG) == []
     assert fsm.pong_missed(LOST) == []
     assert fsm.state == where
 
@@ -1436,7 +1590,13 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
     fsm.connect_requested()
     with pytest.raises(ZeroDivisionError):
         fsm.broke("why")
-    assert said(fsm.give_up("the machine raised")) == [
+    effects = fsm.give_up("the machine raised")
+    (stopped,) = [each.error for each in effects if isinstance(each, FailWaiters)]
+    (told,) = [each for each in effects if isinstance(each, TellRooms)]
+    assert isinstance(stopped, ClientStopped)
+    for each in (stopped, told, change(effects)):
+        assert (each.cause, each.stop) == (None, StopKind.FAULT)
+    assert said(effects) == [
         "Release()",
         "TellRooms('client_stopped', 'the machine raised')",
         "FailWaiters(ClientStopped('the client stopped: the machine raised "
@@ -1512,6 +1672,14 @@ def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
     assert fsm.failure == AttemptFailure(FailureKind.NETWORK, "")
     assert fsm.loss == CloseInfo(1000)
     assert fsm.reset_asked is False
+    assert (fsm.cause, fsm.stop_kind, fsm.now, fsm.not_before, fsm.woken_at, fsm.marks) == (
+        None,
+        None,
+        0.0,
+        None,
+        None,
+        0,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- golden

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from reconnect_fsm import errors
-from reconnect_fsm.errors import ClientStopped, JoinRefused, ReconnectError, twin
+from reconnect_fsm.errors import ClientStopped, JoinRefused, ReconnectError, UpdatesRefused, twin
+from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.status import CloseInfo, StopKind
 
 
@@ -60,6 +61,13 @@ def test_rejoin_3_a_refusal_can_be_told_by_its_codes() -> None:
     error = JoinRefused(0x7F, "no seat left", "full")
     assert (error.code, error.message, error.app_code) == (0x7F, "no seat left", "full")
     assert JoinRefused(0, "no").app_code is None
+
+
+def test_d_resync_updates_that_are_refused_say_which_way_in_words_and_as_data() -> None:
+    """D-RESYNC: whoever is synced has to know; each waiter's copy has it too."""
+    error = twin(UpdatesRefused(UpdateStatusCode.PERMISSION_DENIED))
+    assert str(error) == "the server lacks updates of this document and refuses them: PERMISSION_DENIED"
+    assert error.status is UpdateStatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize(

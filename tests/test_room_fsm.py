@@ -17,7 +17,7 @@ from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.status import RoomStatus
+from reconnect_fsm.status import CloseInfo, RoomStatus, StopKind
 
 UNKNOWN = JoinRefused(0, "no such room")
 VERSION_UNKNOWN = JoinRefused(1, "cannot read that version")
@@ -212,6 +212,29 @@ def test_d_stop_a_stopped_client_keeps_the_room(where: str) -> None:
     assert change(effects).attempt == 0
 
 
+LOST = CloseInfo(1006, lasted=1.0)
+
+
+def test_d_cause_a_change_says_as_data_why() -> None:
+    """D-CAUSE: to listeners, and to whoever waits; what the client stopped for is no cause of what comes after it."""
+    fsm = room("joined")
+    news = change(fsm.connection_lost("lost", LOST))
+    assert (news.cause, news.stop) == (LOST, None)
+    effects = fsm.client_stopped("refused", LOST, StopKind.REFUSED)
+    error = error_of(effects)
+    assert isinstance(error, ClientStopped)
+    assert (error.cause, error.stop) == (change(effects).cause, change(effects).stop) == (LOST, StopKind.REFUSED)
+    news = change(fsm.client_started("again"))
+    assert (news.cause, news.stop) == (None, None)
+    fsm.connection_opened("connected")
+    news = change(fsm.join_accepted())
+    assert (news.cause, news.stop) == (None, None)
+    news = change(fsm.put_out(EVICTED, 100.0))
+    assert (news.cause, news.stop) == (EVICTED, None)
+    news = change(room("joined").leave_requested())
+    assert (news.cause, news.stop) == (None, None)
+
+
 def test_d_stop_a_stopped_session_ends_first() -> None:
     """D-STOP: before listeners hear of it."""
     assert said(room("joined").client_stopped("closed")) == [
@@ -298,7 +321,7 @@ def test_d_timeout_the_reason_for_asking_again_is_that_of_the_wait(where: str) -
     assert fsm.reason == "no answer to the request to join within 10 s"
 
 
-@pytest.mark.parametrize(("where", "then"), [("joining", "join_delayed"), ("rejoining", "rejoin_delayed")])
+@pytest.mark.parametrize(("where", "then"), list(zip(ASKING, DELAYED, strict=True)))
 def test_d_intent_an_auth_callable_that_raises_is_asked_again_later(where: str, then: str) -> None:
     """D-INTENT: with backoff; the room is not lost."""
     fsm = room(where)
@@ -508,6 +531,22 @@ def test_d_roomerr_a_suggestion_while_a_comparison_waits_keeps_edits_back() -> N
     assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
 
 
+def test_d_roomerr_a_suggestion_while_one_waits_for_its_time_is_kept() -> None:
+    """D-ROOMERR: within the interval, and whichever version was refused meanwhile; the wait goes on."""
+    fsm = room("joined")
+    fsm.put_out(REJOIN, 100.0)
+    fsm.join_accepted()
+    fsm.put_out(REJOIN, 101.0)
+    assert said(fsm.put_out(REJOIN, 102.0)) == ["TakeBack()"]
+    assert fsm.state == "resync_delayed"
+    fsm = room("resyncing")
+    fsm.join_refused(VERSION_UNKNOWN)
+    fsm.join_refused(VERSION_UNKNOWN)
+    fsm.timer_fell_due()
+    assert said(fsm.put_out(REJOIN, 100.0)) == ["TakeBack()"]
+    assert fsm.state == "resync_delayed"
+
+
 @pytest.mark.parametrize("where", [*ASKING, "join_delayed", "rejoin_delayed"])
 def test_d_roomerr_a_suggestion_is_no_news_while_asking(where: str) -> None:
     """D-ROOMERR: it is what the room does."""
@@ -571,6 +610,17 @@ def test_d_version_an_answer_to_nothing_chooses_no_version() -> None:
     assert "RequestJoin(CURRENT)" in said(fsm.timer_fell_due())
 
 
+def test_d_version_an_answer_to_nothing_chooses_no_version_where_there_is_no_doubt_either() -> None:
+    """D-VERSION D-RESYNC: an update of the server's was lost, and versions will be compared later."""
+    fsm = room("joined")
+    fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0)
+    fsm.join_accepted()
+    fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 101.0)
+    assert (fsm.state, fsm.in_doubt) == ("resync_delayed", False)
+    assert fsm.join_refused(VERSION_UNKNOWN) == []
+    assert "RequestJoin(CURRENT)" in said(fsm.timer_fell_due())
+
+
 @pytest.mark.parametrize("where", ASKING)
 def test_d_roomerr_a_suggestion_is_no_news_whichever_version_is_asked_with(where: str) -> None:
     """D-ROOMERR D-VERSION: the number of the suggestion is that of an unknown version, but it is none."""
@@ -618,6 +668,14 @@ def test_d_ack_a_server_that_never_acknowledges_has_the_document_once_per_interv
     assert fsm.state == "resync_delayed"
 
 
+@pytest.mark.parametrize("where", ["resyncing", "resync_delayed"])
+def test_d_ack_a_comparison_that_is_due_supersedes_them_too(where: str) -> None:
+    """D-ACK D-RESYNC: what waits for an Ack is taken back, and later edits are kept back for it."""
+    fsm = room(where)
+    assert said(fsm.acks_overdue(100.0)) == ["TakeBack()"]
+    assert (fsm.state, fsm.keeps_edits_back) == (where, True)
+
+
 @pytest.mark.parametrize("where", TRACKED)
 def test_d_error_what_broke_ends_the_room(where: str) -> None:
     """D-ERROR: the adaptor or a guard raised; the server is told that we leave, if it can be."""
@@ -640,7 +698,9 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
     fsm = room("joining", Hopeless)
     with pytest.raises(ZeroDivisionError):
         fsm.broke("why")
-    assert said(fsm.give_up("the machine raised")) == [
+    effects = fsm.give_up("the machine raised")
+    assert change(effects).cause is error_of(effects)
+    assert said(effects) == [
         "Untrack()",
         "FailWaiters(JoinRefused('this program refused the room: the machine raised'))",
         "NotifyError(JoinRefused('this program refused the room: the machine raised'))",
@@ -773,9 +833,10 @@ def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
     assert fsm.policy == RetryPolicy()
     assert (fsm.reason, fsm.attempt, fsm.delay, fsm.now) == ("not asked for yet", 0, 0.0, 0.0)
     assert not any([fsm.is_unauthorized(), fsm.may_try_another_version(), fsm.is_rejoin_suggested()])
-    assert not fsm.is_rejoin_due()
+    assert not any([fsm.is_rejoin_due(), fsm.is_limited(), fsm.is_waiting_for_limit()])
     assert (fsm.news, fsm.version, fsm.suggested_at) == ("not asked for yet", VersionChoice.CURRENT, None)
     assert fsm.unauthorized is False
+    assert (fsm.joins, fsm.in_doubt, fsm.refused, fsm.setbacks, fsm.waits_for_limit) == (0, False, None, 0, False)
     assert repr(fsm.refusal) == "RoomLeft('the room was left')"
 
 
@@ -948,6 +1009,7 @@ def test_d_resync_what_a_comparison_uploads_is_refused_for_good(status: UpdateSt
     assert isinstance(told.error, UpdatesRefused)
     assert told.error.status is status
     assert (fsm.state, fsm.refused, fsm.keeps_edits_back) == ("joined", status, True)
+    assert fsm.batch_refused(status, "refused", 100.2) == []  # the next of the same upload: it was told
     fsm.acks_complete()
     assert fsm.in_doubt
     assert waits(fsm.edited_in_doubt(101.0)) == [29.0]
@@ -997,7 +1059,7 @@ def test_d_resync_an_update_of_the_servers_that_is_lost_leads_to_a_comparison() 
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
     ]
-    assert (fsm.state, fsm.keeps_edits_back) == ("resyncing", False)
+    assert (fsm.state, fsm.reason, fsm.keeps_edits_back) == ("resyncing", "one is missing", False)
     assert fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0) == []
     fsm.join_accepted()
     assert waits(fsm.updates_lost(UpdateStatusCode.INVALID_UPDATE, "damaged", 101.0)) == [29.0]
@@ -1022,7 +1084,7 @@ def test_d_resync_by_hand_it_is_at_once(where: str) -> None:
     effects = said(fsm.resync_requested())
     if where in ("joined", "resync_delayed"):
         assert effects[-2:] == ["RequestJoin(CURRENT)", "StartTimer(10)"]
-        assert fsm.state == "resyncing"
+        assert (fsm.state, fsm.reason) == ("resyncing", "asked to compare versions")
     else:
         assert effects == []
         assert fsm.state == where
@@ -1034,6 +1096,53 @@ def test_d_resync_a_refusal_before_the_answer_waits_for_it(where: str) -> None:
     fsm = room(where)
     assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)) == ["TakeBack()"]
     assert (fsm.state, fsm.keeps_edits_back) == (where, True)
+
+
+def test_d_resync_a_refusal_while_a_lost_update_waits_for_its_time_waits_too() -> None:
+    """D-RESYNC: nothing was asked yet, and the interval is kept."""
+    fsm = room("joined")
+    fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0)
+    fsm.join_accepted()
+    fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 101.0)
+    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 102.0)) == ["TakeBack()"]
+    assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
+
+
+def test_d_resync_what_is_refused_for_good_is_so_when_the_interval_is_over_too() -> None:
+    """D-RESYNC: to compare versions again would upload the same again, every 30 s."""
+    fsm = room("joined")
+    fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 100.0)
+    fsm.join_accepted()
+    (told,) = fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 140.0)
+    assert isinstance(told, NotifyError)
+    assert (fsm.state, fsm.refused) == ("joined", UpdateStatusCode.INVALID_UPDATE)
+
+
+def test_d_resync_an_edit_on_top_of_what_was_refused_is_compared_at_once_if_the_interval_is_over() -> None:
+    """D-RESYNC: and that begins another interval."""
+    fsm = room("joined")
+    fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 100.0)
+    fsm.join_accepted()
+    fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 101.0)
+    assert said(fsm.edited_in_doubt(140.0)) == ["RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert (fsm.state, fsm.reason) == ("resyncing", "an edit on top of updates that the server refused")
+    fsm.join_accepted()
+    fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 141.0)
+    assert waits(fsm.edited_in_doubt(150.0)) == [20.0]
+    assert fsm.state == "resync_delayed"
+
+
+def test_d_resync_a_refusal_that_comes_without_a_session_is_nobodys() -> None:
+    """D-RESYNC: it speaks of an earlier connection, and the join that comes brings all that was refused."""
+    fsm = room("joined")
+    fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)
+    fsm.connection_lost("lost")
+    for _ in ("stale", "rejoining"):
+        for status in (UpdateStatusCode.INVALID_UPDATE, UpdateStatusCode.RATE_LIMITED):
+            assert fsm.batch_refused(status, "refused", 100.0) == []
+            assert fsm.refused is None
+        fsm.connection_opened("connected")
+    assert fsm.state == "rejoining"
 
 
 def test_d_resync_no_answer_is_asked_again_with_the_rooms_own_backoff() -> None:
@@ -1077,6 +1186,30 @@ def test_d_joinerr_an_unspecified_refusal_right_after_a_rejoin_is_tried_again() 
     assert (fsm.state, fsm.status, fsm.keeps_edits_back) == ("resync_delayed", "joined", False)
 
 
+def test_d_joinerr_after_a_stop_it_is_a_first_join_again() -> None:
+    """D-JOINERR D-STOP: however often it was joined before; the server may be another."""
+    fsm = room("rejoining")
+    fsm.join_accepted()
+    fsm.client_stopped("closed")
+    fsm.connection_opened("connected")
+    assert fsm.was_good()
+    fsm.join_refused(UNKNOWN, 100.0)
+    assert fsm.state == "error"
+
+
+def test_d_joinerr_a_rate_limit_in_the_session_is_waited_for() -> None:
+    """D-JOINERR D-ROOMERR: servers answer with Ok, then say that it was too often; at most once per 30 s."""
+    limit = JoinRefused(0x7F, "slowly", "rate_limited")
+    fsm = room("joined")
+    assert waits(fsm.join_refused(limit, 100.0)) == [30.0]
+    assert (fsm.state, fsm.status, fsm.keeps_edits_back) == ("resync_delayed", "joined", False)
+    fsm.timer_fell_due()
+    fsm.join_accepted()
+    assert waits(fsm.join_refused(limit, 140.0)) == [20.0]
+    fsm.join_refused(limit)
+    assert fsm.now == 0.0  # it was told no time
+
+
 @pytest.mark.parametrize("refusal", [AUTH_FAILED, JoinRefused(0x7F, "gone", "room_gone")])
 @pytest.mark.parametrize("where", [*ASKING, "joined"])
 def test_d_joinerr_auth_and_the_applications_own_codes_end_the_room(where: str, refusal: JoinRefused) -> None:
@@ -1086,7 +1219,7 @@ def test_d_joinerr_auth_and_the_applications_own_codes_end_the_room(where: str, 
     assert fsm.state == "error"
 
 
-@pytest.mark.parametrize("code", ["rate_limited", "RATE-LIMIT", "too_many_requests", "429"])
+@pytest.mark.parametrize("code", ["rate_limited", "RATE-LIMIT", "RateLimited", "too_many_requests", "429"])
 @pytest.mark.parametrize("where", ASKING)
 def test_d_joinerr_a_rate_limit_on_joins_is_waited_for(where: str, code: str) -> None:
     """D-JOINERR: with the room's own backoff, at a first join too."""
@@ -1123,8 +1256,41 @@ def test_d_joinerr_a_rate_limit_does_not_shorten_a_wait() -> None:
     assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 102.0)) == [28.0]
 
 
+def test_d_joinerr_a_rate_limit_while_a_comparison_waits_is_waited_for() -> None:
+    """D-JOINERR: whatever it waited for before; what else is refused meanwhile is taken back."""
+    fsm = room("resync_delayed")
+    assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)) == [0.5]
+    assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
+    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.1)) == ["TakeBack()"]
+    assert fsm.state == "resync_delayed"
+
+
 def test_d_joinerr_a_rate_limit_while_versions_are_compared_is_waited_for() -> None:
     """D-JOINERR: what the answer would upload is too much for now."""
     fsm = room("resyncing")
     assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)) == [0.5]
     assert fsm.state == "resync_delayed"
+    assert fsm.keeps_edits_back
+
+
+def test_d_joinerr_a_late_answer_does_not_end_the_wait_for_a_rate_limit() -> None:
+    """D-JOINERR D-TIMEOUT: an earlier request was made in vain, and its answer comes now; it would upload too early."""
+    fsm = room("resync_delayed")
+    fsm.timer_fell_due()
+    fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)
+    assert (fsm.state, fsm.was_asked()) == ("resync_delayed", True)
+    assert fsm.join_accepted() == []
+    fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.1)
+    assert fsm.join_accepted() == []
+    assert fsm.state == "resync_delayed"
+
+
+def test_d_joinerr_a_late_answer_counts_once_the_limit_was_waited_out() -> None:
+    """D-JOINERR D-TIMEOUT: the wait that follows is for another reason."""
+    fsm = room("joined")
+    fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)
+    fsm.timer_fell_due()
+    fsm.timer_fell_due()  # no answer in time
+    assert fsm.state == "resync_delayed"
+    fsm.join_accepted()
+    assert fsm.state == "joined"

@@ -71,6 +71,9 @@ def test_d_judged_what_the_server_said_is_kept_and_only_the_redacted_form_is_sho
     shown = info.redacted()
     assert shown == CloseInfo(4401, "bad token …", 2.0, is_redacted=True)
     assert shown.redacted() is shown
+    fault = CloseInfo(1006, "raw", 2.0, "shown", FaultKind.LIVENESS)
+    assert fault.redacted() == CloseInfo(1006, "shown", 2.0, fault=FaultKind.LIVENESS, is_redacted=True)
+    assert fault == dataclasses.replace(fault, shown="otherwise")  # it is what the server said that counts
     assert str(CloseInfo(1006, "raw", shown="")) == "the connection was lost"
 
 
@@ -90,3 +93,6 @@ def test_d_cause_two_changes_are_equal_whatever_their_causes() -> None:
     ]
     assert changes[0] == changes[1]
     assert hash(changes[0]) == hash(changes[1])
+    for change in VALUES[:2]:
+        assert dataclasses.replace(change, cause=CloseInfo(1000)) == change
+        assert dataclasses.replace(change, stop=StopKind.CLOSED) == change
