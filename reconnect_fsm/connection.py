@@ -662,8 +662,9 @@ class Connection:
                     if socket is not self._socket:
                         return
             yield
-            for _ in range(len(data) // BYTES_A_STEP):  # a large one takes long: the loop has its turn the sooner
-                yield
+            if len(data) > BYTES_A_STEP:  # it takes long: the loop has its turn the sooner
+                for _ in range(len(data) // BYTES_A_STEP):
+                    yield
 
     def _ponged(self, heartbeat: Heartbeat) -> None:
         round_trip = heartbeat.ponged(self._now())

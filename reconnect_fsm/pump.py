@@ -24,7 +24,6 @@ Work: TypeAlias = Iterator[object]
 """Steps, each of which is one `next()`; what they give does not matter."""
 NO_JOBS: Final[deque[Job]] = deque()  # never written to; an empty deque takes 600 bytes, and connections are many
 NO_WORK: Final[deque[Work]] = deque()
-DONE: Final = object()
 
 
 class Pump:
@@ -119,15 +118,15 @@ class Pump:
         """Run the events that wait, then work, unless that waits for the loop's next turn."""
         self._running = True
         try:
-            while left or self._loop is None:
+            while left > 0 or self._loop is None:
                 if self._events:
                     job, args = self._events.popleft()
                     _call(job, args)
+                    left -= 1
                 elif self._works and self._rest is None:
-                    self._step(self._works[0])
+                    left -= self._do(self._works[0], left)
                 else:
                     break
-                left -= 1
         finally:
             self._running = False
             if self._events or self._works:
@@ -138,16 +137,21 @@ class Pump:
                 if self._idle:
                     self._idle.keep(None)
 
-    def _step(self, work: Work) -> None:
+    def _do(self, work: Work, most: int) -> int:
+        """Do steps of this work until an event comes up, but not many; return how many they were."""
+        done = 0
         try:
-            if next(work, DONE) is not DONE:
-                return
+            for _ in work:
+                done += 1
+                if self._events or done >= most:
+                    return done
         except BaseException as error:
             if not is_fault(error):
                 raise
             report(OURS, error)
         if self._works and self._works[0] is work:  # not after `reset`
             self._works.popleft()
+        return done + 1
 
 
 OURS: Final = "an event of reconnect_fsm's own (this is a fault of reconnect_fsm, please report it)"

@@ -763,7 +763,7 @@ class Rooms:
         room._timer = self._deadlines.set_at(self._loop, when, self._timer_fell_due, room)
 
     def _send_leave(self, room: Room, _: SendLeave) -> None:
-        for _ in range(PIECES_AT_LEAVE):  # the rest of what the server lacks, for there will be no other time
+        for _piece in range(PIECES_AT_LEAVE):  # the rest of what the server lacks, for there will be no other time
             if not self._send_more(room):
                 break
         self._take_back_presence(room)
