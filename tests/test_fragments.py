@@ -274,6 +274,16 @@ def test_a_header_at_the_bounds_is_taken() -> None:
     assert Reassembler().begin(header(1, 8192, 64 * MIB), 0.0) is None
 
 
+def test_d_toobig_a_bound_on_bytes_above_the_default_is_one_on_fragments_too() -> None:
+    """D-TOOBIG: whole fragments of 8 KiB, as few peers make smaller ones; a smaller bound leaves room for them."""
+    assert [Reassembler(bound).max_fragments for bound in (None, 1, 64 * MIB)] == [8192, 8192, 8192]
+    parts = Reassembler(100 * MIB + 1)
+    assert parts.begin(header(1, 12_800, 100 * MIB), 0.0) is None
+    refusal = parts.begin(header(2, 12_801, 100 * MIB), 0.0)
+    assert refusal is not None
+    assert refusal.why == "its header announces 12801 fragments, the limit is 12800"
+
+
 def held_by_header(count: int, size: int) -> int:
     """The most bytes that were allocated while a header was looked at."""
     reassembler = Reassembler()

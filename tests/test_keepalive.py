@@ -577,6 +577,52 @@ def test_live_2_counters_that_go_back_prove_nothing() -> None:
     assert beat.tick(30.0, Counters(received=0)) is Beat.DEAD
 
 
+def test_live_2_something_must_have_waited_for_the_whole_timeout_however_long_nothing_was_taken() -> None:
+    """LIVE-2: nothing was to be taken; and so long as nothing waits, nothing is stuck."""
+    quiet = Counters(acked=500)
+    beat = pinged(quiet)
+    assert beat.stuck_for(44.0) == 0.0
+    beat.sent(45.0, STUCK)
+    assert not beat.is_deaf(54.9)
+    assert beat.is_deaf(55.0)
+
+
+def test_live_2_a_tick_before_its_time_is_no_look() -> None:
+    """LIVE-2: the next look is when it was to be."""
+    beat = pinged(Counters(waiting=50_000))
+    assert beat.deadline == 22.0
+    assert beat.tick(21.9, Counters(waiting=50_000)) is Beat.WAIT
+    assert beat.deadline == 22.0
+
+
+def test_live_2_what_moves_is_judged_when_a_verdict_is_due_and_not_at_each_look() -> None:
+    """LIVE-2: at a rate that proves life for the first two seconds, and then no more."""
+    beat = pinged(Counters(waiting=100))
+    assert look_on(beat, 30.0, lambda _: Counters(received=1_200, waiting=100)) is Beat.DEAD
+
+
+def test_live_2_a_connection_begins_with_nothing_counted() -> None:
+    """LIVE-2: nothing moved yet, and nothing waits."""
+    assert Counters() == (0, 0, 0, 0)
+
+
+def test_live_2_what_was_taken_before_a_ping_by_hand_proves_nothing_after_it() -> None:
+    """LIVE-2: bytes moved since the last look; those that still wait then are not taken any more."""
+    beat = pinged(Counters())
+    beat.heard(20.1)
+    beat.ponged(20.1)
+    stuck = Counters(acked=9_000, waiting=6_000)
+    beat.sent(25.0, stuck)
+    assert look_on(beat, 35.0, lambda _: stuck) is Beat.DEAD
+
+
+def test_live_2_counters_that_come_to_be_known_later_say_nothing_of_what_stood_before_the_ping() -> None:
+    """LIVE-2: one byte less than proves life, and one that was taken, nobody knows when it was written."""
+    beat = pinged()
+    assert beat.tick(30.0, Counters(waiting=1), is_reading=False) is Beat.WAIT
+    assert look_on(beat, 40.0, lambda now: Counters(received=4_999 * (now == 40), acked=1)) is Beat.DEAD
+
+
 def test_live_2_what_moved_before_the_ping_proves_nothing_after_it() -> None:
     """LIVE-2: between two pings, megabytes came; then the link broke."""
     beat = heartbeat()

@@ -86,7 +86,7 @@ class Reassembler:
         self._idle_timeout = idle_timeout
         self.max_batch_bytes = self.MAX_BATCH_BYTES if max_batch_bytes is None else max_batch_bytes
         """Most bytes a batch may have."""
-        self.max_fragments = max(self.MAX_FRAGMENTS, (max_batch_bytes or 0) // SMALLEST_FRAGMENT)
+        self.max_fragments = max(self.MAX_FRAGMENTS, self.max_batch_bytes // SMALLEST_FRAGMENT)
         """Most fragments a batch may have."""
         self._live: dict[int, _Incoming] = {}  # in the order of their headers
         self._settled: dict[int, None] = {}  # a set that remembers which came first
