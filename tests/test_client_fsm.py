@@ -1185,7 +1185,12 @@ def test_d_cause_of_several_reasons_to_stop_the_strongest_is_told(
 
 
 def test_d_cause_too_big_a_message_is_told_before_attempts_used_up_and_after_the_servers_word() -> None:
-    """D-CAUSE D-TOOBIG: twice in a row; the second time there is another reason, too."""
+    """D-CAUSE D-TOOBIG: twice in a row; the second time there is another reason, too, or retrying was switched off."""
+    fsm = client("connected")
+    lose(fsm, "socket_closed", TOO_BIG)
+    fsm.policy = RetryPolicy(enabled=False)
+    fsm.socket_closed(TOO_BIG)
+    assert (fsm.state, fsm.stop_kind) == ("error", StopKind.MISCONFIGURED)
     for code, state_then, stop in ((1006, "error", StopKind.MISCONFIGURED), (1008, "disconnected", StopKind.REFUSED)):
         fsm = client("connected", max_attempts=1)
         lose(fsm, "socket_closed", TOO_BIG)

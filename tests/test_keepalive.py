@@ -678,6 +678,16 @@ def test_live_2_a_stall_is_not_counted_while_we_do_not_read() -> None:
     assert beat.stuck_for(70.0) == 0.0
 
 
+def test_live_2_a_stall_is_seen_anew_once_we_read() -> None:
+    """LIVE-2: for the whole timeout, from the first look at which something waits."""
+    beat = pinged(STUCK)
+    beat.heard(29.0)
+    assert beat.tick(30.0, STUCK, is_reading=False) is Beat.WAIT
+    beat.sent(55.0, STUCK)
+    assert not beat.is_deaf(64.9)
+    assert beat.is_deaf(65.0)
+
+
 def test_live_2_traffic_within_the_grace_period_counts_too() -> None:
     """LIVE-2: the server is alive; the pong has a timeout from then on, and a new stall its grace."""
     beat = pinged()
