@@ -36,6 +36,7 @@ from reconnect_fsm.loro_protocol import (
     RoomErrorCode,
     UpdateStatusCode,
     decode,
+    decode_in_steps,
     encode,
     room_header,
 )
@@ -657,3 +658,13 @@ def test_public_names() -> None:
     """Each name of ``__all__`` is there, sorted once, with nothing underscored."""
     assert all(hasattr(loro_protocol, name) and not name.startswith("_") for name in loro_protocol.__all__)
     assert len(set(loro_protocol.__all__)) == len(loro_protocol.__all__)
+
+
+@pytest.mark.parametrize("frame", [b"%XYZ\x01r\x03", b"", b"%L"])
+def test_reading_in_steps_refuses_what_reading_at_once_refuses(frame: bytes) -> None:
+    """A frame that is none of the protocol's has the same error, and no step is done for it."""
+    with pytest.raises(ProtocolError) as at_once:
+        decode(frame)
+    with pytest.raises(ProtocolError) as in_steps:
+        next(decode_in_steps(frame))
+    assert str(in_steps.value) == str(at_once.value)

@@ -517,6 +517,20 @@ async def test_d_now_tell_has_acted_when_it_returns() -> None:
         assert "start_requested" in [each.event for each in client.transitions()]
 
 
+class ByName(ClientFSM):
+    """Its event wants a name, which an event cannot have."""
+
+    @event(row(ANY, to=STAY))
+    def metered_changed(self, *, metered: bool) -> None:
+        """The network costs money now, or no longer does."""
+
+
+def test_an_event_takes_its_arguments_by_position() -> None:
+    """ANY-TELL: TypeError at once for one that does not."""
+    with pytest.raises(TypeError, match="metered_changed: an event takes its arguments by position, metered too"):
+        Client("ws://127.0.0.1:9", fsm=ByName).tell(ByName.metered_changed, metered=True)
+
+
 def test_tell_refuses_what_is_no_event_of_the_users_machine() -> None:
     """TypeError at once: another machine's, one that the driver fires, arguments that do not fit."""
     client = Client("ws://127.0.0.1:9", fsm=Metered)

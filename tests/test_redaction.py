@@ -239,3 +239,10 @@ def test_a_secret_that_comes_back_as_json_is_replaced() -> None:
     said = json.dumps({"denied": secret})
     assert secret not in said
     assert known(said) == '{"denied": "…"}'
+
+
+def test_d_judged_the_value_of_a_pair_is_a_secret() -> None:
+    """D-JUDGED: a header that is `name=value` and nothing else may come back as its value alone."""
+    known = Redaction()
+    known.learn(f"session={SECRET}")
+    assert known(f"no such session: {SECRET}") == "no such session: …"
