@@ -46,7 +46,7 @@ def violation(seed: int) -> Violation | None:
 def test_the_others_are_found_by_tests(figures: Figures) -> None:
     """Faults for which the simulation is not the right tool, and the test that fails with each."""
     for name, test in NAMED.items():
-        figures(name, found_by=f"`tests/{test}`", after_seeds="no seeds")
+        figures(name, found_by=f"`tests/{test}`")
 
 
 @pytest.mark.parametrize("name", NAMED)
