@@ -844,7 +844,7 @@ def test_d_heard_a_message_too_big_is_of_the_same_outage() -> None:
     fail(fsm, 3)
     fsm.timer_fell_due()
     fsm.socket_opened()
-    fsm.socket_closed(TOO_BIG)
+    assert outages(fsm.socket_closed(TOO_BIG)) == []
     assert fsm.outage_lasted() == []
 
 

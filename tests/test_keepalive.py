@@ -283,6 +283,19 @@ def test_live_2_the_pong_is_read_within_the_grace_period() -> None:
 STUCK = Counters(acked=500, waiting=100)
 
 
+def test_live_2_who_was_heard_in_its_grace_period_has_another_before_the_next_ping_too() -> None:
+    """LIVE-2: with a long interval; two stalls of ours, and nothing was taken between them."""
+    beat = heartbeat(Keepalive(interval=100.0, timeout=10.0))
+    assert beat.tick(100.0, STUCK) is Beat.PING
+    beat.sent(100.0, STUCK)
+    assert beat.tick(115.0, STUCK) is Beat.WAIT
+    beat.heard(116.0)
+    assert beat.tick(117.0, STUCK) is Beat.WAIT
+    assert beat.tick(215.0, STUCK) is Beat.WAIT
+    assert beat.is_deaf(215.0)
+    assert beat.tick(217.0, STUCK) is Beat.DEAD
+
+
 def talks_on(beat: Heartbeat, counters: Counters, *, since: float, until: float) -> float | None:
     """Somebody says something just before each deadline; nothing else changes. When it is found dead."""
     while beat.deadline is not None and (now := max(beat.deadline, since)) <= until:
@@ -585,6 +598,36 @@ def test_live_2_something_must_have_waited_for_the_whole_timeout_however_long_no
     beat.sent(45.0, STUCK)
     assert not beat.is_deaf(54.9)
     assert beat.is_deaf(55.0)
+    assert beat.stuck_for(55.0) == 35.0  # when it was last looked at, nothing waited
+
+
+def test_live_2_one_byte_that_waits_is_looked_at_and_may_be_stuck() -> None:
+    """LIVE-2: it is no less stuck than many."""
+    one = Counters(acked=500, waiting=1)
+    assert pinged(one).deadline == 22.0
+    assert talks_on(pinged(one), one, since=20.0, until=100.0) == 30.0
+
+
+@pytest.mark.parametrize(("taken", "is_silent"), [(4_999, True), (5_000, False)])
+def test_live_2_what_was_taken_before_the_ping_proves_life_at_the_least_rate(taken: int, is_silent: bool) -> None:
+    """LIVE-2: 500 bytes a second over the time that the pong has, to the byte."""
+    beat = pinged(Counters(waiting=10_000))
+    assert look_on(beat, 30.0, lambda _: Counters(acked=taken, waiting=10_000 - taken)) is Beat.WAIT
+    assert beat.is_silent is is_silent
+
+
+def test_live_2_what_is_taken_behind_the_ping_is_not_taken_for_what_stood_before_it() -> None:
+    """LIVE-2: 3,000 bytes stood before it, and are too few; however much is taken later."""
+    beat = pinged(Counters(waiting=3_000))
+    assert look_on(beat, 30.0, lambda now: Counters(acked=int(now - 20) * 1_500, waiting=3_000)) is Beat.WAIT
+    assert beat.is_silent
+
+
+@pytest.mark.parametrize(("taken", "verdict"), [(999, Beat.DEAD), (1_000, Beat.WAIT)])
+def test_live_2_what_flows_at_the_least_rate_between_two_looks_gives_the_ping_time(taken: int, verdict: Beat) -> None:
+    """LIVE-2: 500 bytes a second, to the byte: they may stand before the ping once more."""
+    beat = pinged(Counters(waiting=1_000))
+    assert look_on(beat, 30.0, lambda _: Counters(acked=taken, waiting=1_000 - taken)) is verdict
 
 
 def test_live_2_a_tick_before_its_time_is_no_look() -> None:
