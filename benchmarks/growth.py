@@ -33,9 +33,9 @@ from statistics import median
 from typing import Any, Final
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.testing import ChaosProxy
+from reconnect_fsm.testing import EmbeddedServer
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent

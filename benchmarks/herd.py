@@ -20,9 +20,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from reconnect_fsm.herd import POLICIES, HerdRun, draw_svg, simulate_herd
 from reconnect_fsm.retry import MAX_DOUBLINGS, RetryPolicy
 from reconnect_fsm.status import AttemptFailure, FailureKind
+from reconnect_fsm.testing.herd import POLICIES, HerdRun, draw_svg, simulate_herd
 
 ROOT: Final = Path(__file__).parent.parent
 CLIENTS: Final = 100_000
@@ -354,7 +354,7 @@ reference JavaScript client, and the formulas from the literature, all from 0.5 
 | decorrelated | anything from 0.5 s to three times the wait before, at most 15 s |
 
 It is simulated, but not with formulas alone: every client is a real `ClientFSM` with its policy, driven by an event
-queue in simulated time ([reconnect_fsm/herd.py](../reconnect_fsm/herd.py) says how the world round it behaves).
+queue in simulated time ([reconnect_fsm/testing/herd.py](../reconnect_fsm/testing/herd.py) says how the world round it behaves).
 
 ## What happened
 
@@ -444,7 +444,7 @@ Seeded: {runs} runs, {cpu}. A policy or a machine of your own:
 
 ```python
 from reconnect_fsm import RetryPolicy
-from reconnect_fsm.herd import draw_text, simulate_herd
+from reconnect_fsm.testing.herd import draw_text, simulate_herd
 
 run = simulate_herd(
     lambda random: RetryPolicy(jitter=0.5, random=random), clients=1_000, outage=30, accepts_per_second=20

@@ -6,8 +6,8 @@ import time
 import uuid
 
 from reconnect_fsm import Client
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import CrdtType
+from reconnect_fsm.testing import EmbeddedServer
 
 
 class SharedDict:

@@ -4,8 +4,8 @@ import asyncio
 
 from reconnect_fsm import Client, ClientFSM, ClientStatus, RetryPolicy
 from reconnect_fsm.effects import StartTimer
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.machine import row, state
+from reconnect_fsm.testing import EmbeddedServer
 
 
 class PatientFSM(ClientFSM):

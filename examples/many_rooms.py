@@ -6,7 +6,7 @@ from loro import LoroDoc
 
 from reconnect_fsm import Client, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 ROOMS = 2_000
 ON_SCREEN = {"document-1998", "document-1999"}

@@ -6,7 +6,7 @@ from loro import EphemeralStore
 
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import EphemeralAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 TIMEOUT = 3.0  # seconds; 30 is usual
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from reconnect_fsm import Client, ClientStatus, RetryPolicy
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 SHOWN = {
     ClientStatus.CONNECTING: "… connecting",

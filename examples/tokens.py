@@ -8,7 +8,7 @@ from loro import LoroDoc
 
 from reconnect_fsm import Client, JoinRefused, RetryPolicy, Unauthorized
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 LIFETIME = 1.0  # second; an hour, in earnest
 

@@ -6,10 +6,11 @@ Start with `Client`, or with `Connection` for a server that does not speak the L
 
 import logging
 
-from .client import Client
-from .client_fsm import ClientFSM
-from .connection import Connection
-from .errors import (
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.errors import (
     ClientStopped,
     InvalidURL,
     JoinRefused,
@@ -21,12 +22,11 @@ from .errors import (
     Unauthorized,
     UpdatesRefused,
 )
-from .keepalive import Keepalive
-from .network import ManualNetwork, NetworkSource
-from .retry import RetryPolicy
-from .room_fsm import RoomFSM
-from .rooms import Room
-from .status import (
+from reconnect_fsm.keepalive import Keepalive
+from reconnect_fsm.network import ManualNetwork, NetworkSource
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import (
     AttemptFailure,
     ClientStatus,
     CloseInfo,

@@ -26,7 +26,7 @@ To change a decision, subclass: override a guard, put a row first, add a state. 
 
 from __future__ import annotations
 
-from .effects import (
+from reconnect_fsm.effects import (
     AnnounceConnected,
     CancelDial,
     CloseSocket,
@@ -45,10 +45,19 @@ from .effects import (
     StopTimer,
     TellRooms,
 )
-from .errors import ClientStopped
-from .machine import ANY, FSM, REST, STAY, any_but, event, refuse, row, state
-from .retry import RetryPolicy
-from .status import AttemptFailure, Cause, ClientStatus, CloseInfo, FailureKind, FaultKind, StatusChange, StopKind
+from reconnect_fsm.errors import ClientStopped
+from reconnect_fsm.machine import ANY, FSM, REST, STAY, any_but, event, refuse, row, state
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.status import (
+    AttemptFailure,
+    Cause,
+    ClientStatus,
+    CloseInfo,
+    FailureKind,
+    FaultKind,
+    StatusChange,
+    StopKind,
+)
 
 __all__ = ["ClientFSM"]
 

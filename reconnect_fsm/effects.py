@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .status import Cause, StatusChange, StopKind
+from reconnect_fsm.status import Cause, StatusChange, StopKind
 
 __all__ = [
     "AbandonRequest",

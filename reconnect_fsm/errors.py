@@ -23,8 +23,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from .loro_protocol.messages import UpdateStatusCode
-    from .status import Cause, StopKind
+    from reconnect_fsm.loro_protocol.messages import UpdateStatusCode
+    from reconnect_fsm.status import Cause, StopKind
 
 __all__ = [
     "ClientStopped",

@@ -48,10 +48,10 @@ from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAl
 
 import transitions
 
-from .effects import Effect
-from .errors import MachineDefinitionError
-from .lean import LeanMachine
-from .status import Cause
+from reconnect_fsm._fast_transitions import LeanMachine
+from reconnect_fsm.effects import Effect
+from reconnect_fsm.errors import MachineDefinitionError
+from reconnect_fsm.status import Cause
 
 # transitions logs several lines a trigger at INFO, which would drown a user's log and cost more than the trigger
 # itself. A level that the user has set stays.

@@ -7,7 +7,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Final
 
-from .status import AttemptFailure, CloseInfo, FailureKind
+from reconnect_fsm.status import AttemptFailure, CloseInfo, FailureKind
 
 __all__ = ["FATAL_CLOSE_CODES", "FATAL_CLOSE_REASONS", "FATAL_HTTP_STATUSES", "RetryPolicy"]
 

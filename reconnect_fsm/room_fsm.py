@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .effects import (
+from reconnect_fsm.effects import (
     AbandonRequest,
     Effect,
     EndSession,
@@ -48,11 +48,11 @@ from .effects import (
     Untrack,
     VersionChoice,
 )
-from .errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
-from .loro_protocol.messages import JoinErrorCode, RoomErrorCode, UpdateStatusCode
-from .machine import FSM, REST, STAY, event, refuse, row, state
-from .retry import RetryPolicy
-from .status import Cause, RoomStatus, StatusChange, StopKind
+from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
+from reconnect_fsm.loro_protocol.messages import JoinErrorCode, RoomErrorCode, UpdateStatusCode
+from reconnect_fsm.machine import FSM, REST, STAY, event, refuse, row, state
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.status import Cause, RoomStatus, StatusChange, StopKind
 
 __all__ = ["RoomFSM"]
 

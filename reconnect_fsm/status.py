@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Generic, TypeAlias, TypeVar
 
-from .errors import JoinRefused
+from reconnect_fsm.errors import JoinRefused
 
 __all__ = [
     "AttemptFailure",

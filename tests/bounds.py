@@ -81,10 +81,10 @@ def value(name: str) -> Any:
 
 CONNECTION: Final = "reconnect_fsm.Connection"
 POLICY: Final = "reconnect_fsm.RetryPolicy"
-ROOMS: Final = "reconnect_fsm.rooms"
+ROOMS: Final = "reconnect_fsm._asyncio.room_driver"
 ROOM: Final = "reconnect_fsm.RoomFSM"
 FRAGMENTS: Final = "reconnect_fsm.loro_protocol.Reassembler"
-TRANSPORT: Final = "reconnect_fsm.transport"
+TRANSPORT: Final = "reconnect_fsm._asyncio.transport.socket"
 JAR: Final = "aiohttp.cookiejar"
 
 SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
@@ -156,7 +156,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
     "The connection": (
         Bound(
             "the size of a message, in one frame or in fragments, inflated if compression was asked for",
-            "reconnect_fsm.connection.MAX_MSG_SIZE",
+            "reconnect_fsm._asyncio.connection.MAX_MSG_SIZE",
             "the connection is closed with 1009; `max_msg_size=` sets another",
             "test_what_is_too_large_ends_the_connection",
             "bytes",
@@ -170,7 +170,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "facts of the driver that run before the event loop gets its turn",
-            "reconnect_fsm.pump.Pump.SLICE",
+            "reconnect_fsm._asyncio.event_queue.Pump.SLICE",
             "the rest waits for the next turn, and no more is read meanwhile",
             "test_a_flood_of_updates_at_a_slow_adaptor",
             "facts",

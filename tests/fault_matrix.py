@@ -24,12 +24,12 @@ from typing import Any, Final, TypeAlias
 from loro import LoroDoc
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy
+from reconnect_fsm._asyncio.room_driver import Auth, Room
+from reconnect_fsm._asyncio.transport.socket import UrlSource
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.rooms import Auth, Room
 from reconnect_fsm.status import StateChange
 from reconnect_fsm.testing.virtual_time import VirtualTimeLoop
-from reconnect_fsm.transport import UrlSource
 
 __all__ = ["DEFAULTS", "SMALL", "Fault", "Settings", "Stage", "edit", "fault_id", "page", "play", "seconds", "text_of"]
 

@@ -26,9 +26,9 @@ from typing import Final, TypeAlias
 
 from kit import PATIENCE
 from kit import until as eventually
-from reconnect_fsm.connection import Connection
-from reconnect_fsm.embedded_server import reset_connection
+from reconnect_fsm._asyncio.connection import Connection
 from reconnect_fsm.status import ClientStatus, StateChange, StatusChange
+from reconnect_fsm.testing.embedded_server import reset_connection
 
 __all__ = [
     "PATIENCE",

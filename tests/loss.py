@@ -21,10 +21,10 @@ from loro import EphemeralStore, ExportMode, LoroDoc
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import Adaptor, EphemeralAdaptor, LoroAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.errors import JoinRefused
 from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode, UpdateStatusCode
 from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.virtual_time import run
 
 __all__ = [

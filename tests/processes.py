@@ -28,8 +28,8 @@ from loro import ExportMode, LoroDoc
 from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors.loro import LoroAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, DocUpdateFragment, DocUpdateFragmentHeader
+from reconnect_fsm.testing import EmbeddedServer
 
 __all__ = ["ClientProcess", "ServerProcess", "established", "write_at"]
 

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import pytest
 
-from reconnect_fsm import pump, transport, user_code
+from reconnect_fsm._asyncio import event_queue as pump
+from reconnect_fsm._asyncio import user_code
+from reconnect_fsm._asyncio.connection import PONG, Connection
+from reconnect_fsm._asyncio.event_queue import OURS, Pump
+from reconnect_fsm._asyncio.room_driver import Room, Rooms
+from reconnect_fsm._asyncio.transport import socket as transport
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.adaptors.loro import LoroAdaptor
-from reconnect_fsm.connection import PONG, Connection
-from reconnect_fsm.pump import OURS, Pump
-from reconnect_fsm.redaction import Redaction
-from reconnect_fsm.rooms import Room, Rooms
 from reconnect_fsm.status import CloseInfo, presentable
 
 __all__ = ["NAMED", "TAKE_OUTS", "TakeOut"]

@@ -20,8 +20,8 @@ from kit import Statuses, until
 from reconnect_fsm import Client, Keepalive, RetryPolicy, adaptors
 from reconnect_fsm.adaptors import Adaptor, EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.adaptors import loro as of_loro
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
+from reconnect_fsm.testing import EmbeddedServer
 
 NOTHING = VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
 DENIED = UpdateStatusCode.PERMISSION_DENIED

@@ -20,7 +20,7 @@ import pytest
 
 from figures import Figures
 from reconnect_fsm import Keepalive, NotConnected, RetryPolicy
-from reconnect_fsm.connection import Connection
+from reconnect_fsm._asyncio.connection import Connection
 
 PACKAGES = ("autobahntestsuite==25.10.1", "autobahn==26.10.2")
 PLACE = Path(__file__).parent.parent / "build" / "autobahn"

@@ -32,16 +32,16 @@ from reconnect_fsm import (
     Room,
     RoomLeft,
     RoomStatus,
-    recorder,
-    transport,
 )
-from reconnect_fsm.connection import Connection
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.event_queue import Promise
+from reconnect_fsm._asyncio.transport import socket as transport
+from reconnect_fsm._asyncio.transport.socket import Data, Session, Socket
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
-from reconnect_fsm.pump import Promise
+from reconnect_fsm.recorder import recorder
 from reconnect_fsm.testing import leaks
+from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.virtual_time import in_memory_connections
-from reconnect_fsm.transport import Data, Session, Socket
 
 HORIZON = 2.6  # seconds of virtual time that an operation is given; then it waits for what may never come
 MOST_TURNS = 400  # of the loop, within the horizon

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 
 import reconnect_fsm
-from reconnect_fsm import cli, demo, diagrams, herd
+from reconnect_fsm import cli, diagrams
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm.cli import demonstration as demo
 from reconnect_fsm.cli import draw, main, make_parser
 from reconnect_fsm.cli.common import header
-from reconnect_fsm.client import Client
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.testing import herd
 
 ROOT = Path(__file__).parent.parent
 CLIENT = "reconnect_fsm.client_fsm:ClientFSM"
@@ -654,9 +656,9 @@ def test_demo_without_loro() -> None:
 
 def test_demo_without_something_else(monkeypatch: Patch) -> None:
     """Another module that is missing is no matter of loro, and is not passed off as such."""
-    monkeypatch.delitem(sys.modules, "reconnect_fsm.demo")
+    monkeypatch.delitem(sys.modules, "reconnect_fsm.cli.demonstration")
     monkeypatch.delattr(reconnect_fsm, "demo")
-    monkeypatch.setitem(sys.modules, "reconnect_fsm.embedded_server", None)
+    monkeypatch.setitem(sys.modules, "reconnect_fsm.testing.embedded_server", None)
     with pytest.raises(ModuleNotFoundError, match="embedded_server"):
         main(["demo"])
 
@@ -687,8 +689,8 @@ def test_imports_are_lazy() -> None:
     ended = python(
         "-c",
         "import sys; from reconnect_fsm.cli import main; main(['--help']); "
-        "lazy = {'loro', 'graphviz', 'rich', 'argcomplete', 'reconnect_fsm.demo', 'reconnect_fsm.diagrams', "
-        "'reconnect_fsm.embedded_server', 'reconnect_fsm.herd', 'reconnect_fsm.inspector', 'reconnect_fsm.testing'}; "
+        "lazy = {'loro', 'graphviz', 'rich', 'argcomplete', 'reconnect_fsm.cli.demonstration', 'reconnect_fsm.diagrams', "
+        "'reconnect_fsm.testing.embedded_server', 'reconnect_fsm.testing.herd', 'reconnect_fsm.inspector', 'reconnect_fsm.testing'}; "
         "sys.exit(', '.join(lazy & set(sys.modules)) or 0)",
     )
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reconnect_fsm import Unauthorized
-from reconnect_fsm.credentials import UserCodeFailed, ask, names_of, wait_for_answer
+from reconnect_fsm._asyncio.credentials import UserCodeFailed, ask, names_of, wait_for_answer
 
 
 class Panic(BaseException):

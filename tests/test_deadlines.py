@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconnect_fsm.deadlines import SLICE, Deadline, Deadlines
+from reconnect_fsm._asyncio.timers import SLICE, Deadline, Deadlines
 from reconnect_fsm.testing import virtual_time
 
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 
-from reconnect_fsm import demo
+from reconnect_fsm._asyncio.client import Client
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.client import Client
-from reconnect_fsm.demo import ACTS, Act, Screen, Stage
+from reconnect_fsm.cli import demonstration as demo
+from reconnect_fsm.cli.demonstration import ACTS, Act, Screen, Stage
 from reconnect_fsm.retry import RetryPolicy
 
 pytestmark = pytest.mark.slow

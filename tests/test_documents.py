@@ -23,7 +23,7 @@ from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, V
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.adaptors import loro as of_loro
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 NOTHING = VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reconnect_fsm import ClientFSM, ClientStopped, Connection, RoomFSM
-from reconnect_fsm.driver import LOG, OLDER, Driver, Step
+from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Driver, Step
 from reconnect_fsm.effects import Dial, Effect, FailWaiters, NotifyStatus, Release, RequestJoin, StartTimer, TellRooms
 
 BROKEN = "the machine {} raised LookupError; the log tells where"

@@ -19,7 +19,6 @@ from aiohttp import WSMsgType
 
 import tls
 from kit import PATIENCE, until
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.errors import ProtocolError
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
@@ -45,6 +44,7 @@ from reconnect_fsm.loro_protocol import (
     split,
 )
 from reconnect_fsm.testing import leaks
+from reconnect_fsm.testing import EmbeddedServer
 
 LORO = CrdtType.LORO
 EPHEMERAL = CrdtType.EPHEMERAL

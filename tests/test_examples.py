@@ -21,7 +21,7 @@ from kit import PATIENCE, hold
 from node_peers import NODE_DIR, eventually, skip_without_node
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

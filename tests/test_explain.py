@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconnect_fsm import Client, ClientFSM, CloseInfo, RetryPolicy, RoomFSM, RoomStatus, explain
-from reconnect_fsm.driver import Driver
-from reconnect_fsm.explain import MOST_NAMES, MOST_REASONS, Account, account_of
+from reconnect_fsm import Client, ClientFSM, CloseInfo, RetryPolicy, RoomFSM, RoomStatus
+from reconnect_fsm._asyncio.dispatcher import Driver
 from reconnect_fsm.inspector.demo import Onlooker
+from reconnect_fsm.recorder import explain
+from reconnect_fsm.recorder.explain import MOST_NAMES, MOST_REASONS, Account, account_of
 from reconnect_fsm.status import AttemptFailure, FailureKind
 
 NOWHERE: Final = "ws://127.0.0.1:9/"

@@ -40,8 +40,8 @@ from faulty import HOST, eventually, unused_port
 from figures import Figures
 from namespaces import ACK, FIN, HERE, RST, SYN, THERE, Cable, Packet
 from processes import KEEPALIVE, ClientProcess, ServerProcess, established, write_at
-from reconnect_fsm.embedded_server import EmbeddedServer, reset_connection
 from reconnect_fsm.status import RoomStatus, StateChange
+from reconnect_fsm.testing.embedded_server import EmbeddedServer, reset_connection
 from tls import client_side as trusting
 from tls import server_side as certified
 

@@ -34,7 +34,10 @@ import tls
 from fault_matrix import DEFAULTS, ROOM, SECRET, SMALL, Fault, Stage, edit, fault_id, play, text_of
 from faulty import BINARY, CLOSE, CONTINUATION, HOST, PING, PONG, TEXT, Behaviour, Peer
 from figures import Figures, soak
-from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, UpdatesRefused, transport
+from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, UpdatesRefused
+from reconnect_fsm._asyncio.room_driver import FRAGMENT_PATIENCE
+from reconnect_fsm._asyncio.transport import socket as transport
+from reconnect_fsm._asyncio.transport.socket import MAX_RETRY_AFTER
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.keepalive import Beat, Heartbeat
 from reconnect_fsm.loro_protocol import (
@@ -59,11 +62,9 @@ from reconnect_fsm.loro_protocol import (
 )
 from reconnect_fsm.loro_protocol.fragments import Reassembler
 from reconnect_fsm.room_fsm import FOR_GOOD
-from reconnect_fsm.rooms import FRAGMENT_PATIENCE
 from reconnect_fsm.status import AttemptFailure, FailureKind
 from reconnect_fsm.testing import leaks, virtual_time
 from reconnect_fsm.testing.virtual_time import VirtualTimeLoop
-from reconnect_fsm.transport import MAX_RETRY_AFTER
 
 __all__ = ["FAULTS"]
 

@@ -142,7 +142,7 @@ def test_the_plugin_works_in_each_mode_of_pytest_asyncio(pytester: pytest.Pytest
         """
         import asyncio, pytest
         from reconnect_fsm import Client
-        from reconnect_fsm.embedded_server import EmbeddedServer
+        from reconnect_fsm.testing import EmbeddedServer
         kept = []
 
         @pytest.mark.asyncio

@@ -27,7 +27,6 @@ from figures import Figures, soak
 from fuzz import FragmentSteps, Frames, Messages, Model, Violation, fuzz_decoder, outcome
 from reconnect_fsm import Client, ClientStatus, Connection, RetryPolicy, RoomStatus
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.errors import ProtocolError
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
@@ -50,6 +49,7 @@ from reconnect_fsm.loro_protocol import (
     encode,
     split,
 )
+from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.virtual_time import run
 
 INPUTS = 1_000_000  # frames a seed

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import growth
 
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 ROOMS = (100, 3_000)
 

@@ -22,8 +22,8 @@ from yarl import URL
 import faulty
 from faulty import Peer, Watch, eventually
 from reconnect_fsm import Connection, Keepalive, RetryPolicy, Unauthorized
-from reconnect_fsm.addresses import check_url
-from reconnect_fsm.redaction import Redaction
+from reconnect_fsm._asyncio.transport.url import check_url
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind
 from reconnect_fsm.testing import leaks
 from tls import client_side, server_side
@@ -674,7 +674,7 @@ async def test_d_words_tls_to_a_proxy_and_through_it(authority: trustme.CA) -> N
 @pytest.mark.parametrize("shape", ["error", "words"])
 def test_d_words_alerts_of_tls_speak_for_themselves(reason: str, why: str, shape: str) -> None:
     """D-WORDS: in the handshake (an SSLError), or after it (only its words); 1 is not EPERM."""
-    from reconnect_fsm.failures import Attempt, failure_of
+    from reconnect_fsm._asyncio.transport.failures import Attempt, failure_of
 
     error: Exception = aiohttp.ClientOSError(1, f"[SSL: {reason}] words (_ssl.c:1)")
     if shape == "error":
@@ -870,7 +870,7 @@ async def test_d_judged_secrets_of_what_a_url_function_returned() -> None:
     """D-JUDGED: its query, fragment, user and password, and a long part of its path."""
     known = Redaction()
     url = URL("ws://someone:pa%40ssword@h/feed/tokentokentoken1/x?a=in-query#b=in-fragment", encoded=True)
-    from reconnect_fsm.transport import learn_secrets
+    from reconnect_fsm._asyncio.transport.socket import learn_secrets
 
     learn_secrets(known, url, {})
     for word in ("someone", "pa@ssword", "pa%40ssword", "tokentokentoken1", "in-query", "in-fragment"):

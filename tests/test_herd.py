@@ -21,7 +21,10 @@ import pytest
 from node_peers import requires_node, skip_without_node
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import StartTimer, StopTimer
-from reconnect_fsm.herd import (
+from reconnect_fsm.machine import row, state
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
+from reconnect_fsm.testing.herd import (
     BIN,
     POLICIES,
     AfterTheCap,
@@ -34,9 +37,6 @@ from reconnect_fsm.herd import (
     draw_text,
     simulate_herd,
 )
-from reconnect_fsm.machine import row, state
-from reconnect_fsm.retry import RetryPolicy
-from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
 
 CONNECTED, DISCONNECTED = ClientStatus.CONNECTED, ClientStatus.DISCONNECTED
 SVG = "{http://www.w3.org/2000/svg}"

@@ -31,9 +31,11 @@ import faulty
 from faulty import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
 from figures import Figures, soak
 from kit import PATIENCE
-from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, RoomFSM, RoomStatus, room_fsm, rooms
+from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, RoomFSM, RoomStatus, room_fsm
+from reconnect_fsm._asyncio import room_driver as rooms
+from reconnect_fsm._asyncio.connection import MAX_MSG_SIZE, Connection
+from reconnect_fsm._asyncio.transport.socket import BURST, MAX_RETRY_AFTER
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.connection import MAX_MSG_SIZE, Connection
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
     MAX_MESSAGE_SIZE,
@@ -55,7 +57,6 @@ from reconnect_fsm.loro_protocol import (
     decode,
     encode,
 )
-from reconnect_fsm.transport import BURST, MAX_RETRY_AFTER
 
 # Amounts: what every `make test` does, and what a proof does.
 FEW_FRAMES, MANY_FRAMES = 30_000, 1_000_000
@@ -417,7 +418,7 @@ async def test_retry_after_is_clamped(status: int, asked: str) -> None:
 
 def test_no_retry_after_raises() -> None:
     """Random words in the places of a date or a number: seconds from 0 to `MAX_RETRY_AFTER`, never an exception."""
-    from reconnect_fsm.failures import retry_after
+    from reconnect_fsm._asyncio.transport.failures import retry_after
 
     words = ["Mon,", "01", "31", "99", "Jan", "Dec", "0001", "9999", "00:00:00", "23:59:60", "99:99", "+2359", "-2359"]
     words += ["GMT", "EST", "-0000", "nan", ",", ";", "-", "+", "٣", "²", "1_0"]

@@ -21,7 +21,6 @@ from faulty import PATIENCE, eventually
 from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
 from reconnect_fsm.diagrams import picture
 from reconnect_fsm.diagrams.ink import COLOURS
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.inspector import Inspector, census, demo_inspector, inspect, run, run_demo, server, viewer
 from reconnect_fsm.inspector.census import Census, Query
 from reconnect_fsm.inspector.demo import Onlooker
@@ -29,6 +28,7 @@ from reconnect_fsm.inspector.guard import Guard
 from reconnect_fsm.inspector.observer import Stream
 from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode
 from reconnect_fsm.testing import leaks
+from reconnect_fsm.testing import EmbeddedServer
 
 if TYPE_CHECKING:
     from playwright.async_api import Page

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import transitions
 
+from reconnect_fsm._fast_transitions import LeanEvent, LeanMachine, LeanTransition
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.lean import LeanEvent, LeanMachine, LeanTransition
 from reconnect_fsm.room_fsm import RoomFSM
 
 MACHINES = 400

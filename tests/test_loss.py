@@ -26,8 +26,8 @@ from loss import Ledger, LostError, Peer, Schedule, StoringAdaptor, converge, im
 from node_peers import NodeClient, NodeServer, eventually, requires_node, skip_without_node
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import RoomErrorCode, UpdateStatusCode
+from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.virtual_time import run
 
 SCHEDULES = 1_000  # against the embedded server

@@ -23,8 +23,8 @@ import pytest
 
 from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy, RoomStatus
+from reconnect_fsm._asyncio.event_queue import Pump
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
-from reconnect_fsm.pump import Pump
 
 ROOMS = 10_000
 RUNS = 3
@@ -32,7 +32,7 @@ LONGEST = 0.050  # seconds of work that one turn of the loop may do, in the best
 
 SERVER = """
 import asyncio, sys
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer
 
 async def main():
     async with EmbeddedServer() as server:

@@ -16,9 +16,9 @@ from aiohttp import ClientSession, WSMsgType, web
 from aiohttp.test_utils import TestServer
 
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
+from reconnect_fsm._asyncio.room_driver import Room
 from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, JoinRequest, JoinResponseOk, Leave, decode, encode
 from reconnect_fsm.machine import ANY, STAY, event, row
-from reconnect_fsm.rooms import Room
 from reconnect_fsm.testing import EmbeddedServer
 from test_rooms import Notebook
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reconnect_fsm.pump import NO_JOBS, NO_WORK, LazyCoroutine, Listeners, Outcome, Promise, Pump
+from reconnect_fsm._asyncio.event_queue import NO_JOBS, NO_WORK, LazyCoroutine, Listeners, Outcome, Promise, Pump
 
 # ----------------------------------------------------------------------------------------------------------------- Pump
 

@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 import faulty
 from faulty import eventually
 from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connection, JoinRefused, RetryPolicy, RoomFSM
+from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Driver
 from reconnect_fsm.diagrams.timeline import sequence
-from reconnect_fsm.driver import LOG, OLDER, Driver
 from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, StartTimer, TellRooms, VersionChoice
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import STAY, event, row
-from reconnect_fsm.record_format import DEEPEST, LONGEST, MOST_LEVELS, Opaque, decoded, encoded, is_too_deep, same
-from reconnect_fsm.recorder import Recorder, Recording, UnreadableRecording, export, replay, transitions_in
+from reconnect_fsm.recorder.format import DEEPEST, LONGEST, MOST_LEVELS, Opaque, decoded, encoded, is_too_deep, same
+from reconnect_fsm.recorder.recorder import Recorder, Recording, UnreadableRecording, export, replay, transitions_in
 from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind, StatusChange, StopKind, presentable
+from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.server import (
     Answer,
     Close,
@@ -896,7 +896,7 @@ def test_a_line_without_an_end_is_not_read_to_its_end() -> None:
 
 def test_notes_and_machines_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may have billions of either."""
-    monkeypatch.setattr("reconnect_fsm.replay.MOST_MACHINES", 30)
+    monkeypatch.setattr("reconnect_fsm.recorder.replay.MOST_MACHINES", 30)
     run = Run()
     for number in range(31):
         run.tell("join_requested", room=RoomFSM(), name=str(number))

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
-import reconnect_fsm.redaction as redaction_module
-from reconnect_fsm.redaction import MOST, MOST_RECENT, READ, Redaction
-from reconnect_fsm.transport import learn_secrets
+import reconnect_fsm._redaction as redaction_module
+from reconnect_fsm._asyncio.transport.socket import learn_secrets
+from reconnect_fsm._redaction import MOST, MOST_RECENT, READ, Redaction
 
 SECRET = "s3cr3t-t0ken"
 

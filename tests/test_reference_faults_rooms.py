@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from reconnect_fsm import ClientStopped, JoinRefused, RetryPolicy, RoomFSM, RoomStatus, rooms
-from reconnect_fsm.embedded_server import EmbeddedServer
+from reconnect_fsm import ClientStopped, JoinRefused, RetryPolicy, RoomFSM, RoomStatus
+from reconnect_fsm._asyncio import room_driver as rooms
 from reconnect_fsm.loro_protocol import (
     CrdtType,
     DocUpdate,
@@ -26,6 +26,7 @@ from reconnect_fsm.loro_protocol import (
     Leave,
     RoomErrorCode,
 )
+from reconnect_fsm.testing import EmbeddedServer
 from test_rooms import Heard, Notebook, ScriptedServer, client_of, joined, now, room_error, scripted_server, until
 
 pytestmark = pytest.mark.virtual_time

@@ -19,7 +19,13 @@ from aiohttp.abc import ResolveResult
 import faulty
 from faulty import Peer, Watch, eventually
 from reconnect_fsm import Connection, Keepalive, RetryPolicy
-from reconnect_fsm.resolver import MAX_FAILED, MAX_LOOKUPS, MAX_LOOKUPS_OF_A_NAME, FailedAddresses, Resolver
+from reconnect_fsm._asyncio.transport.resolver import (
+    MAX_FAILED,
+    MAX_LOOKUPS,
+    MAX_LOOKUPS_OF_A_NAME,
+    FailedAddresses,
+    Resolver,
+)
 
 QUICK = RetryPolicy(base=0.01, cap=0.02, jitter=0.0)
 

@@ -31,11 +31,12 @@ from reconnect_fsm import (
     StatusChange,
     Unauthorized,
     UpdatesRefused,
-    rooms,
 )
+from reconnect_fsm._asyncio import room_driver as rooms
+from reconnect_fsm._asyncio.room_driver import Auth
+from reconnect_fsm._asyncio.transport.socket import UrlSource
 from reconnect_fsm.adaptors import Adaptor, LoroAdaptor
 from reconnect_fsm.effects import Effect
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
     Ack,
@@ -58,10 +59,9 @@ from reconnect_fsm.loro_protocol import (
     split,
 )
 from reconnect_fsm.machine import event, refuse, row
-from reconnect_fsm.rooms import Auth
 from reconnect_fsm.testing import leaks
+from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.virtual_time import run, serving
-from reconnect_fsm.transport import UrlSource
 
 pytestmark = pytest.mark.virtual_time
 

@@ -37,12 +37,14 @@ from reconnect_fsm import (
     RoomLeft,
     StateChange,
     StatusChange,
-    connection,
-    transport,
 )
-from reconnect_fsm.connection import Connection
+from reconnect_fsm._asyncio import connection
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.event_queue import Outcome, Promise, Pump
+from reconnect_fsm._asyncio.room_driver import Rooms
+from reconnect_fsm._asyncio.transport import socket as transport
+from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.effects import NotifyStatus
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.loro_protocol import (
     Ack,
     CrdtType,
@@ -59,10 +61,8 @@ from reconnect_fsm.loro_protocol import (
     decode,
     encode,
 )
-from reconnect_fsm.pump import Outcome, Promise, Pump
-from reconnect_fsm.rooms import Rooms
+from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.schedules import ShuffledLoop, every_schedule, many_schedules
-from reconnect_fsm.transport import Socket
 
 IN_SMALL, IN_REAL = 5_000, 1_000  # seeds for each scenario; with the exhaustive search more than 200,000 schedules
 FEW = 8  # seeds for each scenario where it is no proof

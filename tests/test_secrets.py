@@ -18,6 +18,7 @@ from yarl import URL
 
 from faulty import PATIENCE, eventually
 from reconnect_fsm import Client, ClientStopped, JoinRefused, RetryPolicy, Room
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.loro_protocol import (
     DocUpdate,
@@ -30,7 +31,6 @@ from reconnect_fsm.loro_protocol import (
     decode,
     encode,
 )
-from reconnect_fsm.redaction import Redaction
 
 PLANTED = {
     "user": "the-user-of-the-url",

@@ -15,8 +15,8 @@ import faulty
 import tls
 from faulty import TEXT, Peer, eventually
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
-from reconnect_fsm.redaction import Redaction
-from reconnect_fsm.transport import BURST, Socket, close_session, make_session, open_socket
+from reconnect_fsm._asyncio.transport.socket import BURST, Socket, close_session, make_session, open_socket
+from reconnect_fsm._redaction import Redaction
 
 LATER = RetryPolicy(base=1000.0, cap=1000.0, jitter=0.0)  # once lost, it waits
 NO_PINGS = Keepalive(enabled=False)

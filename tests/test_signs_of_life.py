@@ -23,11 +23,12 @@ import faulty
 import namespaces
 import tls
 from faulty import BINARY, Behaviour, Peer, Watch, eventually
-from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, transport
+from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
+from reconnect_fsm._asyncio.transport import socket as transport
+from reconnect_fsm._asyncio.transport.socket import Socket, close_session, make_session, open_socket, read_counters
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.keepalive import Counters
-from reconnect_fsm.redaction import Redaction
 from reconnect_fsm.testing import ChaosProxy
-from reconnect_fsm.transport import Socket, close_session, make_session, open_socket, read_counters
 
 LATER = RetryPolicy(base=1000.0, cap=1000.0, jitter=0.0)  # once lost, it waits
 SCALED = Keepalive(interval=0.75, timeout=0.75)

@@ -13,8 +13,8 @@ import pytest
 
 from kit import PATIENCE, States, Statuses, hold, until
 from reconnect_fsm import RetryPolicy
-from reconnect_fsm.embedded_server import EmbeddedServer
 from reconnect_fsm.retry import SYSTEM
+from reconnect_fsm.testing import EmbeddedServer
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

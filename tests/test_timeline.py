@@ -15,8 +15,8 @@ from reconnect_fsm import Client, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.diagrams import sequence
 from reconnect_fsm.diagrams.ink import COLOURS, DARK, PAPER, text_width
-from reconnect_fsm.embedded_server import EmbeddedServer
-from reconnect_fsm.recorder import Transition
+from reconnect_fsm.recorder.recorder import Transition
+from reconnect_fsm.testing import EmbeddedServer
 
 loro = pytest.importorskip("loro")
 

@@ -26,21 +26,21 @@ from yarl import URL
 
 import faulty
 from faulty import BINARY, CLOSE, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
-from reconnect_fsm import (
-    ClientStopped,
-    Connection,
-    InvalidURL,
-    Keepalive,
-    NotConnected,
-    RetryPolicy,
-    Unauthorized,
-    transport,
+from reconnect_fsm import ClientStopped, Connection, InvalidURL, Keepalive, NotConnected, RetryPolicy, Unauthorized
+from reconnect_fsm._asyncio.transport import socket as transport
+from reconnect_fsm._asyncio.transport.failures import retry_after
+from reconnect_fsm._asyncio.transport.socket import (
+    BURST,
+    AttemptFailed,
+    Data,
+    Socket,
+    close_session,
+    make_session,
+    open_socket,
 )
-from reconnect_fsm.failures import retry_after
-from reconnect_fsm.redaction import Redaction
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.status import CloseInfo
 from reconnect_fsm.testing import leaks
-from reconnect_fsm.transport import BURST, AttemptFailed, Data, Socket, close_session, make_session, open_socket
 from tls import client_side, server_side
 
 QUICK = RetryPolicy(base=0.01, cap=0.02, jitter=0.0)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kit import until
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomStatus, Unauthorized
+from reconnect_fsm._asyncio.join_limiter import Turns
 from reconnect_fsm.loro_protocol import (
     CrdtType,
     JoinError,
@@ -31,7 +32,6 @@ from reconnect_fsm.loro_protocol import (
     encode,
 )
 from reconnect_fsm.testing.virtual_time import serving
-from reconnect_fsm.turns import Turns
 
 PATIENCE = 300.0  # seconds of virtual time for what must come
 JOIN_TIMEOUT = 10.0

@@ -13,9 +13,9 @@ import loro
 import pytest
 
 from reconnect_fsm import Client, ClientFSM, Keepalive, RetryPolicy, RoomFSM, Unauthorized
+from reconnect_fsm._asyncio.user_code import FaultCounter, UserCodeFailed, await_user, call_user, notify_user, report
 from reconnect_fsm.telemetry import observe
 from reconnect_fsm.testing import EmbeddedServer
-from reconnect_fsm.user_code import FaultCounter, UserCodeFailed, await_user, call_user, notify_user, report
 from test_rooms import Notebook
 
 QUICK = {"base": 0.02, "cap": 0.05, "random": random.Random(1)}

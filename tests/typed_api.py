@@ -44,7 +44,7 @@ from reconnect_fsm.effects import Effect, StartTimer
 from reconnect_fsm.inspector import Inspector, inspect
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.machine import ANY, REST, STAY, any_but, event, refuse, row, state
-from reconnect_fsm.recorder import Recording, Replay, Transition, replay, transitions_in
+from reconnect_fsm.recorder.recorder import Recording, Replay, Transition, replay, transitions_in
 from reconnect_fsm.status import Cause
 from reconnect_fsm.telemetry import AttemptEnded, Event, Metrics, instrument, observe
 

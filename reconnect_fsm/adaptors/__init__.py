@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import Adaptor
+from reconnect_fsm.adaptors.base import Adaptor
 
 if TYPE_CHECKING:
-    from .loro import EphemeralAdaptor, LoroAdaptor
+    from reconnect_fsm.adaptors.loro import EphemeralAdaptor, LoroAdaptor
 
 __all__ = ["Adaptor", "EphemeralAdaptor", "LoroAdaptor"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> object:
     # Imported when first used: the core runs without loro, and starts faster.
     if name in ("EphemeralAdaptor", "LoroAdaptor"):
         try:
-            from . import loro
+            from reconnect_fsm.adaptors import loro
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"{name} needs the loro package, which is not installed: pip install 'reconnect-fsm[loro]'"

@@ -24,8 +24,8 @@ from loro import (
     VersionVector,
 )
 
+from reconnect_fsm._asyncio.user_code import is_fault
 from reconnect_fsm.loro_protocol.messages import FRAGMENT_SIZE, CrdtType, UpdateStatusCode
-from reconnect_fsm.user_code import is_fault
 
 if TYPE_CHECKING:  # only loro's stub has it
     from loro import LoroValue

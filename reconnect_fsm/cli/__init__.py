@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from . import check, demo, draw, inspect, replay, serve, simulate, watch
-from .common import INTERRUPTED, PIPE_CLOSED, PROGRAM, UNUSABLE, Failed, Unusable, complain
+from reconnect_fsm.cli import check, demo, draw, inspect, replay, serve, simulate, watch
+from reconnect_fsm.cli.common import INTERRUPTED, PIPE_CLOSED, PROGRAM, UNUSABLE, Failed, Unusable, complain
 
 __all__ = ["EXIT_CODES", "main", "make_parser"]
 

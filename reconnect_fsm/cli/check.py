@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from .common import DONE, FAILED, Commands, Unusable, add_command, load, use_utf8
+from reconnect_fsm.cli.common import DONE, FAILED, Commands, Unusable, add_command, load, use_utf8
 
 __all__ = ["add"]
 
@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     machine = load(arguments.machine)
-    from ..testing import MachineFault, check_machine
+    from reconnect_fsm.testing import MachineFault, check_machine
 
     use_utf8()
     try:

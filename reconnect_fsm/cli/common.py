@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from ..client_fsm import ClientFSM
-    from ..diagrams import Machine
-    from ..room_fsm import RoomFSM
+    from reconnect_fsm.client_fsm import ClientFSM
+    from reconnect_fsm.diagrams import Machine
+    from reconnect_fsm.room_fsm import RoomFSM
 
 __all__ = [
     "DONE",
@@ -199,7 +199,7 @@ def _why(error: OSError | ValueError) -> str:
 
 def load(address: str) -> Machine:
     """The machine that ``module:Class`` names. Raises Unusable for whatever goes wrong, with the place of it."""
-    from ..diagrams import load as load_machine
+    from reconnect_fsm.diagrams import load as load_machine
 
     return loading(address, load_machine)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from .common import Commands, add_command, needing
+from reconnect_fsm.cli.common import Commands, add_command, needing
 
 __all__ = ["add"]
 
@@ -33,5 +33,5 @@ def add(commands: Commands) -> None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     with needing("loro", "loro"):
-        from .. import demo
+        from reconnect_fsm.cli import demonstration as demo
     return demo.run(plain=arguments.plain, seed=arguments.seed, log=arguments.log)

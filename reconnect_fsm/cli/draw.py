@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .common import DONE, FAILED, Commands, Failed, Unusable, add_command, complain, load, use_utf8
+from reconnect_fsm.cli.common import DONE, FAILED, Commands, Failed, Unusable, add_command, complain, load, use_utf8
 
 if TYPE_CHECKING:
-    from ..diagrams import Machine
+    from reconnect_fsm.diagrams import Machine
 
 __all__ = ["add"]
 
@@ -104,13 +104,13 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
 
 def _diagrams(arguments: argparse.Namespace) -> int:
-    from ..diagrams import main_machines
+    from reconnect_fsm.diagrams import main_machines
 
     return max(_write(machine, Path(arguments.directory), "all") for machine in main_machines())
 
 
 def _print(machine: Machine, what: str) -> int:
-    from .. import diagrams
+    from reconnect_fsm import diagrams
 
     drawers: dict[str, Callable[[Any], str]] = {
         "dot": diagrams.dot,
@@ -132,7 +132,7 @@ def _print(machine: Machine, what: str) -> int:
 
 def _write(machine: Machine, directory: Path, what: str) -> int:
     """Write the files of a machine in one format, or in all that can be drawn, and print their names."""
-    from ..diagrams import CannotDraw, write
+    from reconnect_fsm.diagrams import CannotDraw, write
 
     code = DONE
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from .common import DONE, Commands, Unusable, add_command, add_headers, count, port, run_until_interrupted
+from reconnect_fsm.cli.common import (
+    DONE,
+    Commands,
+    Unusable,
+    add_command,
+    add_headers,
+    count,
+    port,
+    run_until_interrupted,
+)
 
 __all__ = ["add"]
 
@@ -46,8 +55,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise Unusable("--rooms is for --demo; to join rooms of a server, say --room ID")
     if arguments.demo and (arguments.rooms or arguments.headers or arguments.no_ping):
         raise Unusable("--room, --header and --no-ping are for the URL of a server; --demo has rooms of its own")
-    from ..inspector import run, run_demo
-    from ..keepalive import Keepalive
+    from reconnect_fsm.inspector import run, run_demo
+    from reconnect_fsm.keepalive import Keepalive
 
     if arguments.demo:
         running = run_demo(rooms=arguments.demo_rooms or 40, port=arguments.port, tell=_tell)

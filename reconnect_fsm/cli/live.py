@@ -12,10 +12,10 @@ from rich.console import Console, Group
 from rich.live import Live as RichLive
 from rich.text import Text
 
-from ..explain import duration
-from ..status import ClientStatus, RoomStatus, presentable
-from .observer import News, Observer, WatchedRoom
-from .views import counted, in_words, rooms_of, size, why
+from reconnect_fsm.cli.observer import News, Observer, WatchedRoom
+from reconnect_fsm.cli.views import counted, in_words, rooms_of, size, why
+from reconnect_fsm.recorder.explain import duration
+from reconnect_fsm.status import ClientStatus, RoomStatus, presentable
 
 __all__ = ["Live", "picture", "sparkline"]
 

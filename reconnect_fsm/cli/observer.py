@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from ..loro_protocol import CrdtType
-from ..status import ClientStatus, RoomStatus, StateChange, StatusChange, presentable
-from ..transport import check_url
+from reconnect_fsm._asyncio.transport.socket import check_url
+from reconnect_fsm.loro_protocol import CrdtType
+from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusChange, presentable
 
 if TYPE_CHECKING:
-    from ..client import Client
-    from ..rooms import Room
+    from reconnect_fsm._asyncio.client import Client
+    from reconnect_fsm._asyncio.room_driver import Room
 
 __all__ = ["News", "Observer", "WatchedRoom", "beginning", "shown_url"]
 
@@ -123,7 +123,7 @@ class Observer:
     def _join(self, client: Client, room_id: str, crdt: str, auth: bytes) -> None:
         from loro import EphemeralStore, LoroDoc
 
-        from ..adaptors import EphemeralAdaptor, LoroAdaptor
+        from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
 
         adaptor = (
             EphemeralAdaptor(EphemeralStore(PRESENCE)) if crdt == "ephemeral" else LoroAdaptor(LoroDoc())  # type: ignore[no-untyped-call]  # loro's stub

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from .common import DONE, FAILED, Commands, Unusable, add_command, load_fsm, use_utf8
+from reconnect_fsm.cli.common import DONE, FAILED, Commands, Unusable, add_command, load_fsm, use_utf8
 
 __all__ = ["add"]
 
@@ -41,9 +41,9 @@ def add(commands: Commands) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from ..client_fsm import ClientFSM
-    from ..recorder import UnreadableRecording, replay
-    from ..room_fsm import RoomFSM
+    from reconnect_fsm.client_fsm import ClientFSM
+    from reconnect_fsm.recorder.recorder import UnreadableRecording, replay
+    from reconnect_fsm.room_fsm import RoomFSM
 
     fsm = ClientFSM if arguments.fsm is None else load_fsm(arguments.fsm, ClientFSM)
     room_fsm = RoomFSM if arguments.room_fsm is None else load_fsm(arguments.room_fsm, RoomFSM)
@@ -65,8 +65,8 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _draw(recording: Path, picture: Path) -> None:
-    from ..diagrams import sequence
-    from ..recorder import transitions_in
+    from reconnect_fsm.diagrams import sequence
+    from reconnect_fsm.recorder.recorder import transitions_in
 
     with recording.open(encoding="utf-8") as lines:
         drawn = sequence(transitions_in(lines), title=recording.name)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from .common import (
+from reconnect_fsm.cli.common import (
     DONE,
     Commands,
     Unusable,
@@ -23,8 +23,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..embedded_server import EmbeddedServer
-    from ..loro_protocol import CrdtType, Permission
+    from reconnect_fsm.loro_protocol import CrdtType, Permission
+    from reconnect_fsm.testing.embedded_server import EmbeddedServer
 
 __all__ = ["add"]
 
@@ -96,7 +96,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 async def _run(arguments: argparse.Namespace) -> int:
-    from ..embedded_server import EmbeddedServer
+    from reconnect_fsm.testing.embedded_server import EmbeddedServer
 
     began = time.monotonic()
     attempts = connections = 0
@@ -188,6 +188,6 @@ async def _misbehave(
 
 
 def _shown(room_id: str) -> str:
-    from ..status import presentable
+    from reconnect_fsm.status import presentable
 
     return presentable(room_id)

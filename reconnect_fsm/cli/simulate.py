@@ -13,10 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .common import DONE, Commands, Unusable, add_command, count, load_fsm, loading, positive, seconds, use_utf8
+from reconnect_fsm.cli.common import (
+    DONE,
+    Commands,
+    Unusable,
+    add_command,
+    count,
+    load_fsm,
+    loading,
+    positive,
+    seconds,
+    use_utf8,
+)
 
 if TYPE_CHECKING:
-    from ..herd import HerdRun, PolicyFactory
+    from reconnect_fsm.testing.herd import HerdRun, PolicyFactory
 
 __all__ = ["add"]
 
@@ -99,8 +110,8 @@ def _outage(text: str) -> float:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from ..client_fsm import ClientFSM
-    from ..herd import POLICIES, draw_svg, draw_text, simulate_herd
+    from reconnect_fsm.client_fsm import ClientFSM
+    from reconnect_fsm.testing.herd import POLICIES, draw_svg, draw_text, simulate_herd
 
     wanted: list[str] = arguments.policies or list(COMPARED)
     if "all" in wanted:
@@ -151,7 +162,7 @@ def _with(factory: PolicyFactory, settings: dict[str, Any]) -> PolicyFactory:
 
 
 def _own_policy(address: str) -> PolicyFactory:
-    from ..retry import RetryPolicy
+    from reconnect_fsm.retry import RetryPolicy
 
     def find(address: str) -> type[RetryPolicy]:
         if not re.fullmatch(r"\w+(\.\w+)*:\w+", address):

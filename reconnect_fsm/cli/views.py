@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TextIO
 
-from ..loro_protocol import CrdtType
-from .observer import News, Observer
+from reconnect_fsm.cli.observer import News, Observer
+from reconnect_fsm.loro_protocol import CrdtType
 
 __all__ = ["Lines", "View", "as_json", "as_line", "counted", "in_words", "rooms_of", "size", "why"]
 

@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..status import ClientStatus, RoomStatus
-from .common import (
+from reconnect_fsm.cli.common import (
     DONE,
     NOT_CONNECTED,
     Commands,
@@ -28,11 +27,12 @@ from .common import (
     run_until_interrupted,
     seconds,
 )
+from reconnect_fsm.status import ClientStatus, RoomStatus
 
 if TYPE_CHECKING:
-    from ..client import Client
-    from .observer import Observer
-    from .views import View
+    from reconnect_fsm._asyncio.client import Client
+    from reconnect_fsm.cli.observer import Observer
+    from reconnect_fsm.cli.views import View
 
 __all__ = ["add"]
 
@@ -140,8 +140,8 @@ def _auth(text: str) -> bytes:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from ..errors import InvalidURL
-    from .observer import Observer
+    from reconnect_fsm.cli.observer import Observer
+    from reconnect_fsm.errors import InvalidURL
 
     if arguments.rooms:
         with needing("loro", "loro"):
@@ -154,10 +154,10 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _client(arguments: argparse.Namespace) -> Client:
-    from ..client import Client
-    from ..client_fsm import ClientFSM
-    from ..keepalive import Keepalive
-    from ..retry import RetryPolicy
+    from reconnect_fsm._asyncio.client import Client
+    from reconnect_fsm.client_fsm import ClientFSM
+    from reconnect_fsm.keepalive import Keepalive
+    from reconnect_fsm.retry import RetryPolicy
 
     options: dict[str, Any] = {"headers": arguments.headers}
     if arguments.insecure:
@@ -174,14 +174,14 @@ def _client(arguments: argparse.Namespace) -> Client:
 
 
 def _view(wanted: str | None) -> View:
-    from .views import Lines, as_json, as_line
+    from reconnect_fsm.cli.views import Lines, as_json, as_line
 
     if wanted == "json" or (wanted is None and not sys.stdout.isatty()):
         return Lines(sys.stdout, as_json)
     if wanted != "lines" and os.environ.get("TERM") != "dumb":
         try:
             with needing("cli", "rich"):
-                from .live import Live
+                from reconnect_fsm.cli.live import Live
 
                 return Live()
         except Failed as error:
@@ -233,7 +233,7 @@ async def _pinging(client: Client, *, enabled: bool) -> AsyncGenerator[asyncio.F
 
 
 async def _ping(client: Client) -> None:
-    from ..errors import ReconnectError
+    from reconnect_fsm.errors import ReconnectError
 
     while True:
         await client.wait_connected()

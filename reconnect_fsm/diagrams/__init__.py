@@ -13,13 +13,13 @@ DOT, Mermaid, Markdown and cards need nothing but this package, and are the same
 `sequence` draws what machines did along time, from a record of their transitions.
 """
 
-from .as_cards import cards
-from .as_dot import CannotDraw, digest, dot, svg
-from .as_markdown import matrix
-from .as_mermaid import mermaid
-from .files import load, main_machines, picture, write
-from .plan import Detail, Machine
-from .timeline import sequence
+from reconnect_fsm.diagrams.as_cards import cards
+from reconnect_fsm.diagrams.as_dot import CannotDraw, digest, dot, svg
+from reconnect_fsm.diagrams.as_markdown import matrix
+from reconnect_fsm.diagrams.as_mermaid import mermaid
+from reconnect_fsm.diagrams.files import load, main_machines, picture, write
+from reconnect_fsm.diagrams.plan import Detail, Machine
+from reconnect_fsm.diagrams.timeline import sequence
 
 __all__ = [
     "CannotDraw",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from .as_dot import digest, in_words, legend
-from .ink import (
+from reconnect_fsm.diagrams.as_dot import digest, in_words, legend
+from reconnect_fsm.diagrams.ink import (
     BORDER,
     BOX,
     FAINT,
@@ -25,7 +25,7 @@ from .ink import (
     text_width,
     wrapped,
 )
-from .plan import ADDED, OVERRIDDEN, Detail, Fan, Machine, Move, Plan, by_status, conditions
+from reconnect_fsm.diagrams.plan import ADDED, OVERRIDDEN, Detail, Fan, Machine, Move, Plan, by_status, conditions
 
 __all__ = ["cards"]
 

@@ -14,10 +14,34 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
-from ..errors import ReconnectError
-from ..machine import State
-from .ink import BORDER, BOX, FAINT, INK, MARK, PAPER, Colour, balanced, colours_of, document, escaped
-from .plan import ADDED, OVERRIDDEN, Changes, Detail, Fan, Machine, Move, Plan, by_status, conditions, status_id
+from reconnect_fsm.diagrams.ink import (
+    BORDER,
+    BOX,
+    FAINT,
+    INK,
+    MARK,
+    PAPER,
+    Colour,
+    balanced,
+    colours_of,
+    document,
+    escaped,
+)
+from reconnect_fsm.diagrams.plan import (
+    ADDED,
+    OVERRIDDEN,
+    Changes,
+    Detail,
+    Fan,
+    Machine,
+    Move,
+    Plan,
+    by_status,
+    conditions,
+    status_id,
+)
+from reconnect_fsm.errors import ReconnectError
+from reconnect_fsm.machine import State
 
 __all__ = ["CannotDraw", "digest", "dot", "draw", "in_words", "legend", "svg"]
 

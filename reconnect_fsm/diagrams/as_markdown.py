@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..machine import Rule
-from .plan import ADDED, Changes, Machine, rules_of, status_of
+from reconnect_fsm.diagrams.plan import ADDED, Changes, Machine, rules_of, status_of
+from reconnect_fsm.machine import Rule
 
 __all__ = ["matrix"]
 

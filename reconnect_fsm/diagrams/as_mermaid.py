@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from .ink import INK, MARK, colours_of
-from .plan import ADDED, OVERRIDDEN, Fan, Machine, Plan, by_status, conditions, status_id
+from reconnect_fsm.diagrams.ink import INK, MARK, colours_of
+from reconnect_fsm.diagrams.plan import ADDED, OVERRIDDEN, Fan, Machine, Plan, by_status, conditions, status_id
 
 __all__ = ["mermaid"]
 

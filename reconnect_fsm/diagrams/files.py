@@ -7,15 +7,15 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from ..client_fsm import ClientFSM
-from ..machine import FSM
-from ..room_fsm import RoomFSM
-from .as_cards import cards
-from .as_dot import CannotDraw, digest, dot, svg
-from .as_markdown import matrix
-from .as_mermaid import mermaid
-from .ink import escaped
-from .plan import Machine
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.diagrams.as_cards import cards
+from reconnect_fsm.diagrams.as_dot import CannotDraw, digest, dot, svg
+from reconnect_fsm.diagrams.as_markdown import matrix
+from reconnect_fsm.diagrams.as_mermaid import mermaid
+from reconnect_fsm.diagrams.ink import escaped
+from reconnect_fsm.diagrams.plan import Machine
+from reconnect_fsm.machine import FSM
+from reconnect_fsm.room_fsm import RoomFSM
 
 __all__ = ["load", "main_machines", "picture", "write"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from ..machine import FSM, Event, Rule, State
+from reconnect_fsm.machine import FSM, Event, Rule, State
 
 __all__ = ["ADDED", "OVERRIDDEN", "Changes", "Detail", "Fan", "Machine", "Move", "Plan", "by_status", "conditions"]
 

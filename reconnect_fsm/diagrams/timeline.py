@@ -14,8 +14,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..record_format import CLIENT, Transition
-from .ink import BORDER, COLOURS, FAINT, INK, PAPER, Colour, colours_of, document, escaped, fitting, text_width, wrapped
+from reconnect_fsm.diagrams.ink import (
+    BORDER,
+    COLOURS,
+    FAINT,
+    INK,
+    PAPER,
+    Colour,
+    colours_of,
+    document,
+    escaped,
+    fitting,
+    text_width,
+    wrapped,
+)
+from reconnect_fsm.recorder.format import CLIENT, Transition
 
 __all__ = ["sequence"]
 

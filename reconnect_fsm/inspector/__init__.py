@@ -12,7 +12,7 @@ costs the client's event loop nothing while nobody looks, and a bounded share wh
 `Inspector` is the same without printing. `run` and `run_demo` are what the command line calls.
 """
 
-from .demo import demo_inspector, run, run_demo
-from .server import Inspector, inspect
+from reconnect_fsm.inspector.demo import demo_inspector, run, run_demo
+from reconnect_fsm.inspector.server import Inspector, inspect
 
 __all__ = ["Inspector", "demo_inspector", "inspect", "run", "run_demo"]

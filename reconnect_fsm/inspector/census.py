@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import filterfalse
 from typing import Any, Final, NamedTuple
 
-from ..client import Client
-from ..room_fsm import RoomFSM
-from ..rooms import Room
-from ..status import RoomStatus
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import RoomStatus
 
 __all__ = ["PAGE", "Census", "Query"]
 

@@ -10,13 +10,13 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from ..client import Client
-from ..embedded_server import EmbeddedServer
-from ..keepalive import Keepalive
-from ..loro_protocol import CrdtType, RoomError, RoomErrorCode, UpdateStatusCode
-from ..retry import RetryPolicy
-from ..transport import UrlSource
-from .server import Inspector
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm._asyncio.transport.socket import UrlSource
+from reconnect_fsm.inspector.server import Inspector
+from reconnect_fsm.keepalive import Keepalive
+from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode, UpdateStatusCode
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.testing.embedded_server import EmbeddedServer
 
 __all__ = ["Onlooker", "demo_inspector", "run", "run_demo"]
 

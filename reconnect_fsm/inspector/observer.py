@@ -13,10 +13,10 @@ from typing import Any, Final, Generic, TypeVar
 
 from yarl import URL
 
-from ..client_fsm import ClientFSM
-from ..connection import Connection
-from ..recorder import transitions
-from ..status import ClientStatus, StateChange
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.recorder.recorder import transitions
+from reconnect_fsm.status import ClientStatus, StateChange
 
 __all__ = ["Observer", "Stream", "earlier", "last_fact"]
 

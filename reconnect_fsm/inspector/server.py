@@ -18,14 +18,14 @@ from typing import Final, Self
 
 from aiohttp import hdrs, web
 
-from ..client import Client
-from ..connection import Connection
-from ..diagrams import Machine, cards, picture
-from ..user_code import UserCodeFailed, await_user, call_user
-from .census import Census
-from .guard import Guard, check_host
-from .observer import Observer
-from .viewer import Viewer
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.user_code import UserCodeFailed, await_user, call_user
+from reconnect_fsm.diagrams import Machine, cards, picture
+from reconnect_fsm.inspector.census import Census
+from reconnect_fsm.inspector.guard import Guard, check_host
+from reconnect_fsm.inspector.observer import Observer
+from reconnect_fsm.inspector.viewer import Viewer
 
 __all__ = ["Inspector", "inspect"]
 

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from .census import Census, Query
-from .observer import Observer, Stream, last_fact
+from reconnect_fsm.inspector.census import Census, Query
+from reconnect_fsm.inspector.observer import Observer, Stream, last_fact
 
 __all__ = ["Desk", "Viewer"]
 

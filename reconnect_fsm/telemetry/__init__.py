@@ -20,7 +20,7 @@ connection, join and ping, and for each change of status. The rest of this packa
 While nobody observes, none of it costs anything. No event holds a query string, a header, a token or auth bytes.
 """
 
-from .events import (
+from reconnect_fsm.telemetry.events import (
     AttemptEnded,
     AttemptStarted,
     ConnectionLost,
@@ -34,8 +34,8 @@ from .events import (
     StatusCounted,
     observe,
 )
-from .instrumentation import instrument
-from .metrics import Metrics
+from reconnect_fsm.telemetry.instrumentation import instrument
+from reconnect_fsm.telemetry.metrics import Metrics
 
 __all__ = [
     "AttemptEnded",

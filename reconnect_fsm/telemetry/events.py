@@ -10,15 +10,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from ..client import Client
-from ..connection import Connection
-from ..driver import Step
-from ..effects import AnnounceConnected, CancelDial, CloseSocket, Dial, NotifyStatus, Release, RequestJoin, Untrack
-from ..errors import JoinRefused
-from ..loro_protocol import JoinErrorCode, RoomErrorCode
-from ..pump import Listeners
-from ..rooms import Room
-from ..status import AttemptFailure, ClientStatus, CloseInfo, RoomStatus
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.dispatcher import Step
+from reconnect_fsm._asyncio.event_queue import Listeners
+from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm.effects import (
+    AnnounceConnected,
+    CancelDial,
+    CloseSocket,
+    Dial,
+    NotifyStatus,
+    Release,
+    RequestJoin,
+    Untrack,
+)
+from reconnect_fsm.errors import JoinRefused
+from reconnect_fsm.loro_protocol import JoinErrorCode, RoomErrorCode
+from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, RoomStatus
 
 __all__ = [
     "AttemptEnded",

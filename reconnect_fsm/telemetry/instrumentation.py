@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..connection import Connection
-from .events import observe
-from .metrics import Attributes, attributes_of
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm.telemetry.events import observe
+from reconnect_fsm.telemetry.metrics import Attributes, attributes_of
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -35,7 +35,7 @@ def instrument(
         >>> from opentelemetry.sdk.trace.export import SimpleSpanProcessor
         >>> from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
         >>> from reconnect_fsm import Connection
-        >>> from reconnect_fsm.embedded_server import EmbeddedServer
+        >>> from reconnect_fsm.testing.embedded_server import EmbeddedServer
         >>> from reconnect_fsm.telemetry import instrument
 
         >>> spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -75,7 +75,7 @@ def instrument(
     Raises ImportError, and says what to install, if OpenTelemetry's API is missing.
     """
     try:
-        from .otel import Exporter
+        from reconnect_fsm.telemetry.otel import Exporter
     except ImportError as error:
         raise ImportError(
             "instrument() hands measurements to OpenTelemetry, whose API is not installed: "

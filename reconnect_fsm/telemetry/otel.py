@@ -20,10 +20,18 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from ..rooms import Room
-from ..status import ClientStatus
-from .events import AttemptEnded, AttemptStarted, ConnectionLost, Event, JoinEnded, JoinStarted, StatusCounted
-from .metrics import (
+from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm.status import ClientStatus
+from reconnect_fsm.telemetry.events import (
+    AttemptEnded,
+    AttemptStarted,
+    ConnectionLost,
+    Event,
+    JoinEnded,
+    JoinStarted,
+    StatusCounted,
+)
+from reconnect_fsm.telemetry.metrics import (
     CAUSE,
     CLOSE_CODE,
     CRDT_TYPE,

@@ -2,7 +2,7 @@
 
 ================  ======================================================================================================
 `check_machine`   a subclass of a machine, tried exhaustively from its declaration alone (`machines`)
-`EmbeddedServer`  a Loro server in this process, which misbehaves when told to (`reconnect_fsm.embedded_server`)
+`EmbeddedServer`  a Loro server in this process, which misbehaves when told to (`reconnect_fsm.testing.embedded_server`)
 `ScriptedServer`  the same, misbehaving by a script (`server`)
 `ChaosProxy`      a TCP proxy that spoils the network before any real server (`proxy`)
 `simulate`        clients against a seeded nemesis, for simulated hours (`simulation`)
@@ -24,10 +24,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from reconnect_fsm.embedded_server import EmbeddedServer
-
-    from . import leaks, virtual_time
-    from .machines import (
+    from reconnect_fsm.testing import leaks, virtual_time
+    from reconnect_fsm.testing import EmbeddedServer
+    from reconnect_fsm.testing.machines import (
         AliveWatch,
         ClientWatch,
         Fault,
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
         Watch,
         check_machine,
     )
-    from .proxy import ChaosProxy, Counts, Direction
-    from .schedules import Explored, ShuffledLoop, every_schedule, many_schedules
-    from .server import (
+    from reconnect_fsm.testing.proxy import ChaosProxy, Counts, Direction
+    from reconnect_fsm.testing.schedules import Explored, ShuffledLoop, every_schedule, many_schedules
+    from reconnect_fsm.testing.server import (
         Answer,
         Bytes,
         Close,
@@ -62,8 +61,8 @@ if TYPE_CHECKING:
         Stall,
         Well,
     )
-    from .simulation import Report, Violation, simulate
-    from .virtual_time import run as run_in_virtual_time
+    from reconnect_fsm.testing.simulation import Report, Violation, simulate
+    from reconnect_fsm.testing.virtual_time import run as run_in_virtual_time
 
 __all__ = [
     "AliveWatch",

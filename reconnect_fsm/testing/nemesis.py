@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from reconnect_fsm._asyncio.room_driver import Room
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.errors import Unauthorized
 from reconnect_fsm.loro_protocol import (
@@ -28,11 +29,10 @@ from reconnect_fsm.loro_protocol import (
     UpdateStatusCode,
     encode,
 )
-from reconnect_fsm.rooms import Room
 
 if TYPE_CHECKING:
-    from .simulation import World
-    from .simulation_users import User
+    from reconnect_fsm.testing.simulation import World
+    from reconnect_fsm.testing.simulation_users import User
 
 __all__ = ["CALLS", "FAULTS", "KINDS", "RESYNC", "SECRET", "SEVERAL", "Kind", "Sabotage", "Step", "plan"]
 

@@ -32,7 +32,7 @@ from typing import ClassVar, Final
 
 from yarl import URL
 
-from reconnect_fsm.embedded_server import reset_connection
+from reconnect_fsm.testing.embedded_server import reset_connection
 
 __all__ = ["ChaosProxy", "Counts", "Direction"]
 

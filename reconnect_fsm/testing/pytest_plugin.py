@@ -20,13 +20,13 @@ from typing import TypeAlias
 
 import pytest
 
-from . import leaks, needs
+from reconnect_fsm.testing import leaks, needs
 
 with needs("the pytest plugin"):
     import async_solipsism  # pyright: ignore[reportMissingTypeStubs]
     import pytest_asyncio
 
-    from . import virtual_time
+    from reconnect_fsm.testing import virtual_time
 
 __all__ = ["no_leaks"]
 

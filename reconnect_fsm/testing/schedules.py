@@ -40,8 +40,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Final, TypeAlias
 
-from . import leaks
-from .virtual_time import VirtualTimeLoop, check_call, in_memory_connections
+from reconnect_fsm.testing import leaks
+from reconnect_fsm.testing.virtual_time import VirtualTimeLoop, check_call, in_memory_connections
 
 __all__ = ["Choice", "Explored", "ShuffledLoop", "every_schedule", "many_schedules"]
 

@@ -31,14 +31,6 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from aiohttp import WSMsgType, web
 
-from reconnect_fsm.embedded_server import (
-    Authenticate,
-    EmbeddedServer,
-    _close_payload,
-    _Connection,
-    _RoomKey,
-    reset_connection,
-)
 from reconnect_fsm.loro_protocol import (
     CrdtType,
     JoinError,
@@ -50,8 +42,15 @@ from reconnect_fsm.loro_protocol import (
     UpdateStatusCode,
     encode,
 )
-
-from .proxy import not_negative, started
+from reconnect_fsm.testing.embedded_server import (
+    Authenticate,
+    EmbeddedServer,
+    _close_payload,
+    _Connection,
+    _RoomKey,
+    reset_connection,
+)
+from reconnect_fsm.testing.proxy import not_negative, started
 
 __all__ = [
     "Answer",

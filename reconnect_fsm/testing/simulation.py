@@ -40,28 +40,27 @@ from unittest import mock
 import aiohttp.client
 from aiohttp._websocket.writer import WebSocketWriter
 
-from . import needs
+from reconnect_fsm.testing import needs
 
 with needs("the simulation", extra="testing,loro"):
     from async_solipsism import SleepForeverError
     from loro import LoroDoc
 
+    from reconnect_fsm._asyncio.client import Client
+    from reconnect_fsm._asyncio.connection import Connection
+    from reconnect_fsm._asyncio.transport.socket import close_session, make_session
     from reconnect_fsm.adaptors import LoroAdaptor
     from reconnect_fsm.adaptors.base import Adaptor
-    from reconnect_fsm.client import Client
     from reconnect_fsm.client_fsm import ClientFSM
-    from reconnect_fsm.connection import Connection
-    from reconnect_fsm.embedded_server import EmbeddedServer
     from reconnect_fsm.loro_protocol import CrdtType, Message, Permission
     from reconnect_fsm.room_fsm import RoomFSM
-    from reconnect_fsm.transport import close_session, make_session
-
-    from . import leaks, virtual_time
-    from .nemesis import CALLS, FAULTS, KINDS, RESYNC, SECRET, Sabotage, Step, plan
-    from .simulation_checks import INVARIANTS, Witness, machines_timer, watching_dials
-    from .simulation_network import MOST_PASSES, NetworkLoop
-    from .simulation_server import Misbehaving, misbehaving
-    from .simulation_users import ROOMS, User
+    from reconnect_fsm.testing import leaks, virtual_time
+    from reconnect_fsm.testing.embedded_server import EmbeddedServer
+    from reconnect_fsm.testing.nemesis import CALLS, FAULTS, KINDS, RESYNC, SECRET, Sabotage, Step, plan
+    from reconnect_fsm.testing.simulation_checks import INVARIANTS, Witness, machines_timer, watching_dials
+    from reconnect_fsm.testing.simulation_network import MOST_PASSES, NetworkLoop
+    from reconnect_fsm.testing.simulation_server import Misbehaving, misbehaving
+    from reconnect_fsm.testing.simulation_users import ROOMS, User
 
 __all__ = ["INVARIANTS", "Report", "User", "Violation", "World", "main", "simulate"]
 
@@ -749,7 +748,7 @@ def _collecting_sessions(sessions: list[aiohttp.ClientSession]) -> Iterator[None
         sessions.append(make_session(*args))
         return sessions[-1]
 
-    with mock.patch("reconnect_fsm.connection.make_session", collected):
+    with mock.patch("reconnect_fsm._asyncio.connection.make_session", collected):
         yield
 
 

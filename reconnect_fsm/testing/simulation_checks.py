@@ -19,18 +19,17 @@ from aiohttp import WSMsgType
 from aiohttp._websocket.reader_py import ALLOWED_CLOSE_CODES
 
 from reconnect_fsm import errors
-from reconnect_fsm.client import Client
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.connection import Connection
 from reconnect_fsm.errors import ClientStopped, JoinRefused, NotConnected, ProtocolError, RoomLeft
 from reconnect_fsm.keepalive import LEAST_RATE, PING, PONG
 from reconnect_fsm.loro_protocol import DocUpdate, JoinResponseOk, decode
 from reconnect_fsm.retry import RetryPolicy
-from reconnect_fsm.rooms import Room
 from reconnect_fsm.status import ClientStatus, CloseInfo, RoomStatus, StateChange, StatusChange
-from reconnect_fsm.transport import Socket
-
-from .simulation_network import End, Frame, Link, NetworkLoop
+from reconnect_fsm.testing.simulation_network import End, Frame, Link, NetworkLoop
 
 __all__ = ["INVARIANTS", "Operation", "RoomBook", "Witness", "machines_timer", "watching_dials"]
 

@@ -23,8 +23,7 @@ from async_solipsism import selector as solipsism_selector
 from async_solipsism import socket as solipsism_socket
 
 from reconnect_fsm.keepalive import Counters
-
-from .virtual_time import VirtualTimeLoop
+from reconnect_fsm.testing.virtual_time import VirtualTimeLoop
 
 __all__ = ["HOST", "End", "Frame", "Link", "NetworkLoop", "Tape"]
 

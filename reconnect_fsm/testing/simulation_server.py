@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from aiohttp import WSCloseCode, WSMsgType
 
-from reconnect_fsm.embedded_server import EmbeddedServer, _close_payload
 from reconnect_fsm.loro_protocol import (
     DocUpdate,
     JoinError,
@@ -18,6 +17,7 @@ from reconnect_fsm.loro_protocol import (
     UpdateStatusCode,
     encode,
 )
+from reconnect_fsm.testing.embedded_server import EmbeddedServer, _close_payload
 
 __all__ = ["Misbehaving", "misbehaving"]
 

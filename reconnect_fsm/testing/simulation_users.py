@@ -15,22 +15,30 @@ from typing import TYPE_CHECKING, Any, Final
 from loro import EphemeralStore, ExportMode, LoroDoc
 from yarl import URL
 
+from reconnect_fsm._asyncio.room_driver import Auth, Room
 from reconnect_fsm.adaptors import EphemeralAdaptor
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.errors import NotConnected, Unauthorized
 from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode, room_header
 from reconnect_fsm.retry import RetryPolicy
-from reconnect_fsm.rooms import Auth, Room
 from reconnect_fsm.status import ClientStatus, RoomStatus
-
-from .nemesis import RESYNC, SECRET, SEVERAL, Sabotage
-from .simulation_checks import GRACE, PING_ENDS, ROOM_ENDS, STOPPED, STOPS, Operation, RoomBook, Witness
+from reconnect_fsm.testing.nemesis import RESYNC, SECRET, SEVERAL, Sabotage
+from reconnect_fsm.testing.simulation_checks import (
+    GRACE,
+    PING_ENDS,
+    ROOM_ENDS,
+    STOPPED,
+    STOPS,
+    Operation,
+    RoomBook,
+    Witness,
+)
 
 if TYPE_CHECKING:
-    from .simulation import World
-    from .simulation_network import Link
-    from .simulation_server import Misbehaving
+    from reconnect_fsm.testing.simulation import World
+    from reconnect_fsm.testing.simulation_network import Link
+    from reconnect_fsm.testing.simulation_server import Misbehaving
 
 __all__ = ["PLACES", "PRESENCE", "ROOMS", "User"]
 

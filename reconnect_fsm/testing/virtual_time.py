@@ -33,7 +33,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from . import leaks
+from reconnect_fsm.testing import leaks
 
 __all__ = ["VirtualTimeLoop", "in_memory_connections", "run", "serving"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeAlias
 from urllib.parse import unquote_plus, unquote_to_bytes
 
-from .status import presentable
+from reconnect_fsm.status import presentable
 
 __all__ = ["Redaction"]
 

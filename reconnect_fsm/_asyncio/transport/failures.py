@@ -16,10 +16,10 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from .credentials import names_of
-from .errors import InvalidURL, Unauthorized
-from .status import AttemptFailure, FailureKind, FaultKind
-from .user_code import UserCodeFailed, report
+from reconnect_fsm._asyncio.credentials import names_of
+from reconnect_fsm._asyncio.user_code import UserCodeFailed, report
+from reconnect_fsm.errors import InvalidURL, Unauthorized
+from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind
 
 __all__ = ["LONGEST_CHAIN", "MAX_RETRY_AFTER", "AskedElsewhere", "Attempt", "Redirected", "failure_of", "retry_after"]
 

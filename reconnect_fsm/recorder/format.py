@@ -13,11 +13,11 @@ from enum import Enum
 from math import isfinite
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from . import effects as _effects
-from . import status as _status
-from .errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
-from .loro_protocol import JoinErrorCode, UpdateStatusCode
-from .loro_protocol.messages import RoomErrorCode
+from reconnect_fsm import effects as _effects
+from reconnect_fsm import status as _status
+from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
+from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
+from reconnect_fsm.loro_protocol.messages import RoomErrorCode
 
 __all__ = [
     "CLIENT",

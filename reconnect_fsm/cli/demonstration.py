@@ -24,12 +24,12 @@ from typing import Any, Final, TextIO
 
 from loro import LoroDoc
 
-from .adaptors import LoroAdaptor
-from .client import Client
-from .embedded_server import EmbeddedServer
-from .keepalive import Keepalive
-from .retry import RetryPolicy
-from .status import ClientStatus, RoomStatus, StateChange, StatusChange
+from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm.adaptors import LoroAdaptor
+from reconnect_fsm.keepalive import Keepalive
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusChange
+from reconnect_fsm.testing.embedded_server import EmbeddedServer
 
 __all__ = ["ACTS", "Act", "Unexpected", "run"]
 

@@ -17,11 +17,15 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, 
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
-from .adaptors.base import Adaptor
-from .credentials import ask, names_of, wait_for_answer
-from .deadlines import Deadline, Deadlines
-from .driver import Driver
-from .effects import (
+from reconnect_fsm._asyncio.credentials import ask, names_of, wait_for_answer
+from reconnect_fsm._asyncio.dispatcher import Driver
+from reconnect_fsm._asyncio.event_queue import LazyCoroutine, Listeners
+from reconnect_fsm._asyncio.join_limiter import Turns
+from reconnect_fsm._asyncio.timers import Deadline, Deadlines
+from reconnect_fsm._asyncio.user_code import UserCodeFailed, call_user, notify_user, report
+from reconnect_fsm._redaction import READ, Redaction
+from reconnect_fsm.adaptors.base import Adaptor
+from reconnect_fsm.effects import (
     AbandonRequest,
     EndSession,
     FailWaiters,
@@ -36,7 +40,7 @@ from .effects import (
     Untrack,
     VersionChoice,
 )
-from .errors import (
+from reconnect_fsm.errors import (
     ClientStopped,
     JoinRefused,
     NotConnected,
@@ -46,7 +50,7 @@ from .errors import (
     UpdatesRefused,
     twin,
 )
-from .loro_protocol import (
+from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
     MAX_MESSAGE_SIZE,
     Ack,
@@ -72,13 +76,16 @@ from .loro_protocol import (
     room_header,
     split,
 )
-from .loro_protocol.frames import header_of, join_request, read_join_response_ok, read_ok, read_update, single_update
-from .pump import LazyCoroutine, Listeners
-from .redaction import READ, Redaction
-from .room_fsm import RoomFSM
-from .status import Cause, RoomStatus, StatusChange, StopKind
-from .turns import Turns
-from .user_code import UserCodeFailed, call_user, notify_user, report
+from reconnect_fsm.loro_protocol.frames import (
+    header_of,
+    join_request,
+    read_join_response_ok,
+    read_ok,
+    read_update,
+    single_update,
+)
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import Cause, RoomStatus, StatusChange, StopKind
 
 __all__ = ["Auth", "Room", "Rooms"]
 

@@ -26,15 +26,22 @@ from aiohttp import WSMsgType
 from multidict import CIMultiDict
 from yarl import URL
 
-from .addresses import check_url, with_params
-from .credentials import UserCodeFailed, as_unauthorized, ask, wait_for_answer
-from .errors import InvalidURL, NotConnected, Unauthorized
-from .failures import LONGEST_CHAIN, MAX_RETRY_AFTER, AskedElsewhere, Attempt, Redirected, failure_of
-from .keepalive import Counters
-from .redaction import Redaction
-from .resolver import Resolver
-from .status import AttemptFailure, CloseInfo, FailureKind, FaultKind
-from .user_code import is_fault, report
+from reconnect_fsm._asyncio.credentials import UserCodeFailed, as_unauthorized, ask, wait_for_answer
+from reconnect_fsm._asyncio.transport.failures import (
+    LONGEST_CHAIN,
+    MAX_RETRY_AFTER,
+    AskedElsewhere,
+    Attempt,
+    Redirected,
+    failure_of,
+)
+from reconnect_fsm._asyncio.transport.resolver import Resolver
+from reconnect_fsm._asyncio.transport.url import check_url, with_params
+from reconnect_fsm._asyncio.user_code import is_fault, report
+from reconnect_fsm._redaction import Redaction
+from reconnect_fsm.errors import InvalidURL, NotConnected, Unauthorized
+from reconnect_fsm.keepalive import Counters
+from reconnect_fsm.status import AttemptFailure, CloseInfo, FailureKind, FaultKind
 
 if sys.platform == "linux":
     import fcntl

@@ -29,13 +29,13 @@ from itertools import compress
 from operator import attrgetter
 from typing import Final, Protocol
 
-from .client_fsm import ClientFSM
-from .driver import Step
-from .effects import Dial
-from .record_format import shortened
-from .retry import RetryPolicy
-from .room_fsm import RoomFSM
-from .status import ClientStatus, RoomStatus
+from reconnect_fsm._asyncio.dispatcher import Step
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.effects import Dial
+from reconnect_fsm.recorder.format import shortened
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import ClientStatus, RoomStatus
 
 __all__ = ["Account", "SeenRoom", "account_of"]
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from .client_fsm import ClientFSM
-from .driver import HANDLES, broken
-from .errors import ReconnectError
-from .record_format import (
+from reconnect_fsm._asyncio.dispatcher import HANDLES, broken
+from reconnect_fsm._asyncio.user_code import is_fault
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.errors import ReconnectError
+from reconnect_fsm.recorder.format import (
     CLIENT,
     FORMAT,
     LONGEST,
@@ -35,10 +36,9 @@ from .record_format import (
     same,
     shortened,
 )
-from .retry import RetryPolicy
-from .room_fsm import RoomFSM
-from .status import CloseInfo, presentable
-from .user_code import is_fault
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import CloseInfo, presentable
 
 __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions_in"]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from types import FunctionType, TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from .errors import twin
-from .user_code import FaultCounter, What, is_fault, notify_user, report
+from reconnect_fsm._asyncio.user_code import FaultCounter, What, is_fault, notify_user, report
+from reconnect_fsm.errors import twin
 
 __all__ = ["LazyCoroutine", "Listeners", "Outcome", "Promise", "Pump", "raised"]
 

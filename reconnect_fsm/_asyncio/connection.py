@@ -26,10 +26,27 @@ from weakref import ref
 
 from yarl import URL
 
-from .client_fsm import ClientFSM
-from .deadlines import Deadline, Deadlines
-from .driver import Driver
-from .effects import (
+from reconnect_fsm._asyncio.dispatcher import Driver
+from reconnect_fsm._asyncio.event_queue import LazyCoroutine, Listeners, Outcome, Promise
+from reconnect_fsm._asyncio.timers import Deadline, Deadlines
+from reconnect_fsm._asyncio.transport.socket import (
+    AttemptFailed,
+    Data,
+    Session,
+    Socket,
+    UrlSource,
+    check_options,
+    check_session,
+    check_url,
+    close_session,
+    learn_secrets,
+    make_session,
+    open_socket,
+)
+from reconnect_fsm._asyncio.user_code import UserCodeFailed, call_user, notify_user, report
+from reconnect_fsm._redaction import Redaction
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.effects import (
     AnnounceConnected,
     CancelDial,
     CloseSocket,
@@ -48,34 +65,26 @@ from .effects import (
     StopTimer,
     TellRooms,
 )
-from .errors import ClientStopped, NotConnected
-from .keepalive import PING, PONG, Beat, Counters, Heartbeat, Keepalive
-from .machine import Event
-from .network import NetworkSource
-from .pump import LazyCoroutine, Listeners, Outcome, Promise
-from .redaction import Redaction
-from .retry import RetryPolicy
-from .room_fsm import RoomFSM
-from .status import AttemptFailure, Cause, ClientStatus, CloseInfo, FailureKind, FaultKind, StateChange, StatusChange
-from .transport import (
-    AttemptFailed,
-    Data,
-    Session,
-    Socket,
-    UrlSource,
-    check_options,
-    check_session,
-    check_url,
-    close_session,
-    learn_secrets,
-    make_session,
-    open_socket,
+from reconnect_fsm.errors import ClientStopped, NotConnected
+from reconnect_fsm.keepalive import PING, PONG, Beat, Counters, Heartbeat, Keepalive
+from reconnect_fsm.machine import Event
+from reconnect_fsm.network import NetworkSource
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import (
+    AttemptFailure,
+    Cause,
+    ClientStatus,
+    CloseInfo,
+    FailureKind,
+    FaultKind,
+    StateChange,
+    StatusChange,
 )
-from .user_code import UserCodeFailed, call_user, notify_user, report
 
 if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most programs never do
-    from .explain import Account, SeenRoom
-    from .recorder import File, Recorder, Recording, Transition
+    from reconnect_fsm.recorder.explain import Account, SeenRoom
+    from reconnect_fsm.recorder.recorder import File, Recorder, Recording, Transition
 
 __all__ = ["Connection"]
 
@@ -420,7 +429,7 @@ class Connection:
 
     def _account(self, rooms: Collection[SeenRoom] = ()) -> Account:
         """The same in parts. Rooms that are not given are not counted; those refused lately are told all the same."""
-        from .explain import account_of
+        from reconnect_fsm.recorder.explain import account_of
 
         now, due = self._time() or 0.0, None if self._timer is None else self._timer.when()
         return account_of(self._fsm, self._pump.log, now, due, self._connect_timeout, self._latency, rooms)
@@ -436,7 +445,7 @@ class Connection:
         Raises OSError if the file cannot be opened, RuntimeError if the client is being recorded already, ValueError
         for too few bytes.
         """
-        from .recorder import Recording
+        from reconnect_fsm.recorder.recorder import Recording
 
         return Recording(self._pump, self._recorder(hide_rooms), file, most, self._time())
 
@@ -445,18 +454,18 @@ class Connection:
 
         See `record` for the arguments. Raises OSError if the file cannot be written.
         """
-        from .recorder import export
+        from reconnect_fsm.recorder.recorder import export
 
         return export(self._pump.log, self._recorder(hide_rooms), file, self._time())
 
     def transitions(self) -> list[Transition]:
         """The last transitions, a few hundred that are always kept, of the client and its rooms."""
-        from .recorder import transitions
+        from reconnect_fsm.recorder.recorder import transitions
 
         return transitions(self._pump.log)
 
     def _recorder(self, hide_rooms: bool) -> Recorder:
-        from .recorder import Recorder
+        from reconnect_fsm.recorder.recorder import Recorder
 
         self._learn_secrets()
         return Recorder(type(self._fsm), RoomFSM, self._retry, self._keepalive, self._redaction, hide_rooms)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar, cast
 
-from .errors import Unauthorized
-from .user_code import UserCodeFailed, await_user, call_user
+from reconnect_fsm._asyncio.user_code import UserCodeFailed, await_user, call_user
+from reconnect_fsm.errors import Unauthorized
 
 __all__ = ["UserCodeFailed", "as_unauthorized", "ask", "names_of", "wait_for_answer"]
 

@@ -33,10 +33,10 @@ from random import Random
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from .client_fsm import ClientFSM
-from .effects import CancelDial, CloseSocket, Dial, Effect, Release, StartTimer, StopTimer
-from .retry import MAX_DOUBLINGS, RetryPolicy
-from .status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.effects import CancelDial, CloseSocket, Dial, Effect, Release, StartTimer, StopTimer
+from reconnect_fsm.retry import MAX_DOUBLINGS, RetryPolicy
+from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
 
 __all__ = [
     "BIN",

@@ -6,23 +6,23 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .adaptors.base import Adaptor
-from .client_fsm import ClientFSM
-from .connection import STOPPED, Connection
-from .effects import TellRooms
-from .errors import ProtocolError
-from .keepalive import PING, PONG, Keepalive
-from .loro_protocol import MAX_MESSAGE_SIZE
-from .network import NetworkSource
-from .pump import Outcome
-from .retry import RetryPolicy
-from .room_fsm import RoomFSM
-from .rooms import MAX_UPDATE_SIZE, MIN_PIECE, Auth, Room, Rooms
-from .status import CloseInfo, RoomStatus, StatusChange
-from .transport import Data, Session, Socket, UrlSource
+from reconnect_fsm._asyncio.connection import STOPPED, Connection
+from reconnect_fsm._asyncio.event_queue import Outcome
+from reconnect_fsm._asyncio.room_driver import MAX_UPDATE_SIZE, MIN_PIECE, Auth, Room, Rooms
+from reconnect_fsm._asyncio.transport.socket import Data, Session, Socket, UrlSource
+from reconnect_fsm.adaptors.base import Adaptor
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.effects import TellRooms
+from reconnect_fsm.errors import ProtocolError
+from reconnect_fsm.keepalive import PING, PONG, Keepalive
+from reconnect_fsm.loro_protocol import MAX_MESSAGE_SIZE
+from reconnect_fsm.network import NetworkSource
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import CloseInfo, RoomStatus, StatusChange
 
 if TYPE_CHECKING:
-    from .recorder import Recorder
+    from reconnect_fsm.recorder.recorder import Recorder
 
 __all__ = ["Client"]
 
@@ -139,7 +139,7 @@ class Client(Connection):
     # What a connection does, done for rooms too
 
     def _recorder(self, hide_rooms: bool) -> Recorder:
-        from .recorder import Recorder
+        from reconnect_fsm.recorder.recorder import Recorder
 
         self._learn_secrets()
         kinds = type(self._fsm), type(self._rooms._make_fsm())

@@ -8,11 +8,11 @@ from operator import attrgetter
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from .client_fsm import ClientFSM
-from .effects import Effect
-from .pump import Listeners, Pump, raised
-from .room_fsm import RoomFSM
-from .user_code import is_fault, notify_user, report
+from reconnect_fsm._asyncio.event_queue import Listeners, Pump, raised
+from reconnect_fsm._asyncio.user_code import is_fault, notify_user, report
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.effects import Effect
+from reconnect_fsm.room_fsm import RoomFSM
 
 __all__ = ["Driver", "Memory", "Step", "Tap", "broken", "memory_of", "remembered"]
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from yarl import URL
 
-from .errors import InvalidURL
+from reconnect_fsm.errors import InvalidURL
 
 __all__ = ["check_url", "with_params"]
 

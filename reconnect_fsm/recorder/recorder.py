@@ -28,11 +28,11 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import Any, Final, Self, TextIO, TypeAlias
 
-from .client_fsm import ClientFSM
-from .driver import Driver, Step, remembered
-from .effects import RequestJoin, StartKeepalive, StartTimer
-from .keepalive import Keepalive
-from .record_format import (
+from reconnect_fsm._asyncio.dispatcher import Driver, Step, remembered
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.effects import RequestJoin, StartKeepalive, StartTimer
+from reconnect_fsm.keepalive import Keepalive
+from reconnect_fsm.recorder.format import (
     CLIENT,
     FORMAT,
     LONGEST,
@@ -45,10 +45,10 @@ from .record_format import (
     same,
     shortened,
 )
-from .replay import Divergence, Replay, UnreadableRecording, replay, transitions_in
-from .retry import RetryPolicy
-from .room_fsm import RoomFSM
-from .status import presentable
+from reconnect_fsm.recorder.replay import Divergence, Replay, UnreadableRecording, replay, transitions_in
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
+from reconnect_fsm.status import presentable
 
 __all__ = [
     "CLIENT",
