@@ -34,8 +34,7 @@ from typing import Any, Final
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
-from reconnect_fsm.testing import ChaosProxy
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.testing import ChaosProxy, EmbeddedServer
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent
@@ -481,7 +480,7 @@ async def pacing(count: int, which: str, round_trip: float, window: int | None) 
 
 def at_once(window: int | None) -> dict[str, Any]:
     """The parameter of Client that bounds the joins under way, if there is one by now."""
-    return {"joins_at_once": window} if "joins_at_once" in signature(Client).parameters else {}
+    return {"max_concurrent_joins": window} if "max_concurrent_joins" in signature(Client).parameters else {}
 
 
 async def worst_ping(client: Client, calls: Calls) -> float:

@@ -354,7 +354,8 @@ reference JavaScript client, and the formulas from the literature, all from 0.5 
 | decorrelated | anything from 0.5 s to three times the wait before, at most 15 s |
 
 It is simulated, but not with formulas alone: every client is a real `ClientFSM` with its policy, driven by an event
-queue in simulated time ([reconnect_fsm/testing/herd.py](../reconnect_fsm/testing/herd.py) says how the world round it behaves).
+queue in simulated time ([reconnect_fsm/testing/herd.py](../reconnect_fsm/testing/herd.py) says how the world
+round it behaves).
 
 ## What happened
 

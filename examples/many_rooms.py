@@ -20,7 +20,7 @@ async def main():
 
     async with (
         EmbeddedServer() as server,
-        Client(server.url, joins_at_once=64, retry=RetryPolicy(base=0.05)) as client,
+        Client(server.url, max_concurrent_joins=64, retry=RetryPolicy(base=0.05)) as client,
     ):
         rooms = {}
         for number in range(ROOMS):

@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import transitions
 
-__all__ = ["LeanMachine"]
+__all__ = ["FastMachine"]
 
 
-class LeanTransition(transitions.Transition):
+class FastTransition(transitions.Transition):
     """A transition whose callbacks are names of methods."""
 
     @cached_property
@@ -39,13 +39,13 @@ class LeanTransition(transitions.Transition):
         return called
 
 
-class LeanEvent(transitions.Event):
+class FastEvent(transitions.Event):
     """An event that is told nothing but the model."""
 
     @cached_property
     def plans(self) -> dict[str, list[tuple[tuple[tuple[str, object], ...], tuple[str, ...], Any, tuple[str, ...]]]]:
         """For each state its rows, as `trigger` reads them; drawn up at the first trigger, when all rows are there."""
-        rows_in: dict[str, list[LeanTransition]] = cast(Any, self.transitions)
+        rows_in: dict[str, list[FastTransition]] = cast(Any, self.transitions)
         return {
             source: [(row.guards, row.leaving(self.machine), row.dest, row.arriving(self.machine)) for row in rows]
             for source, rows in rows_in.items()
@@ -71,8 +71,8 @@ class LeanEvent(transitions.Event):
         return False
 
 
-class LeanMachine(transitions.Machine):
+class FastMachine(transitions.Machine):
     """A Machine of such events. Of the Machine's own callbacks only ``after_state_change`` is known here."""
 
-    event_cls = LeanEvent
-    transition_cls = LeanTransition
+    event_cls = FastEvent
+    transition_cls = FastTransition

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeAlias
 from urllib.parse import unquote_plus, unquote_to_bytes
 
-from reconnect_fsm.status import presentable
+from reconnect_fsm.status import sanitized
 
 __all__ = ["Redaction"]
 
@@ -45,7 +45,7 @@ IN_JSON: Final = re.compile(rb'(?:\\u[0-9A-Fa-f]{4}|\\["\\/bfnrt])+')
 
 
 class Redaction:
-    """Makes a server's words fit to be shown: `presentable`, and without the secrets that it was told.
+    """Makes a server's words fit to be shown: `sanitized`, and without the secrets that it was told.
 
     There is one for each client, which knows all its secrets. For servers that echo, in capitals or not, not for those
     that hide what they echo: a secret that comes back reversed is not found.
@@ -91,7 +91,7 @@ class Redaction:
         text = words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
         data = text[:READ].encode(errors="replace")
         if len(data) < SHORTEST:
-            return presentable(text)
+            return sanitized(text)
         shown: list[bytes] = []
         at = 0
         for start, end in sorted(self._spans(data)):
@@ -100,7 +100,7 @@ class Redaction:
             at = max(at, end)
         # A secret that was cut there is not recognised if so little of it is left
         rest = data[at:] if len(text) <= READ - TELLING else data[at : len(data) - TELLING]
-        return presentable(b"".join([*shown, rest]))
+        return sanitized(b"".join([*shown, rest]))
 
     def _spans(self, data: bytes) -> Iterator[Span]:
         """Where secrets are, as they are or as URLs and JSON would write them."""

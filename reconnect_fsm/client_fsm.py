@@ -33,6 +33,7 @@ from reconnect_fsm.effects import (
     Dial,
     Effect,
     FailWaiters,
+    NotifyRooms,
     NotifyStatus,
     Release,
     ReportOutage,
@@ -43,10 +44,9 @@ from reconnect_fsm.effects import (
     StopKeepalive,
     StopOutageTimer,
     StopTimer,
-    TellRooms,
 )
 from reconnect_fsm.errors import ClientStopped
-from reconnect_fsm.machine import ANY, FSM, REST, STAY, any_but, event, refuse, row, state
+from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, any_but, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import (
     AttemptFailure,
@@ -84,8 +84,8 @@ class ClientFSM(FSM[ClientStatus]):
     __slots__ = (
         "attempt",
         "cause",
+        "closing",
         "failure",
-        "farewell",
         "loss",
         "marks",
         "news",
@@ -120,7 +120,7 @@ class ClientFSM(FSM[ClientStatus]):
     )
     connected = state(
         ClientStatus.CONNECTED,
-        enter="open_for_business",
+        enter="begin_session",
         exit="close_socket",
         doc="one socket, one ping timer; a timer until it counts as stable",
     )
@@ -167,7 +167,7 @@ class ClientFSM(FSM[ClientStatus]):
         """What it was told last; it becomes the reason if it leads to another state."""
         self.retry_in: float | None = None
         """Seconds that the present wait lasts."""
-        self.farewell = (NORMAL, "")
+        self.closing = (NORMAL, "")
         """What the close frame will say, should the socket be closed."""
         self.loss = CloseInfo(NORMAL)
         """How the last connection ended, as the server said it: it is judged, and not shown (D-JUDGED)."""
@@ -240,20 +240,20 @@ class ClientFSM(FSM[ClientStatus]):
         """Whoever asked to connect wants the backoff to begin anew."""
         return self.reset_asked
 
-    # Actions: each asks for effects, or changes what is remembered
+    # Actions: each asks for effects, or changes what is named_context
 
     def start(self) -> None:
         """The client begins, or begins again: with a clean slate."""
         self.attempt = 0
         self.not_before = self.woken_at = None
         self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
-        self.tell_rooms("client_started")
+        self.notify_rooms("client_started")
 
     def stop(self) -> None:
         """The client ends: nothing is left running, rooms and waiting operations hear of it."""
         self.stop_kind = self.kind_of_stop()
         self.emit(Release())
-        self.tell_rooms("client_stopped")
+        self.notify_rooms("client_stopped")
         self.fail_waiters()
 
     def fail_waiters(self) -> None:
@@ -283,17 +283,17 @@ class ClientFSM(FSM[ClientStatus]):
     def cancel_dial(self) -> None:
         self.emit(CancelDial())
 
-    def open_for_business(self) -> None:
+    def begin_session(self) -> None:
         self.emit(StartKeepalive())
         self.emit(StartTimer(self.policy.stable_after))
-        self.tell_rooms("connection_opened")
+        self.notify_rooms("connection_opened")
         self.emit(AnnounceConnected())
 
     def close_socket(self) -> None:
         self.emit(StopKeepalive())
         self.emit(StopTimer())
-        self.emit(CloseSocket(*self.farewell))
-        self.tell_rooms("connection_lost")
+        self.emit(CloseSocket(*self.closing))
+        self.notify_rooms("connection_lost")
 
     def start_retry_timer(self) -> None:
         """RETRY-1, and never sooner than the server asked (D-HTTP)."""
@@ -369,8 +369,8 @@ class ClientFSM(FSM[ClientStatus]):
         row(STOPPED, to=connecting,                      do=start,           clause="CTRL-1 RETRY-4 OK-3"),
         row(BETWEEN, to=connecting, when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
         row(BETWEEN, to=connecting,                                          clause="CTRL-1"),
-        row(REST,    to=STAY,       when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
-        refuse(REST, because="connected already, or an attempt is under way", clause="D-FORCE"),
+        row(OTHERWISE,    to=STAY,       when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
+        ignore(OTHERWISE, because="connected already, or an attempt is under way", clause="D-FORCE"),
     )
     def connect_requested(self, reset_backoff: bool = False) -> None:
         """Somebody asked to be connected: `connect()`. A person's word overrides every wait (OFF-2, D-HTTP)."""
@@ -379,18 +379,18 @@ class ClientFSM(FSM[ClientStatus]):
 
     @event(
         row(STOPPED, to=connecting, do=start,                    clause="CTRL-1 RETRY-4 OK-3"),
-        row(REST,    to=connecting, do=forget_attempts_if_asked, clause="CTRL-1 D-FORCE"),
+        row(OTHERWISE,    to=connecting, do=forget_attempts_if_asked, clause="CTRL-1 D-FORCE"),
     )
     def retry_requested(self, reset_backoff: bool = False) -> None:
         """Somebody asked for a fresh attempt now: `retry_now()`."""
         self.reset_asked = reset_backoff
         self.news = "asked for a fresh attempt"
-        self.farewell = (NORMAL, "reconnecting")
+        self.closing = (NORMAL, "reconnecting")
 
     @event(
         row(STOPPED, to=paused,     when=is_offline, do=start, clause="OFF-1"),
         row(STOPPED, to=connecting,                  do=start, clause="CONN-2"),
-        refuse(REST, because="it is started already"),
+        ignore(OTHERWISE, because="it is started already"),
     )
     def start_requested(self) -> None:
         """The client is started: `start()`, or entering ``async with``."""
@@ -398,18 +398,18 @@ class ClientFSM(FSM[ClientStatus]):
         self.told_cause = None if self.online else OFFLINE
 
     @event(
-        refuse(disconnected, because="disconnected already"),
-        row(REST, to=disconnected, clause="CTRL-2"),
+        ignore(disconnected, because="disconnected already"),
+        row(OTHERWISE, to=disconnected, clause="CTRL-2"),
     )
     def close_requested(self) -> None:
         """Somebody asked to stop: `close()`."""
         self.news = "closed by this program"
-        self.farewell = (NORMAL, "")
+        self.closing = (NORMAL, "")
 
     @event(
         row(DIALING, to=connected, when=is_stable_at_once, do=end_outage, clause="CONN-5 D-STABLE D-HEARD"),
         row(DIALING, to=connected,                                        clause="CONN-5"),
-        refuse(REST, because="no dial is under way: a socket that opens now is nobody's"),
+        ignore(OTHERWISE, because="no dial is under way: a socket that opens now is nobody's"),
     )
     def socket_opened(self) -> None:
         """The dial succeeded: the WebSocket is open."""
@@ -425,7 +425,7 @@ class ClientFSM(FSM[ClientStatus]):
         row(DIALING, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
         row(DIALING, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
         row(DIALING, to=waiting,                                 do=count_attempt,     clause="CONN-3 RETRY-1 D-HTTP"),
-        refuse(REST, because="no dial is under way"),
+        ignore(OTHERWISE, because="no dial is under way"),
     )
     def dial_failed(self, failure: AttemptFailure, now: float | None = None) -> None:
         """The dial did not lead to an open WebSocket."""
@@ -442,14 +442,14 @@ class ClientFSM(FSM[ClientStatus]):
         row(connected, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
         row(connected, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
         row(connected, to=waiting,                                 do=count_attempt,     clause="CONN-3"),
-        refuse(REST, because="there is no socket that could close"),
+        ignore(OTHERWISE, because="there is no socket that could close"),
     )
     def socket_closed(self, info: CloseInfo) -> None:
         """The connection is gone: the server closed it, or the network dropped it."""
         self.loss = info
         self.news = str(info)
         self.told_cause = info.redacted()
-        self.farewell = (NORMAL, "")
+        self.closing = (NORMAL, "")
         was_too_big = bool(self.marks & TOO_BIG)
         self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
         if info.fault is FaultKind.MESSAGE_TOO_BIG:
@@ -460,55 +460,55 @@ class ClientFSM(FSM[ClientStatus]):
         row(connected, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
         row(connected, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
         row(connected, to=waiting,                                 do=count_attempt,     clause="LIVE-2 CONN-3 OK-2"),
-        refuse(REST, because="there is no socket to be dead or alive"),
+        ignore(OTHERWISE, because="there is no socket to be dead or alive"),
     )
     def pong_missed(self, info: CloseInfo) -> None:
         """A ping went unanswered: the connection is dead, or as good as dead."""
         self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
         self.news = str(info)
         self.told_cause = info.redacted()
-        self.farewell = (GOING_AWAY, "ping_timeout: liveness check failed, no pong")
+        self.closing = (GOING_AWAY, "ping_timeout: liveness check failed, no pong")
 
     @event(
         row(waiting,   to=retrying,                clause="RETRY-1"),
         row(connected, to=STAY,     do=end_outage, clause="D-STABLE D-HEARD"),
-        refuse(REST, because="no timer is running"),
+        ignore(OTHERWISE, because="no timer is running"),
     )
-    def timer_fell_due(self) -> None:
+    def timer_fired(self) -> None:
         """The wait before the next attempt is over, or the time after which a connection counts as stable."""
         self.news, self.told_cause = self.reason, self.cause
 
     @event(
-        refuse(connected, because="there is a connection"),
-        refuse(STOPPED, because="it is stopped: nothing is under way, and whoever waits was told"),
-        row(REST, to=STAY, when=is_outage_unreported, do=report_outage, clause="D-HEARD"),
-        refuse(REST, because="it was reported"),
+        ignore(connected, because="there is a connection"),
+        ignore(STOPPED, because="it is stopped: nothing is under way, and whoever waits was told"),
+        row(OTHERWISE, to=STAY, when=is_outage_unreported, do=report_outage, clause="D-HEARD"),
+        ignore(OTHERWISE, because="it was reported"),
     )
     def outage_lasted(self) -> None:
         """There has been no connection for `seconds_until_heard`."""
         self.news, self.told_cause = self.reason, self.cause
 
     @event(
-        refuse(ANY, when=is_offline, because="known already"),
+        ignore(ANY, when=is_offline, because="known already"),
         row(STOPPED,           to=STAY,         do=note_offline),
         row(any_but(*STOPPED), to=disconnected, when=is_retrying_off, do=(note_offline, note_retrying_off),
             clause="RETRY-1"),
-        row(REST,              to=paused,       do=note_offline, clause="OFF-1 OK-1"),
+        row(OTHERWISE,              to=paused,       do=note_offline, clause="OFF-1 OK-1"),
     )
     def went_offline(self) -> None:
         """The environment reports that there is no network."""
         self.news = "offline"
         self.told_cause = OFFLINE
-        self.farewell = (GOING_AWAY, "offline")
+        self.closing = (GOING_AWAY, "offline")
 
     @event(
-        refuse(ANY, when=is_online, because="known already"),
+        ignore(ANY, when=is_online, because="known already"),
         row(paused,     to=waiting,    when=is_too_soon, do=wake_up_later,   clause="OFF-2 D-HTTP"),
         row(paused,     to=retrying,                     do=wake_up,         clause="OFF-2 OK-1"),
         row(DIALING,    to=STAY,       when=is_too_soon, do=begin_on_online, clause="OFF-2 D-HTTP"),
         row(connecting, to=connecting,                   do=wake_up,         clause="OFF-2"),  # the dial under way may
         row(retrying,   to=retrying,                     do=wake_up,         clause="OFF-2"),  # hang on the old network
-        row(REST,       to=STAY,                         do=note_online),  # connected, stopped, or not offline
+        row(OTHERWISE,       to=STAY,                         do=note_online),  # connected, stopped, or not offline
     )
     def went_online(self, now: float | None = None) -> None:
         """The environment reports that there is a network again, at time ``now`` in seconds."""
@@ -519,14 +519,14 @@ class ClientFSM(FSM[ClientStatus]):
 
     @event(
         row(error, to=STAY,  when=was_asked, do=break_again, clause="D-ERROR D-STOP"),
-        refuse(error, because="in error already; to say so again might raise again, for ever"),
-        row(REST,  to=error, clause="D-ERROR"),
+        ignore(error, because="in error already; to say so again might raise again, for ever"),
+        row(OTHERWISE,  to=error, clause="D-ERROR"),
     )
-    def broke(self, what: str, asked: bool = False) -> None:
+    def faulted(self, what: str, asked: bool = False) -> None:
         """A guard, a policy, or something else of this program's own raised; ``asked``: on an event, and no effect."""
         self.news = what
         self.marks = self.marks | ASKED if asked else self.marks & ~ASKED
-        self.farewell = (INTERNAL_ERROR, "")
+        self.closing = (INTERNAL_ERROR, "")
 
     # fmt: on
 
@@ -572,15 +572,15 @@ class ClientFSM(FSM[ClientStatus]):
             return "an attempt is under way"
         return "it waits to hear that there is a network again" if not self.online else "it goes on"
 
-    def tell_rooms(self, fact: str) -> None:
+    def notify_rooms(self, fact: str) -> None:
         """A room hears one thing per transition, the last: being stopped says more than having lost the connection."""
         assert self._effects is not None
-        self._effects[:] = [each for each in self._effects if not isinstance(each, TellRooms)]
+        self._effects[:] = [each for each in self._effects if not isinstance(each, NotifyRooms)]
         stop = self.stop_kind if fact == "client_stopped" else None
-        self.emit(TellRooms(fact, self.news, self.told_cause, stop))
+        self.emit(NotifyRooms(fact, self.news, self.told_cause, stop))
 
-    def give_up(self, what: str) -> list[Effect]:
-        """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
+    def force_error(self, what: str) -> list[Effect]:
+        """The driver's last resort when `faulted` raised too: to `error`, without an action that might raise again."""
         old, self.news = self.told_status, what
         self.reason = what
         self.cause, self.stop_kind = None, StopKind.FAULT
@@ -588,7 +588,7 @@ class ClientFSM(FSM[ClientStatus]):
         change: StatusChange[ClientStatus] = StatusChange(old, self.status, what, None, StopKind.FAULT)
         stopped = FailWaiters(ClientStopped(what, None, StopKind.FAULT))
         news = [] if self.status == old else [NotifyStatus(change)]
-        return [Release(), TellRooms("client_stopped", what, None, StopKind.FAULT), stopped, *news]
+        return [Release(), NotifyRooms("client_stopped", what, None, StopKind.FAULT), stopped, *news]
 
     def state_changed(self) -> None:
         self.reason, self.cause = self.news, self.told_cause

@@ -17,10 +17,12 @@ __all__ = [
     "CancelDial",
     "CloseSocket",
     "Dial",
+    "DiscardUnsent",
     "Effect",
     "EndSession",
     "FailWaiters",
     "NotifyError",
+    "NotifyRooms",
     "NotifyStatus",
     "Release",
     "ReportOutage",
@@ -34,8 +36,6 @@ __all__ = [
     "StopOutageTimer",
     "StopTimer",
     "Synchronise",
-    "TakeBack",
-    "TellRooms",
     "Untrack",
     "VersionChoice",
 ]
@@ -153,7 +153,7 @@ class ReportRecovery(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class TellRooms(Effect):
+class NotifyRooms(Effect):
     """Fire the event of this name in every tracked room, and say why (D-CAUSE)."""
 
     event: str
@@ -201,7 +201,7 @@ class Synchronise(Effect):
     __slots__ = ()
 
 
-class TakeBack(Effect):
+class DiscardUnsent(Effect):
     """Do not write the updates that are still to be written: the next comparison of versions supersedes them."""
 
     __slots__ = ()

@@ -75,8 +75,8 @@ class JoinRefused(ReconnectError):
     that raised); ``message`` is the server's or ours; ``app_code`` the application's own code, where it gave one.
     """
 
-    def __init__(self, code: int | None, message: str, app_code: str | None = None, *, put_out: bool = False) -> None:
-        what, kind = ("put us out of the room", "RoomError") if put_out else ("refused the room", "JoinError")
+    def __init__(self, code: int | None, message: str, app_code: str | None = None, *, evicted: bool = False) -> None:
+        what, kind = ("put us out of the room", "RoomError") if evicted else ("refused the room", "JoinError")
         known = "" if code is None else f" ({kind} {code:#04x}{'' if app_code is None else f', {app_code}'})"
         who = "this program" if code is None else "the server"
         super().__init__(f"{who} {what}: {message or 'no reason given'}{known}")
@@ -122,9 +122,17 @@ class ProtocolError(ReconnectError, ValueError):
     """The bytes are not a valid message of the Loro syncing protocol v1; the message says what is wrong and where."""
 
 
-def twin(error: ErrorT) -> ErrorT:
+def copy_error(error: ErrorT) -> ErrorT:
     """The same again, to be raised: who is raised holds the frames it came through, and all that is in them."""
     kind = type(error)
     again = kind.__new__(kind, *error.args)
     vars(again).update(vars(error))
     return again
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether what a plain function raised is a fault of it, and not a wish to end the program.
+
+    A CancelledError is one, too: nothing was awaited, so it can only be that of some other task's ``result()``.
+    """
+    return not isinstance(error, KeyboardInterrupt | SystemExit)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-__all__ = ["PING", "PONG", "Beat", "Counters", "Heartbeat", "Keepalive"]
+__all__ = ["PING", "PONG", "Counters", "Heartbeat", "Keepalive", "KeepaliveAction"]
 
 PING: Final = "ping"
 PONG: Final = "pong"
@@ -70,7 +70,7 @@ class Counters(NamedTuple):  # it is made at each look, and so in a third of the
     """That arrived here and that this program has not read from the kernel."""
 
 
-class Beat(Enum):
+class KeepaliveAction(Enum):
     """What `Heartbeat.tick` says is to be done."""
 
     PING = "ping"
@@ -138,7 +138,7 @@ class Heartbeat:
         return self._sent_at is not None
 
     @property
-    def is_owed(self) -> bool:
+    def awaits_pong(self) -> bool:
         """Whether pings went out whose pong may still come, late as it is."""
         return self._unanswered > 0
 
@@ -163,7 +163,7 @@ class Heartbeat:
         self._heard_at = now
 
     def ponged(self, now: float) -> float | None:
-        """A pong that `is_owed` arrived, and was `heard`. Returns the round trip in seconds; None if it is too late."""
+        """A pong that is awaited arrived, and was `heard`. Returns the round trip in seconds; None if too late."""
         self._unanswered -= 1
         if self._sent_at is None:
             return None
@@ -189,7 +189,7 @@ class Heartbeat:
         is_stalled = waiting_since is not None and now - waiting_since >= config.timeout
         return is_stalled and now - self._taken_at >= config.interval + config.timeout
 
-    def tick(self, now: float, counters: Counters | None = None, is_reading: bool = True) -> Beat:
+    def tick(self, now: float, counters: Counters | None = None, is_reading: bool = True) -> KeepaliveAction:
         """Say what is to be done at `deadline`, or whenever the timer for it really ran.
 
         ``counters`` is what has moved so far, None if that cannot be known. ``is_reading`` is False if something that
@@ -197,11 +197,11 @@ class Heartbeat:
         """
         assert self.deadline is not None
         if now < self.deadline:
-            return Beat.WAIT
+            return KeepaliveAction.WAIT
         self._look(now, counters)
         if now < self._due:
             self._wait(now, self._due)
-            return Beat.WAIT
+            return KeepaliveAction.WAIT
         if self._has_moved(now, counters):
             self.heard(now)
         if not is_reading:  # LIVE-2: the pong may be among what waits; once we read, the other end has a whole timeout
@@ -210,14 +210,14 @@ class Heartbeat:
         if self.is_deaf(now):
             return self._verdict(now)
         if self._sent_at is None:
-            return Beat.PING
+            return KeepaliveAction.PING
         if not self.is_silent:  # no pong, but other traffic since: alive, and asked again in its time
             self._grace_given = False
             self._wait(now, self._next_ping)
-            return Beat.PING if now >= self._next_ping else Beat.WAIT
+            return KeepaliveAction.PING if now >= self._next_ping else KeepaliveAction.WAIT
         return self._while_silent(now, is_reading)
 
-    def _while_silent(self, now: float, is_reading: bool) -> Beat:
+    def _while_silent(self, now: float, is_reading: bool) -> KeepaliveAction:
         config = self._config
         patience_ends = self._waits_since + config.timeout
         if self._flowed_at is not None:
@@ -225,11 +225,11 @@ class Heartbeat:
         if now >= patience_ends:
             return self._verdict(now)
         if not is_reading and now >= self._next_ping:
-            return Beat.PING  # LIVE-1: the other end may live on pings, whether we read the answers or not
+            return KeepaliveAction.PING  # LIVE-1: the other end may live on pings, whether we read the answers or not
         self._wait(now, min(patience_ends, now + config.interval))
-        return Beat.WAIT
+        return KeepaliveAction.WAIT
 
-    def _verdict(self, now: float) -> Beat:
+    def _verdict(self, now: float) -> KeepaliveAction:
         # LIVE-2: after a stall of our own loop (a busy callback, SIGSTOP, a laptop's lid) this timer runs before the
         # pong that has long arrived is read. A verdict counts only if the timer was on time; else one grace period.
         assert self.deadline is not None
@@ -237,8 +237,8 @@ class Heartbeat:
         if was_late and not self._grace_given:
             self._grace_given = True
             self.deadline = self._due = now + min(self._config.timeout, 2.0)
-            return Beat.WAIT
-        return Beat.DEAD
+            return KeepaliveAction.WAIT
+        return KeepaliveAction.DEAD
 
     def _wait(self, now: float, due: float) -> None:
         """Until it is due; but look now and then, if bytes wait."""

@@ -11,9 +11,9 @@ A machine is a class whose body is its whole behaviour, in three parts::
         def ring(self) -> None: self.emit(Ring())           # actions ask for effects, and do nothing else
 
         @event(                                             # events: the first row whose guards pass wins
-            refuse(shut, because="locked", when=is_locked),
+            ignore(shut, because="locked", when=is_locked),
             row(shut, to=open),
-            refuse(REST, because="it is open already"),
+            ignore(OTHERWISE, because="it is open already"),
         )
         def pushed(self, force: float) -> None:             # the body only remembers what the fact tells
             '''Somebody pushed.'''
@@ -31,7 +31,7 @@ The rules:
   one by defining it.
 * A subclass may put rows before inherited ones (``closed = ClientFSM.closed.first(row(...))``), add events, and add
   states. ``state(status, like=other)`` gives a new state all the rows of ``other`` that it does not have itself.
-* ``ANY`` and ``REST`` are expanded for each class anew, so they cover the states that a subclass adds.
+* ``ANY`` and ``OTHERWISE`` are expanded for each class anew, so they cover the states that a subclass adds.
 * Actions never fire events. An event fired inside an event is an error.
 
 Why this shape: one Machine per class costs an instance only its own slots (some hundred and fifty bytes); a Machine per
@@ -48,7 +48,7 @@ from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAl
 
 import transitions
 
-from reconnect_fsm._fast_transitions import LeanMachine
+from reconnect_fsm._fast_transitions import FastMachine
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.errors import MachineDefinitionError
 from reconnect_fsm.status import Cause
@@ -58,7 +58,21 @@ from reconnect_fsm.status import Cause
 if not (_logger := logging.getLogger("transitions")).level:
     _logger.setLevel(logging.WARNING)
 
-__all__ = ["ANY", "FSM", "REST", "STAY", "Event", "Row", "Rule", "State", "any_but", "event", "refuse", "row", "state"]
+__all__ = [
+    "ANY",
+    "FSM",
+    "OTHERWISE",
+    "STAY",
+    "Event",
+    "Row",
+    "Rule",
+    "State",
+    "any_but",
+    "event",
+    "ignore",
+    "row",
+    "state",
+]
 
 StatusT = TypeVar("StatusT")
 P = ParamSpec("P")
@@ -105,7 +119,7 @@ def state(
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A set of states that is worked out for each class anew; see `ANY`, `REST` and `any_but`."""
+    """A set of states that is worked out for each class anew; see `ANY`, `OTHERWISE` and `any_but`."""
 
     label: str
     but: tuple[State, ...] = ()
@@ -113,7 +127,7 @@ class Group:
 
 ANY: Final = Group("any")
 """Every state of the machine."""
-REST: Final = Group("rest")
+OTHERWISE: Final = Group("rest")
 """Every state for which no row above has decided yet: the "otherwise" of an event."""
 
 
@@ -135,7 +149,7 @@ Source: TypeAlias = State | str | Group | Sequence[State | str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One line of an event's table, made with `row` or `refuse`."""
+    """One line of an event's table, made with `row` or `ignore`."""
 
     source: Source
     target: State | str | None
@@ -160,7 +174,7 @@ def row(
     return Row(source, None if isinstance(to, _Stay) else to, _names(when), _names(do), clause, "")
 
 
-def refuse(source: Source, *, because: str, when: Named | Sequence[Named] = (), clause: str = "") -> Row:
+def ignore(source: Source, *, because: str, when: Named | Sequence[Named] = (), clause: str = "") -> Row:
     """In any of ``source``, if all guards in ``when`` pass, the event leads nowhere and has no effects ``because``."""
     return Row(source, None, _names(when), (), clause, because)
 
@@ -347,7 +361,7 @@ def _name(item: object) -> str:
 def _rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     for each in rows:
         if not isinstance(each, Row):
-            raise MachineDefinitionError(f"an event is made of row(...) and refuse(...), not of {each!r}")
+            raise MachineDefinitionError(f"an event is made of row(...) and ignore(...), not of {each!r}")
     return rows
 
 
@@ -362,10 +376,10 @@ def _inherited(cls: type, kind: type) -> dict[str, Any]:
 class _Lazily:
     """The Machine of a class, made when it is first asked for: whoever imports us may never need it."""
 
-    def __init__(self, make: Callable[[], LeanMachine]) -> None:
+    def __init__(self, make: Callable[[], FastMachine]) -> None:
         self._make = make
 
-    def __get__(self, fsm: FSM[Any] | None, owner: type[FSM[Any]]) -> LeanMachine:
+    def __get__(self, fsm: FSM[Any] | None, owner: type[FSM[Any]]) -> FastMachine:
         owner.machine = machine = self._make()
         return machine
 
@@ -396,11 +410,11 @@ class _Declaration:
         cls.rules = tuple(rules)
         self.check_new_states()
         self.check_overrides()
-        cls.machine = cast(LeanMachine, _Lazily(self.machine))
+        cls.machine = cast(FastMachine, _Lazily(self.machine))
 
-    def machine(self) -> LeanMachine:
+    def machine(self) -> FastMachine:
         cls = self.cls
-        return LeanMachine(
+        return FastMachine(
             model=None,
             states=[
                 transitions.State(each.name, on_enter=list(each.enter), on_exit=list(each.exit))
@@ -423,7 +437,7 @@ class _Declaration:
         )
 
     def check_new_states(self) -> None:
-        """A state that a subclass adds has rows; else the REST of all events would quietly make a trap of it."""
+        """A state that a subclass adds has rows; else the OTHERWISE of all events would quietly make a trap of it."""
         inherited = {name for base in self.cls.__mro__[1:] for name in getattr(base, "states", {})}
         added = [each for each in self.cls.states.values() if inherited and each.name not in inherited]
         with_rows = {
@@ -487,14 +501,14 @@ class _Declaration:
         if open_pairs := [source for source in self.cls.states if source not in decided]:
             raise self.error(
                 f"event {name} is not decided in {', '.join(open_pairs)}: end with an unguarded row, or with "
-                'refuse(REST, because="..."); a new state can borrow rows: state(..., like=<another state>)'
+                'ignore(OTHERWISE, because="..."); a new state can borrow rows: state(..., like=<another state>)'
             )
         return rules
 
     def sources(self, source: Source, where: str, decided: set[str]) -> list[str]:
         if isinstance(source, Group):
             but = {self.state_named(each, where) for each in source.but}
-            if source is REST:
+            if source is OTHERWISE:
                 but = decided
             return [name for name in self.cls.states if name not in but]
         if isinstance(source, State | str):

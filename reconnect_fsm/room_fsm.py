@@ -34,6 +34,7 @@ from functools import lru_cache
 
 from reconnect_fsm.effects import (
     AbandonRequest,
+    DiscardUnsent,
     Effect,
     EndSession,
     FailWaiters,
@@ -44,13 +45,12 @@ from reconnect_fsm.effects import (
     StartTimer,
     StopTimer,
     Synchronise,
-    TakeBack,
     Untrack,
     VersionChoice,
 )
 from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
 from reconnect_fsm.loro_protocol.messages import JoinErrorCode, RoomErrorCode, UpdateStatusCode
-from reconnect_fsm.machine import FSM, REST, STAY, event, refuse, row, state
+from reconnect_fsm.machine import FSM, OTHERWISE, STAY, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import Cause, RoomStatus, StatusChange, StopKind
 
@@ -284,7 +284,7 @@ class RoomFSM(FSM[RoomStatus]):
         """Nothing was asked on this connection that could be answered."""
         return not self.was_asked()
 
-    # Actions: each asks for effects, or changes what is remembered
+    # Actions: each asks for effects, or changes what is named_context
 
     def ask(self) -> None:
         self.waits_for_limit = False
@@ -315,7 +315,7 @@ class RoomFSM(FSM[RoomStatus]):
     def doubt(self) -> None:
         """D-RESYNC: later edits are of no use until versions are compared, which brings what is not written yet."""
         self.in_doubt = True
-        self.take_back()
+        self.discard_unsent()
 
     def end_doubt(self) -> None:
         self.in_doubt = False
@@ -335,11 +335,11 @@ class RoomFSM(FSM[RoomStatus]):
         self.delay = max(self.policy.delay(self.setbacks), due)
         self.waits_for_limit = True
 
-    def take_back(self) -> None:
+    def discard_unsent(self) -> None:
         """D-ACK: what is not written yet comes with the next join, and need not come twice."""
-        self.emit(TakeBack())
+        self.emit(DiscardUnsent())
 
-    def say_goodbye(self) -> None:
+    def send_leave(self) -> None:
         self.emit(SendLeave())
 
     def untrack(self) -> None:
@@ -384,8 +384,8 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(disconnected, to=queued, clause="JOIN-1 JOIN-3"),
-        refuse(OVER, because="the room is no longer tracked"),
-        refuse(REST, because="it is tracked already", clause="D-DEDUPE"),
+        ignore(OVER, because="the room is no longer tracked"),
+        ignore(OTHERWISE, because="it is tracked already", clause="D-DEDUPE"),
     )
     def join_requested(self) -> None:
         """Somebody asked for the room: `join()`."""
@@ -395,8 +395,8 @@ class RoomFSM(FSM[RoomStatus]):
         row(queued,       to=joining,   clause="JOIN-1 OK-4"),
         row(stale,        to=rejoining, clause="REJOIN-2"),
         row(disconnected, to=joining,   clause="D-STOP"),
-        refuse(OVER, because="the room is no longer tracked"),
-        refuse(REST, because="it has been asked for on this connection"),
+        ignore(OVER, because="the room is no longer tracked"),
+        ignore(OTHERWISE, because="it has been asked for on this connection"),
     )
     def connection_opened(self, why: str) -> None:
         """The client is connected, and it is the room's turn to be asked for."""
@@ -404,19 +404,19 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(FIRST_TIME,  to=queued, do=begin_anew,              clause="D-INTENT"),
-        row(SESSION,     to=stale,  do=(take_back, begin_anew), clause="REJOIN-2 D-ACK"),
+        row(SESSION,     to=stale,  do=(discard_unsent, begin_anew), clause="REJOIN-2 D-ACK"),
         row(ONCE_JOINED, to=stale,  do=begin_anew,              clause="REJOIN-2"),
-        refuse(OVER, because="the room is no longer tracked"),
-        refuse(REST, because="it knows that there is no connection"),
+        ignore(OVER, because="the room is no longer tracked"),
+        ignore(OTHERWISE, because="it knows that there is no connection"),
     )
     def connection_lost(self, why: str, cause: Cause | None = None) -> None:
         """The connection is gone; the client sees to a new one."""
         self.news, self.told_cause = why, cause
 
     @event(
-        refuse(OVER, because="the room is no longer tracked"),
-        refuse(disconnected, because="it knows that the client is stopped"),
-        row(REST, to=disconnected, do=begin_anew, clause="D-STOP"),
+        ignore(OVER, because="the room is no longer tracked"),
+        ignore(disconnected, because="it knows that the client is stopped"),
+        row(OTHERWISE, to=disconnected, do=begin_anew, clause="D-STOP"),
     )
     def client_stopped(self, why: str, cause: Cause | None = None, stop: StopKind | None = None) -> None:
         """The client stopped: closed, refused for good, out of attempts, or in error."""
@@ -425,8 +425,8 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(disconnected, to=queued, clause="D-STOP"),
-        refuse(OVER, because="the room is no longer tracked"),
-        refuse(REST, because="it is waiting for a connection already"),
+        ignore(OVER, because="the room is no longer tracked"),
+        ignore(OTHERWISE, because="it is waiting for a connection already"),
     )
     def client_started(self, why: str) -> None:
         """The client was started, or started again."""
@@ -434,10 +434,10 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(ASKING,  to=joined,                 clause="OK-4"),
-        refuse(resync_delayed, when=is_waiting_for_limit, because="it would upload too early", clause="D-JOINERR"),
+        ignore(resync_delayed, when=is_waiting_for_limit, because="it would upload too early", clause="D-JOINERR"),
         row(DELAYED, to=joined, when=was_asked, clause="OK-4"),
-        refuse(joined, because="it is joined already"),
-        refuse(REST, because="it was not asked for on this connection"),
+        ignore(joined, because="it is joined already"),
+        ignore(OTHERWISE, because="it was not asked for on this connection"),
     )
     def join_accepted(self) -> None:
         """The server answered with a JoinResponseOk."""
@@ -447,21 +447,21 @@ class RoomFSM(FSM[RoomStatus]):
         row(joining,   to=joining,   when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
         row(rejoining, to=rejoining, when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
         row(resyncing, to=resyncing, when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
-        refuse(DELAYED, when=is_unasked, because="nothing was asked since it was put out"),
+        ignore(DELAYED, when=is_unasked, because="nothing was asked since it was put out"),
         row(DELAYED,   to=STAY,      when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
         row(joining,   to=join_delayed,   when=is_limited,     do=back_off, clause="D-JOINERR"),
         row(rejoining, to=rejoin_delayed, when=is_limited,     do=back_off, clause="D-JOINERR"),
         row(resyncing, to=resync_delayed, when=is_limited,     do=back_off, clause="D-JOINERR"),
         row(joined,    to=resync_delayed, when=is_limited,     do=keep_the_interval, clause="D-JOINERR"),
-        refuse(DELAYED, when=is_limited, because="it waits already", clause="D-JOINERR"),
+        ignore(DELAYED, when=is_limited, because="it waits already", clause="D-JOINERR"),
         row(rejoining, to=rejoin_delayed, when=is_unspecified, do=back_off, clause="D-JOINERR"),
         row(resyncing, to=resync_delayed, when=is_unspecified, do=back_off, clause="D-JOINERR"),
         row(joined,    to=resync_delayed, when=(is_unspecified, was_good), do=keep_the_interval, clause="D-JOINERR"),
-        refuse((rejoin_delayed, resync_delayed), when=is_unspecified, because="it waits already", clause="D-JOINERR"),
+        ignore((rejoin_delayed, resync_delayed), when=is_unspecified, because="it waits already", clause="D-JOINERR"),
         row(ASKING,    to=error,                                                        clause="REJOIN-3 OK-4"),
         row(DELAYED,   to=error,                                                        clause="REJOIN-3"),
         row(joined,    to=error,                                                        clause="D-ROOMERR"),
-        refuse(REST, because="it was not asked for on this connection"),
+        ignore(OTHERWISE, because="it was not asked for on this connection"),
     )
     def join_refused(self, refusal: JoinRefused, now: float = 0.0) -> None:
         """The server answered with a JoinError, at time ``now`` in seconds."""
@@ -474,7 +474,7 @@ class RoomFSM(FSM[RoomStatus]):
         row(joining,   to=join_delayed,                         do=back_off, clause="D-INTENT"),
         row(rejoining, to=rejoin_delayed,                       do=back_off, clause="D-INTENT"),
         row(resyncing, to=resync_delayed,                       do=back_off, clause="D-INTENT"),
-        refuse(REST, because="nobody waits for credentials"),
+        ignore(OTHERWISE, because="nobody waits for credentials"),
     )
     def credentials_failed(self, what: str, unauthorized: bool) -> None:
         """The auth callable raised."""
@@ -489,9 +489,9 @@ class RoomFSM(FSM[RoomStatus]):
         row(join_delayed,   to=joining,                        clause="D-TIMEOUT"),
         row(rejoin_delayed, to=rejoining,                      clause="D-TIMEOUT D-ROOMERR"),
         row(resync_delayed, to=resyncing,                      clause="D-TIMEOUT D-RESYNC"),
-        refuse(REST, because="no timer is running"),
+        ignore(OTHERWISE, because="no timer is running"),
     )
-    def timer_fell_due(self) -> None:
+    def timer_fired(self) -> None:
         """The server's time to answer, or the wait before asking again, is over."""
         self.news = self.reason
 
@@ -499,11 +499,11 @@ class RoomFSM(FSM[RoomStatus]):
         row(joined, to=resyncing,      when=is_rejoin_due, do=(doubt, follow_suggestion), clause="D-ROOMERR"),
         row(joined, to=resync_delayed, when=is_rejoin_suggested, do=(doubt, keep_the_interval), clause="D-ROOMERR"),
         row(resync_delayed, to=STAY,   when=is_rejoin_suggested, do=doubt, clause="D-ROOMERR"),
-        refuse(ASKING + NOT_IN_SESSION, when=is_rejoin_suggested, because="it is being asked for already"),
+        ignore(ASKING + NOT_IN_SESSION, when=is_rejoin_suggested, because="it is being asked for already"),
         row(ONLINE, to=error,                                                          clause="D-ROOMERR"),
-        refuse(REST, because="it was not asked for on this connection"),
+        ignore(OTHERWISE, because="it was not asked for on this connection"),
     )
-    def put_out(self, refusal: JoinRefused, now: float) -> None:
+    def evicted(self, refusal: JoinRefused, now: float) -> None:
         """The server sent a RoomError, at time ``now`` in seconds."""
         self.refusal = self.told_cause = refusal
         self.news = str(refusal)
@@ -513,7 +513,7 @@ class RoomFSM(FSM[RoomStatus]):
         row(joined, to=resyncing,      when=is_interval_over, do=(doubt, follow_suggestion), clause="D-ACK D-RESYNC"),
         row(joined, to=resync_delayed,                        do=(doubt, keep_the_interval), clause="D-ACK D-RESYNC"),
         row(RESYNC, to=STAY,                                  do=doubt,                    clause="D-ACK D-RESYNC"),
-        refuse(REST, because="there is no session"),
+        ignore(OTHERWISE, because="there is no session"),
     )
     def acks_overdue(self, now: float) -> None:
         """At time ``now`` in seconds, more updates wait for an Ack than we keep; a comparison supersedes them."""
@@ -523,13 +523,13 @@ class RoomFSM(FSM[RoomStatus]):
     @event(
         row(joined,         to=resync_delayed, when=is_rate_limited, do=(doubt, wait_out_limit), clause="D-JOINERR"),
         row(resyncing,      to=resync_delayed, when=is_rate_limited, do=(doubt, wait_out_limit), clause="D-JOINERR"),
-        refuse(resync_delayed, when=is_rate_limited_again, because="it waits for that already", clause="D-JOINERR"),
+        ignore(resync_delayed, when=is_rate_limited_again, because="it waits for that already", clause="D-JOINERR"),
         row(resync_delayed, to=resync_delayed, when=is_rate_limited, do=(doubt, wait_out_limit), clause="D-JOINERR"),
         row(RESYNC,         to=STAY,                                 do=doubt,                 clause="D-RESYNC"),
         row(joined, to=STAY,           when=is_refused_for_good, do=refuse_for_good, clause="D-RESYNC"),
         row(joined, to=resyncing,      when=is_interval_over,        do=(doubt, follow_suggestion), clause="D-RESYNC"),
         row(joined, to=resync_delayed,                               do=(doubt, keep_the_interval), clause="D-RESYNC"),
-        refuse(REST, because="there is no session"),
+        ignore(OTHERWISE, because="there is no session"),
     )
     def batch_refused(self, status: UpdateStatusCode, why: str, now: float) -> None:
         """The server refused a batch of updates of ours, at time ``now`` in seconds."""
@@ -539,7 +539,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(SESSION, to=STAY, do=refuse_for_good, clause="D-RESYNC"),
-        refuse(REST, because="there is no session"),
+        ignore(OTHERWISE, because="there is no session"),
     )
     def upload_refused(self, status: UpdateStatusCode) -> None:
         """What the server lacks cannot be sent at all: we may only read, or it is too large; to ask again is no use."""
@@ -548,8 +548,8 @@ class RoomFSM(FSM[RoomStatus]):
     @event(
         row(joined, to=resyncing,      when=is_interval_over, do=follow_suggestion, clause="D-RESYNC"),
         row(joined, to=resync_delayed,                        do=keep_the_interval, clause="D-RESYNC"),
-        refuse(RESYNC, because="versions are about to be compared, which brings it"),
-        refuse(REST, because="there is no session; the next one begins with it"),
+        ignore(RESYNC, because="versions are about to be compared, which brings it"),
+        ignore(OTHERWISE, because="there is no session; the next one begins with it"),
     )
     def edited_in_doubt(self, now: float) -> None:
         """There is a local edit, at time ``now`` in seconds, on top of what was refused for good."""
@@ -558,17 +558,17 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row(joined, to=STAY, when=is_doubt_over, do=end_doubt, clause="D-RESYNC"),
-        refuse(REST, because="there is no doubt, or it goes on"),
+        ignore(OTHERWISE, because="there is no doubt, or it goes on"),
     )
     def acks_complete(self) -> None:
         """All that was sent has its Ack, and nothing is left to be sent."""
 
     @event(
         row(joined, to=resyncing,      when=is_interval_over, do=follow_suggestion, clause="D-RESYNC"),
-        refuse(joined, when=is_too_large, because="it was too large just now, and will be again", clause="D-RESYNC"),
+        ignore(joined, when=is_too_large, because="it was too large just now, and will be again", clause="D-RESYNC"),
         row(joined, to=resync_delayed,                        do=keep_the_interval, clause="D-RESYNC"),
-        refuse(RESYNC, because="versions are about to be compared"),
-        refuse(REST, because="there is no session"),
+        ignore(RESYNC, because="versions are about to be compared"),
+        ignore(OTHERWISE, because="there is no session"),
     )
     def updates_lost(self, status: UpdateStatusCode, why: str, now: float) -> None:
         """An update of the server's could not be applied, never came whole, or waits for one that has not come.
@@ -581,17 +581,17 @@ class RoomFSM(FSM[RoomStatus]):
 
     @event(
         row((joined, resync_delayed), to=resyncing, clause="D-RESYNC"),
-        refuse(resyncing, because="versions are being compared"),
-        refuse(REST, because="it is not joined: the join compares versions"),
+        ignore(resyncing, because="versions are being compared"),
+        ignore(OTHERWISE, because="it is not joined: the join compares versions"),
     )
     def resync_requested(self) -> None:
         """Somebody asked for a comparison: `resync()`."""
         self.news = "asked to compare versions"
 
     @event(
-        refuse(OVER, because="the room is no longer tracked"),
-        row(ONLINE, to=left, do=say_goodbye, clause="D-LEAVE"),
-        row(REST,   to=left,                 clause="D-LEAVE"),
+        ignore(OVER, because="the room is no longer tracked"),
+        row(ONLINE, to=left, do=send_leave, clause="D-LEAVE"),
+        row(OTHERWISE,   to=left,                 clause="D-LEAVE"),
     )
     def leave_requested(self) -> None:
         """Somebody asked to leave: `leave()`."""
@@ -599,11 +599,11 @@ class RoomFSM(FSM[RoomStatus]):
         self.refusal = RoomLeft("leave() was called on the room while this operation waited for it")
 
     @event(
-        refuse(OVER, because="the room is no longer tracked"),
-        row(ONLINE, to=error, do=say_goodbye, clause="D-ERROR"),
-        row(REST,   to=error,                 clause="D-ERROR"),
+        ignore(OVER, because="the room is no longer tracked"),
+        row(ONLINE, to=error, do=send_leave, clause="D-ERROR"),
+        row(OTHERWISE,   to=error,                 clause="D-ERROR"),
     )
-    def broke(self, what: str) -> None:
+    def faulted(self, what: str) -> None:
         """The adaptor, a guard, or something else of this program's own raised."""
         self.news = what
         self.refusal = self.told_cause = JoinRefused(None, what)
@@ -615,8 +615,8 @@ class RoomFSM(FSM[RoomStatus]):
     def is_refused_with(self, code: int) -> bool:
         return isinstance(self.refusal, JoinRefused) and self.refusal.code == code
 
-    def give_up(self, what: str) -> list[Effect]:
-        """The driver's last resort when `broke` raised too: to `error`, without an action that might raise again."""
+    def force_error(self, what: str) -> list[Effect]:
+        """The driver's last resort when `faulted` raised too: to `error`, without an action that might raise again."""
         old = self.told_status
         self.news = self.reason = what
         self.refusal = self.told_cause = JoinRefused(None, what)

@@ -19,7 +19,7 @@ __all__ = [
     "StateChange",
     "StatusChange",
     "StopKind",
-    "presentable",
+    "sanitized",
 ]
 
 
@@ -226,7 +226,7 @@ class StateChange:
     """As in `StatusChange`."""
 
 
-def presentable(words: object, most: int = 200) -> str:
+def sanitized(words: object, most: int = 200) -> str:
     """A server's words, made fit to be shown and logged: text, short, and one line."""
     text = words.decode(errors="replace") if isinstance(words, bytes) else str(words or "")
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[:most])

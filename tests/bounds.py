@@ -170,7 +170,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "facts of the driver that run before the event loop gets its turn",
-            "reconnect_fsm._asyncio.event_queue.Pump.SLICE",
+            "reconnect_fsm._asyncio.event_queue.EventQueue.SLICE",
             "the rest waits for the next turn, and no more is read meanwhile",
             "test_a_flood_of_updates_at_a_slow_adaptor",
             "facts",
@@ -298,7 +298,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
             "s",
         ),
         Bound(
-            "ids of batches that are over, remembered in a room so that each is refused once",
+            "ids of batches that are over, named_context in a room so that each is refused once",
             f"{FRAGMENTS}.MAX_SETTLED",
             "the oldest is forgotten",
             "test_a_server_that_sends_anything",
@@ -336,7 +336,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "characters of the server's own words in a reason, an error or the log; each of them printable",
-            "reconnect_fsm.status.presentable(most)",
+            "reconnect_fsm.status.sanitized(most)",
             "cut off",
             "test_a_servers_words_cannot_forge_the_log",
             "characters",

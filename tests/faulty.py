@@ -461,7 +461,7 @@ class Watch:
     def waited(self) -> list[float]:
         """Every wait before a retry that came to its end, as measured, in seconds."""
         pairs = zip(self.steps, self.times, self.steps[1:], self.times[1:], strict=False)
-        return [then - now for step, now, follows, then in pairs if follows.event == "timer_fell_due"]
+        return [then - now for step, now, follows, then in pairs if follows.event == "timer_fired"]
 
     @property
     def reasons(self) -> list[str]:

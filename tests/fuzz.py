@@ -353,7 +353,7 @@ class Counts:
 def fuzz_decoder(seed: int | str, inputs: int, check: Callable[[bytes], bool] = check) -> Counts:
     """Put at least so many frames to the check. Raises `Violation`, with the frame, for the first that fails it.
 
-    Memory is flat: no block of it (`sys.getallocatedblocks`) is kept for any input; and no input takes more than
+    Context is flat: no block of it (`sys.getallocatedblocks`) is kept for any input; and no input takes more than
     `LARGEST_ALLOCATION` bytes of address space.
     """
     frames, counts = Frames(seed), Counts()

@@ -417,7 +417,7 @@ def refuse_upgrades(it: Schedule) -> None:
     it.server.refuse_upgrades(it.random.choice([500, 503, 401, None]))
 
 
-async def put_out(it: Schedule) -> None:
+async def evicted(it: Schedule) -> None:
     code = it.random.choice([RoomErrorCode.REJOIN_SUGGESTED, RoomErrorCode.REJOIN_SUGGESTED, RoomErrorCode.EVICTED])
     room = it.random.choice(it.rooms)
     await it.server.send(room, LORO, RoomError(LORO, room, code, ""))
@@ -480,7 +480,7 @@ FAULTS: dict[str, tuple[Callable[[Schedule], Awaitable[None]], int]] = {
     "the server ignores joins, or no longer": (_async(ignore_joins), 4),
     "the server drops who connects, or no longer": (_async(drop_on_accept), 2),
     "the server refuses upgrades, or no longer": (_async(refuse_upgrades), 3),
-    "the server puts all out of a room": (put_out, 4),
+    "the server puts all out of a room": (evicted, 4),
     "a client closes": (close_client, 3),
     "a client connects": (_async(connect), 8),
     "a client retries now": (_async(retry_now), 3),

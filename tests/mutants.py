@@ -264,7 +264,7 @@ class Finder(cst.CSTVisitor):
 def changed_row(row: cst.Call, machine: Machine) -> Iterator[tuple[str, cst.Call]]:
     """A row for more states or fewer, with another guard or none, without its action; and what `leads_elsewhere`."""
     source = text_of(row.args[0].value)
-    for other in machine.groups.get(source, () if source in ("REST", "ANY") else ("REST",)):
+    for other in machine.groups.get(source, () if source in ("OTHERWISE", "ANY") else ("OTHERWISE",)):
         yield f"in {other}, not {source}", with_source(row, other)
     for name in ("when", "do"):
         if has(row, name):
@@ -278,8 +278,8 @@ def changed_row(row: cst.Call, machine: Machine) -> Iterator[tuple[str, cst.Call
 
 def leads_elsewhere(row: cst.Call, machine: Machine) -> Iterator[tuple[str, cst.Call]]:
     """A row with another target, a row that refuses, a refusal that leads somewhere."""
-    if m.matches(row, m.Call(func=m.Name("refuse"))):
-        bare = text_of(without(row, "because", "clause"))[len("refuse(") : -1]
+    if m.matches(row, m.Call(func=m.Name("ignore"))):
+        bare = text_of(without(row, "because", "clause"))[len("ignore(") : -1]
         for target in machine.states[:2]:  # one of them at least is another state
             yield f"leads to {target}", cst.ensure_type(cst.parse_expression(f"row({bare}, to={target})"), cst.Call)
     else:
@@ -288,7 +288,7 @@ def leads_elsewhere(row: cst.Call, machine: Machine) -> Iterator[tuple[str, cst.
             if target != to:
                 yield f"leads to {target}, not {to}", with_argument(row, "to", target)
         bare = text_of(without(row, "to", "do"))[len("row(") : -1]
-        yield "refuses", cst.ensure_type(cst.parse_expression(f"refuse({bare}, because='a mutant')"), cst.Call)
+        yield "refuses", cst.ensure_type(cst.parse_expression(f"ignore({bare}, because='a mutant')"), cst.Call)
 
 
 @dataclass(frozen=True)

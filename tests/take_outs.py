@@ -15,12 +15,12 @@ import pytest
 from reconnect_fsm._asyncio import event_queue as pump
 from reconnect_fsm._asyncio import user_code
 from reconnect_fsm._asyncio.connection import PONG, Connection
-from reconnect_fsm._asyncio.event_queue import OURS, Pump
+from reconnect_fsm._asyncio.event_queue import OURS, EventQueue
 from reconnect_fsm._asyncio.room_driver import Room, Rooms
 from reconnect_fsm._asyncio.transport import socket as transport
 from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.adaptors.loro import LoroAdaptor
-from reconnect_fsm.status import CloseInfo, presentable
+from reconnect_fsm.status import CloseInfo, sanitized
 
 __all__ = ["NAMED", "TAKE_OUTS", "TakeOut"]
 
@@ -42,12 +42,12 @@ def messages_are_put_back(patch: pytest.MonkeyPatch) -> None:
         for place, data in enumerate(messages):
             if socket is not self._socket:
                 return
-            if data == PONG and heartbeat.is_owed:
+            if data == PONG and heartbeat.awaits_pong:
                 self._ponged(heartbeat)
             else:
                 yield from self._received(data) or ()  # type: ignore[misc]
-            if len(self._pump._works) > 1:
-                self._pump.schedule(take(self, socket, heartbeat, messages[place + 1 :]))
+            if len(self._dispatcher._works) > 1:
+                self._dispatcher.schedule(take(self, socket, heartbeat, messages[place + 1 :]))
                 return
             yield
 
@@ -55,29 +55,29 @@ def messages_are_put_back(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_close_overtakes(patch: pytest.MonkeyPatch) -> None:
-    schedule_call = Pump.schedule_call
+    schedule_call = EventQueue.schedule_call
 
-    def overtaking(self: Pump, job: Callable[..., None], *args: Any) -> None:
+    def overtaking(self: EventQueue, job: Callable[..., None], *args: Any) -> None:
         if getattr(job, "__name__", "") == "_socket_closed":
             self.post(job, *args)
         else:
             schedule_call(self, job, *args)
 
-    patch.setattr(Pump, "schedule_call", overtaking)
+    patch.setattr(EventQueue, "schedule_call", overtaking)
 
 
 def answers_to_joins_wait(patch: pytest.MonkeyPatch) -> None:
     accepted = Rooms._accepted
-    patch.setattr(Rooms, "_accepted", lambda self, *args: self._pump.schedule_call(accepted, self, *args))
+    patch.setattr(Rooms, "_accepted", lambda self, *args: self._dispatcher.schedule_call(accepted, self, *args))
 
 
 def calls_wait_behind_rooms(patch: pytest.MonkeyPatch) -> None:
-    post = Pump.post
+    post = EventQueue.post
 
-    def waiting(self: Pump, job: Callable[..., None], *args: Any) -> None:
+    def waiting(self: EventQueue, job: Callable[..., None], *args: Any) -> None:
         (self.schedule_call if self._works else post.__get__(self))(job, *args)
 
-    patch.setattr(Pump, "post", waiting)
+    patch.setattr(EventQueue, "post", waiting)
 
 
 def only_exceptions_are_caught(patch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def the_kernel_is_not_asked(patch: pytest.MonkeyPatch) -> None:
 
 
 def words_are_shown_as_they_came(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Redaction, "__call__", lambda self, words: presentable(str(words or "")))
+    patch.setattr(Redaction, "__call__", lambda self, words: sanitized(str(words or "")))
 
 
 def words_are_judged_as_they_are_shown(patch: pytest.MonkeyPatch) -> None:

@@ -33,14 +33,13 @@ from reconnect_fsm import (
     RoomLeft,
     RoomStatus,
 )
+from reconnect_fsm._asyncio.awaitables import Waiters
 from reconnect_fsm._asyncio.connection import Connection
-from reconnect_fsm._asyncio.event_queue import Promise
 from reconnect_fsm._asyncio.transport import socket as transport
 from reconnect_fsm._asyncio.transport.socket import Data, Session, Socket
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.recorder import recorder
-from reconnect_fsm.testing import leaks
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer, leaks
 from reconnect_fsm.testing.virtual_time import in_memory_connections
 
 HORIZON = 2.6  # seconds of virtual time that an operation is given; then it waits for what may never come
@@ -142,7 +141,7 @@ async def world(stage: str) -> AsyncIterator[World]:
             await room
             words.add(b"edit")  # which waits for its Ack
             if stage == "busy":
-                client._pump.schedule(iter(range(QUEUE)))
+                client._dispatcher.schedule(iter(range(QUEUE)))
         elif stage == "starting":
             client.start()
         yield World(server, client, room, words)
@@ -285,8 +284,8 @@ async def trial(case: Case, way: str, at: int | None) -> Caller:
         strike = (lambda: case.fault(it)) if case.with_it else (lambda: None)
         caller = Caller(lambda: OPERATIONS[case.operation](it), way=way, at=at, strike=strike)
         await caller.run(HORIZON)
-        assert caller.outcome in ("returned", "cancelled", "waits", *(each.__name__ for each in EXPECTED)), (
-            caller.outcome
+        assert caller.completion in ("returned", "cancelled", "waits", *(each.__name__ for each in EXPECTED)), (
+            caller.completion
         )
         async with asyncio.timeout(PATIENCE):
             await it.heal()
@@ -421,7 +420,7 @@ def cancelled_everywhere(case: Case, ways: Sequence[str] = WAYS, stride: int = 1
         for way in ways:
             if way != "cancel":
                 caller = run(case, way, at)
-            seen[caller.outcome] += 1
+            seen[caller.completion] += 1
             seen["runs"] += 1
     if stride == 1 and not case.with_it:
         missed = set(range(1, undisturbed.suspensions + 1)) - points
@@ -473,12 +472,12 @@ def test_cancelled_everywhere(figures: Figures) -> None:
 def shares_one_future(patch: pytest.MonkeyPatch) -> None:
     """CONN-5: whoever is cancelled cancels everybody."""
 
-    async def wait(self: Promise[object]) -> object:
+    async def wait(self: Waiters[object]) -> object:
         if not self._waiters:
             self._waiters[asyncio.get_running_loop().create_future()] = None
         return await next(iter(self._waiters))
 
-    patch.setattr(Promise, "wait", wait)
+    patch.setattr(Waiters, "wait", wait)
 
 
 def swallows(patch: pytest.MonkeyPatch) -> None:
@@ -536,12 +535,12 @@ def says_something_else(patch: pytest.MonkeyPatch) -> None:
 def keeps_who_has_gone(patch: pytest.MonkeyPatch) -> None:
     """A cancelled caller is given a result all the same."""
 
-    def keep(self: Promise[object], value: object) -> None:
+    def wake(self: Waiters[object], value: object) -> None:
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             waiter.set_result(value)
 
-    patch.setattr(Promise, "keep", keep)
+    patch.setattr(Waiters, "wake", wake)
 
 
 @pytest.mark.parametrize(

@@ -428,14 +428,14 @@ def test_check_of_what_cannot_be_told(capsys: Capture, write_module: WriteModule
     """An event whose arguments nobody knows is refused with what to do, and the exit code is 2."""
     write_module("""
         from reconnect_fsm import ClientFSM
-        from reconnect_fsm.machine import event, refuse, row
+        from reconnect_fsm.machine import event, ignore, row
 
         class Token: ...
 
         class TheirFSM(ClientFSM):
             @event(
                 row(ClientFSM.waiting, to=ClientFSM.disconnected),
-                refuse([each for each in ClientFSM.states.values() if each is not ClientFSM.waiting], because="no use"),
+                ignore([each for each in ClientFSM.states.values() if each is not ClientFSM.waiting], because="no use"),
             )
             def token_expired(self, token: Token) -> None: ...
     """)
@@ -689,8 +689,8 @@ def test_imports_are_lazy() -> None:
     ended = python(
         "-c",
         "import sys; from reconnect_fsm.cli import main; main(['--help']); "
-        "lazy = {'loro', 'graphviz', 'rich', 'argcomplete', 'reconnect_fsm.cli.demonstration', 'reconnect_fsm.diagrams', "
-        "'reconnect_fsm.testing.embedded_server', 'reconnect_fsm.testing.herd', 'reconnect_fsm.inspector', 'reconnect_fsm.testing'}; "
+        "lazy = {'loro', 'graphviz', 'rich', 'argcomplete', 'reconnect_fsm.cli.demonstration', "
+        "'reconnect_fsm.diagrams', 'reconnect_fsm.inspector', 'reconnect_fsm.testing'}; "
         "sys.exit(', '.join(lazy & set(sys.modules)) or 0)",
     )
     assert (ended.returncode, ended.stderr) == (0, "")

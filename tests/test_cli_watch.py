@@ -30,8 +30,7 @@ from reconnect_fsm.cli.live import picture, sparkline
 from reconnect_fsm.cli.observer import Observer, beginning, shown_url
 from reconnect_fsm.cli.views import in_words, size
 from reconnect_fsm.loro_protocol import CrdtType
-from reconnect_fsm.testing import NoPong, ScriptedServer
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer, NoPong, ScriptedServer
 
 ROOT = Path(__file__).parent.parent
 SECRET = "open-sesame-4711"

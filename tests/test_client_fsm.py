@@ -17,12 +17,12 @@ from reconnect_fsm.effects import (
     Dial,
     Effect,
     FailWaiters,
+    NotifyRooms,
     ReportOutage,
     ReportRecovery,
     StartOutageTimer,
     StartTimer,
     StopOutageTimer,
-    TellRooms,
 )
 from reconnect_fsm.errors import ClientStopped
 from reconnect_fsm.machine import ANY, STAY, Event, event, row, state
@@ -35,16 +35,16 @@ ROUTES: dict[str, list[tuple[Any, ...]]] = {
     "disconnected": [],
     "connecting": [("connect_requested",)],
     "connected": [("connect_requested",), ("socket_opened",)],
-    "waiting": [("connect_requested",), ("socket_opened",), ("timer_fell_due",), ("socket_closed", LOST)],
+    "waiting": [("connect_requested",), ("socket_opened",), ("timer_fired",), ("socket_closed", LOST)],
     "retrying": [
         ("connect_requested",),
         ("socket_opened",),
-        ("timer_fell_due",),
+        ("timer_fired",),
         ("socket_closed", LOST),
-        ("timer_fell_due",),
+        ("timer_fired",),
     ],
     "paused": [("connect_requested",), ("socket_opened",), ("went_offline",)],
-    "error": [("broke", "a guard raised ValueError")],
+    "error": [("faulted", "a guard raised ValueError")],
 }
 """How to get into each state."""
 
@@ -55,7 +55,7 @@ REPORTS = (StartOutageTimer, StopOutageTimer, ReportOutage, ReportRecovery)
 def acts(effects: list[Effect]) -> list[Effect]:
     """What it does, but for what is only reported (D-HEARD) and causes (D-CAUSE): those have tests of their own."""
     return [
-        TellRooms(each.event, each.why) if isinstance(each, TellRooms) else each
+        NotifyRooms(each.event, each.why) if isinstance(each, NotifyRooms) else each
         for each in effects
         if not isinstance(each, REPORTS)
     ]
@@ -79,7 +79,7 @@ def fail(fsm: ClientFSM, times: int) -> list[Effect]:
     """The dial fails, the timer runs out, the dial fails …; the effects of the last failure."""
     effects = fsm.dial_failed(REFUSED)
     for _ in range(times - 1):
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         effects = fsm.dial_failed(REFUSED)
     return effects
 
@@ -109,7 +109,7 @@ def test_conn_2_a_started_client_dials_at_once() -> None:
     """CONN-2: it tells its rooms, and dials."""
     fsm = client()
     assert said(fsm.connect_requested()) == [
-        "TellRooms('client_started', 'asked to connect')",
+        "NotifyRooms('client_started', 'asked to connect')",
         "Dial()",
         "NotifyStatus(disconnected → connecting, 'asked to connect')",
     ]
@@ -122,11 +122,11 @@ def test_conn_2_starting_begins_with_a_clean_slate(where: str) -> None:
     fsm = client("connecting")
     fail(fsm, 3)
     if where == "error":
-        fsm.broke("a guard raised ValueError")
+        fsm.faulted("a guard raised ValueError")
     else:
         fsm.close_requested()
     assert said(fsm.start_requested()) == [
-        "TellRooms('client_started', 'started')",
+        "NotifyRooms('client_started', 'started')",
         "Dial()",
         f"NotifyStatus({where} → connecting, 'started')",
     ]
@@ -139,13 +139,13 @@ def test_off_1_a_client_that_is_started_offline_waits_for_the_network(where: str
     fsm = client("connecting")
     fail(fsm, 3)
     if where == "error":
-        fsm.broke("a guard raised ValueError")
+        fsm.faulted("a guard raised ValueError")
     else:
         fsm.close_requested()
     fsm.went_offline()
     effects = fsm.start_requested()
     assert said(effects) == [
-        "TellRooms('client_started', 'started')",
+        "NotifyRooms('client_started', 'started')",
         f"NotifyStatus({where} → reconnecting, 'started')",
     ]
     assert change(effects).cause == AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE)
@@ -169,7 +169,7 @@ def test_conn_3_a_loss_leads_to_reconnecting() -> None:
         "StopKeepalive()",
         "StopTimer()",
         "CloseSocket(1000, '')",
-        "TellRooms('connection_lost', 'closed with code 1011: worker crashed')",
+        "NotifyRooms('connection_lost', 'closed with code 1011: worker crashed')",
         "StartTimer(0.5)",
         "NotifyStatus(connected → reconnecting, 'closed with code 1011: worker crashed', attempt 1, in 0.5 s)",
     ]
@@ -220,7 +220,7 @@ def test_conn_5_whoever_waits_hears_of_each_success(where: str, old: str) -> Non
         "CancelDial()",
         "StartKeepalive()",
         "StartTimer(5)",
-        "TellRooms('connection_opened', 'connected')",
+        "NotifyRooms('connection_opened', 'connected')",
         "AnnounceConnected()",
         f"NotifyStatus({old} → connected, 'connected')",
     ]
@@ -236,7 +236,7 @@ def test_retry_1_the_waits_double_up_to_the_cap() -> None:
     seen = []
     for _ in range(8):
         seen += waits(fsm.dial_failed(REFUSED))
-        fsm.timer_fell_due()
+        fsm.timer_fired()
     assert seen == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
     assert fsm.attempt == 8
 
@@ -244,7 +244,7 @@ def test_retry_1_the_waits_double_up_to_the_cap() -> None:
 def test_retry_1_the_timer_leads_to_a_dial() -> None:
     """RETRY-1: within the status reconnecting, so that listeners hear nothing."""
     fsm = client("waiting")
-    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+    assert said(fsm.timer_fired()) == ["StopTimer()", "Dial()"]
     assert (fsm.state, fsm.retry_in) == ("retrying", None)
 
 
@@ -252,7 +252,7 @@ def test_retry_1_the_reason_for_dialing_again_is_that_of_the_wait() -> None:
     """RETRY-1: what was refused meanwhile is no reason."""
     fsm = client("waiting")
     fsm.went_online()  # it was never offline: a source may say again what is known
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert fsm.reason == "the connection was lost"
 
 
@@ -299,7 +299,7 @@ def test_retry_2_attempts_used_up(most: int) -> None:
     assert said(effects) == [
         "CancelDial()",
         "Release()",
-        "TellRooms('client_stopped', 'connection refused')",
+        "NotifyRooms('client_stopped', 'connection refused')",
         "FailWaiters(ClientStopped('the client stopped: connection refused "
         "(connect() or retry_now() starts it again)'))",
         f"NotifyStatus({'reconnecting' if most else 'connecting'} → disconnected, 'connection refused')",
@@ -314,7 +314,7 @@ def test_retry_2_attempts_used_up_by_connections_that_did_not_last(fact: str) ->
     fsm.socket_opened()
     getattr(fsm, fact)(LOST)
     assert fsm.state == "waiting"
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.socket_opened()
     getattr(fsm, fact)(LOST)
     assert fsm.state == "disconnected"
@@ -399,7 +399,7 @@ def test_retry_3_d_codes_a_fatal_close_stops_it(info: CloseInfo) -> None:
         "StopTimer()",
         "CloseSocket(1000, '')",
         "Release()",
-        f"TellRooms('client_stopped', '{info}')",
+        f"NotifyRooms('client_stopped', '{info}')",
         f"FailWaiters(ClientStopped('the client stopped: {info} (connect() or retry_now() starts it again)'))",
         f"NotifyStatus(connected → disconnected, '{info}')",
     ]
@@ -462,7 +462,7 @@ def test_d_http_no_sooner_than_the_server_asks() -> None:
     seen = []
     for _ in range(5):
         seen += waits(fsm.dial_failed(busy))
-        fsm.timer_fell_due()
+        fsm.timer_fired()
     assert seen == [3.0, 3.0, 3.0, 4.0, 8.0]
 
 
@@ -488,7 +488,7 @@ def test_d_http_a_policy_may_obey_in_its_own_way() -> None:
     fsm = ClientFSM(Hasty(jitter=0))
     fsm.start_requested()
     assert waits(fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=60.0))) == [2.0]
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     with pytest.raises(ValueError, match=r"Hasty\.no_sooner returned inf, which is no time to wait"):
         fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=200.0))
 
@@ -501,7 +501,7 @@ def test_d_http_a_retry_after_is_forgotten_once_connected_or_started_anew() -> N
     fsm.socket_opened()
     assert fsm.failure == AttemptFailure(FailureKind.NETWORK, "")
     assert waits(fsm.socket_closed(LOST)) == [1.0]
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=300.0))
     fsm.close_requested()
     fsm.connect_requested()
@@ -516,7 +516,7 @@ def test_d_http_a_retry_after_outlasts_the_network(status: int) -> None:
     for now, rest in ((101.0, 59.0), (101.2, 58.8), (130.0, 30.0)):
         assert waits(flap(fsm, now)) == [pytest.approx(rest)]
         assert (fsm.state, fsm.attempt) == ("waiting", 0)
-    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+    assert said(fsm.timer_fired()) == ["StopTimer()", "Dial()"]
     fsm = client("connecting")
     fsm.dial_failed(AttemptFailure(FailureKind.ANSWER, f"HTTP {status}", status, retry_after=60.0), 100.0)
     assert said(flap(fsm, 160.0)) == ["Dial()"]  # it is over
@@ -582,7 +582,7 @@ def test_retry_4_after_a_fatal_stop_only_a_person_starts_it_again(start: Callabl
     fsm = client("connecting", max_attempts=2)
     fail(fsm, 3)
     facts: list[tuple[Any, ...]] = [
-        ("timer_fell_due",),
+        ("timer_fired",),
         ("went_offline",),
         ("went_online",),
         ("socket_opened",),
@@ -611,7 +611,7 @@ def test_live_1_pings_begin_and_end_with_the_connection() -> None:
         ("went_offline",),
         ("close_requested",),
         ("retry_requested",),
-        ("broke", "why"),
+        ("faulted", "why"),
     ]
     for fact, *args in facts:
         assert said(getattr(client("connected"), fact)(*args))[0] == "StopKeepalive()"
@@ -624,7 +624,7 @@ def test_live_2_a_missing_pong_closes_with_a_reason_and_backs_off() -> None:
         "StopKeepalive()",
         "StopTimer()",
         "CloseSocket(1001, 'ping_timeout: liveness check failed, no pong')",
-        "TellRooms('connection_lost', 'no answer to a ping within 10 s')",
+        "NotifyRooms('connection_lost', 'no answer to a ping within 10 s')",
         "StartTimer(0.5)",
         "NotifyStatus(connected → reconnecting, 'no answer to a ping within 10 s', attempt 1, in 0.5 s)",
     ]
@@ -641,7 +641,7 @@ def test_off_1_offline_closes_the_socket_cleanly_and_pauses() -> None:
         "StopKeepalive()",
         "StopTimer()",
         "CloseSocket(1001, 'offline')",
-        "TellRooms('connection_lost', 'offline')",
+        "NotifyRooms('connection_lost', 'offline')",
         "NotifyStatus(connected → reconnecting, 'offline')",
     ]
     assert fsm.state == "paused"
@@ -741,12 +741,12 @@ def test_off_2_a_user_may_go_on_trying_offline() -> None:
     fsm.connect_requested()
     fail(fsm, 3)
     fsm.went_offline()
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert said(fsm.went_online(100.0)) == ["CancelDial()", "Dial()"]
     assert (fsm.state, fsm.online, fsm.attempt) == ("retrying", True, 0)
     fail(fsm, 3)
     fsm.went_offline()
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert fsm.went_online(100.2) == []
     assert (fsm.state, fsm.online, fsm.attempt) == ("retrying", True, 0)
 
@@ -809,9 +809,9 @@ def test_off_2_flapping_is_damped() -> None:
     assert waits(flap(fsm, 100.1)) == [pytest.approx(0.4)]
     assert waits(flap(fsm, 100.3)) == [pytest.approx(0.2)]  # the same moment
     assert fsm.state == "waiting"
-    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+    assert said(fsm.timer_fired()) == ["StopTimer()", "Dial()"]
     assert waits(flap(fsm, 100.8)) == [pytest.approx(0.2)]
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert said(flap(fsm, 101.6)) == ["Dial()"]
 
 
@@ -820,10 +820,10 @@ def test_off_2_after_a_damped_attempt_the_backoff_is_that_of_the_policy() -> Non
     fsm = client("connected")
     flap(fsm, 100.0)
     assert waits(flap(fsm, 100.1)) == [pytest.approx(0.4)]
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert waits(fsm.dial_failed(REFUSED, 101.0)) == [0.5]
     assert len(outages(fsm.outage_lasted())) == 1
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.dial_failed(UNVERIFIED, 102.0)
     assert fsm.state == "waiting"  # it was connected before
 
@@ -842,7 +842,7 @@ def test_d_heard_a_message_too_big_is_of_the_same_outage() -> None:
     """D-HEARD D-TOOBIG: what was reported is not reported again."""
     fsm = client("connecting")
     fail(fsm, 3)
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.socket_opened()
     assert outages(fsm.socket_closed(TOO_BIG)) == []
     assert fsm.outage_lasted() == []
@@ -918,7 +918,7 @@ def test_ctrl_1_connect_may_reset_the_backoff_of_an_attempt_under_way(where: str
     """CTRL-1: ``reset_backoff`` counts, also where nothing else is to be done."""
     fsm = client("connecting")
     fail(fsm, 3)
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     if where == "connected":
         fsm.socket_opened()
     assert fsm.connect_requested(True) == []
@@ -928,8 +928,8 @@ def test_ctrl_1_connect_may_reset_the_backoff_of_an_attempt_under_way(where: str
 @pytest.mark.parametrize(
     ("where", "effects"),
     [
-        ("disconnected", ["TellRooms('client_started', 'asked for a fresh attempt')", "Dial()"]),
-        ("error", ["TellRooms('client_started', 'asked for a fresh attempt')", "Dial()"]),
+        ("disconnected", ["NotifyRooms('client_started', 'asked for a fresh attempt')", "Dial()"]),
+        ("error", ["NotifyRooms('client_started', 'asked for a fresh attempt')", "Dial()"]),
         ("connecting", ["CancelDial()", "Dial()"]),
         (
             "connected",
@@ -937,7 +937,7 @@ def test_ctrl_1_connect_may_reset_the_backoff_of_an_attempt_under_way(where: str
                 "StopKeepalive()",
                 "StopTimer()",
                 "CloseSocket(1000, 'reconnecting')",
-                "TellRooms('connection_lost', 'asked for a fresh attempt')",
+                "NotifyRooms('connection_lost', 'asked for a fresh attempt')",
                 "Dial()",
             ],
         ),
@@ -972,7 +972,7 @@ def test_ctrl_2_close_stops_it(where: str) -> None:
     effects = said(fsm.close_requested())
     assert effects[-4:] == [
         "Release()",
-        "TellRooms('client_stopped', 'closed by this program')",
+        "NotifyRooms('client_stopped', 'closed by this program')",
         "FailWaiters(ClientStopped('the client stopped: closed by this program "
         "(connect() or retry_now() starts it again)'))",
         f"NotifyStatus({old} → disconnected, 'closed by this program')",
@@ -981,7 +981,7 @@ def test_ctrl_2_close_stops_it(where: str) -> None:
 
 
 def test_ctrl_2_close_says_goodbye_with_a_normal_close() -> None:
-    """CTRL-2: whatever was the last farewell."""
+    """CTRL-2: whatever was the last closing."""
     fsm = client("paused")
     fsm.connect_requested()
     fsm.socket_opened()
@@ -1021,7 +1021,7 @@ def test_d_http_a_certificate_that_does_not_verify_is_an_error_at_first() -> Non
 def test_d_http_what_broke_in_this_program_says_nothing_of_certificates() -> None:
     """D-HTTP D-ERROR: a client that broke and was started again was still never connected."""
     fsm = client("connecting")
-    fsm.broke("a guard raised KeyError", True)
+    fsm.faulted("a guard raised KeyError", True)
     fsm.connect_requested()
     fsm.dial_failed(UNVERIFIED, 2.0)
     assert (fsm.state, fsm.stop_kind) == ("error", StopKind.MISCONFIGURED)
@@ -1034,14 +1034,14 @@ def test_d_http_a_certificate_that_did_verify_once_is_a_failed_attempt(fault: Fa
     fsm = client("connected")
     fsm.socket_closed(LOST)
     for _ in range(3):
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         fsm.dial_failed(unverified, 2.0)
         assert (fsm.state, fsm.cause) == ("waiting", unverified)
     fsm.close_requested()
     fsm.connect_requested()
     fsm.dial_failed(unverified, 3.0)
     assert fsm.state == "waiting"
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.dial_failed(NO_SCHEME, 4.0)
     assert fsm.state == "error"
 
@@ -1065,7 +1065,7 @@ def lose(fsm: ClientFSM, fact: str, *args: Any) -> None:
     """It is lost, and connected again, if it may be."""
     getattr(fsm, fact)(*args)
     if fsm.state == "waiting":
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         fsm.socket_opened()
 
 
@@ -1074,7 +1074,7 @@ def test_d_toobig_a_message_too_big_for_us_twice_in_a_row_is_an_error() -> None:
     fsm = client("connected")
     lose(fsm, "socket_closed", TOO_BIG)
     assert fsm.state == "connected"
-    fsm.timer_fell_due()  # it lasted: that says nothing about the message
+    fsm.timer_fired()  # it lasted: that says nothing about the message
     lose(fsm, "socket_closed", TOO_BIG)
     assert (fsm.state, fsm.stop_kind, fsm.cause) == ("error", StopKind.MISCONFIGURED, TOO_BIG)
     assert fsm.reason == (
@@ -1112,12 +1112,12 @@ def test_d_toobig_started_by_hand_it_begins_anew() -> None:
 def test_d_stop_who_waits_in_error_hears_of_what_broke_there() -> None:
     """D-STOP D-ERROR: a guard raises at each `connect()`; each of them is told, and no status changes."""
     fsm = client("error")
-    (effect,) = fsm.broke("a guard raised KeyError", True)
+    (effect,) = fsm.faulted("a guard raised KeyError", True)
     assert isinstance(effect, FailWaiters)
     assert isinstance(effect.error, ClientStopped)
     assert (effect.error.reason, effect.error.stop) == ("a guard raised KeyError", StopKind.FAULT)
     assert (fsm.state, fsm.reason, fsm.cause) == ("error", "a guard raised KeyError", None)
-    assert fsm.broke("running FailWaiters raised") == []  # to say so again would raise again, for ever
+    assert fsm.faulted("running FailWaiters raised") == []  # to say so again would raise again, for ever
     assert fsm.reason == "a guard raised KeyError"
 
 
@@ -1142,8 +1142,8 @@ STOPS: list[tuple[str, dict[str, Any], str, tuple[Any, ...], StopKind, object]] 
         AttemptFailure(FailureKind.NETWORK, "offline", fault=FaultKind.OFFLINE),
     ),
     ("connecting", {}, "dial_failed", (NO_SCHEME,), StopKind.MISCONFIGURED, ...),
-    ("waiting", {}, "broke", ("a guard raised",), StopKind.FAULT, None),
-    ("disconnected", {}, "broke", ("a guard raised",), StopKind.FAULT, None),
+    ("waiting", {}, "faulted", ("a guard raised",), StopKind.FAULT, None),
+    ("disconnected", {}, "faulted", ("a guard raised",), StopKind.FAULT, None),
 ]
 
 
@@ -1157,7 +1157,7 @@ def test_d_cause_a_stop_says_as_data_why(
     effects: list[Effect] = getattr(fsm, fact)(*args)
     wanted = (args[0] if cause is ... else cause, stop)
     (error,) = [each.error for each in effects if isinstance(each, FailWaiters)]
-    (told,) = [each for each in effects if isinstance(each, TellRooms)]
+    (told,) = [each for each in effects if isinstance(each, NotifyRooms)]
     assert isinstance(error, ClientStopped)
     assert (error.cause, error.stop) == (told.cause, told.stop) == (fsm.cause, fsm.stop_kind) == wanted
     assert (change(effects).cause, change(effects).stop) == wanted
@@ -1227,7 +1227,7 @@ def test_d_cause_stays_until_something_else_ends_it() -> None:
     """D-CAUSE: while it retries it says what the last failure was; an event that is refused changes nothing."""
     fsm = client("connected")
     fsm.socket_closed(LOST)
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.socket_closed(CloseInfo(4401))  # of no socket of ours
     assert (fsm.state, fsm.cause) == ("retrying", LOST)
     fsm.dial_failed(REFUSED)
@@ -1259,13 +1259,13 @@ def test_d_cause_a_row_of_a_users_own_that_stops_has_a_kind_too() -> None:
     class Strict(ClientFSM):
         socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.disconnected))
         dial_failed = ClientFSM.dial_failed.first(row(ClientFSM.connecting, to=ClientFSM.error))
-        timer_fell_due = ClientFSM.timer_fell_due.first(row(ClientFSM.connected, to=ClientFSM.disconnected))
+        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.connected, to=ClientFSM.disconnected))
         went_online = ClientFSM.went_online.first(row(ClientFSM.connected, to=ClientFSM.error))
 
     for fact, args, opened, stop in (
         ("socket_closed", (LOST,), True, StopKind.REFUSED),
         ("dial_failed", (REFUSED,), False, StopKind.MISCONFIGURED),
-        ("timer_fell_due", (), True, StopKind.CLOSED),
+        ("timer_fired", (), True, StopKind.CLOSED),
         ("went_online", (), True, StopKind.FAULT),
     ):
         fsm = Strict()
@@ -1301,15 +1301,15 @@ def test_d_heard_the_third_failure_in_a_row_is_reported_once() -> None:
     seen = []
     for _ in range(5):
         seen += outages(fsm.dial_failed(REFUSED))
-        fsm.timer_fell_due()
+        fsm.timer_fired()
     assert seen == [("connection refused", "retry 3 comes after a wait of 2.0 s")]
     assert fsm.outage_lasted() == []
     assert ReportRecovery not in map(type, fsm.socket_opened())
-    assert [type(each) for each in fsm.timer_fell_due()] == [ReportRecovery]
-    assert fsm.timer_fell_due() == []
+    assert [type(each) for each in fsm.timer_fired()] == [ReportRecovery]
+    assert fsm.timer_fired() == []
     seen = outages(fsm.socket_closed(LOST))
     for _ in range(2):
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         seen += outages(fsm.dial_failed(REFUSED))
     assert seen == [("connection refused", "retry 3 comes after a wait of 2.0 s")]  # another outage
 
@@ -1319,7 +1319,7 @@ def test_d_heard_a_server_that_accepts_and_drops_is_one_outage() -> None:
     fsm = client("connecting")
     effects: list[Effect] = []
     for _ in range(20):
-        effects += fsm.socket_opened() + fsm.socket_closed(LOST) + fsm.timer_fell_due()
+        effects += fsm.socket_opened() + fsm.socket_closed(LOST) + fsm.timer_fired()
     assert [type(each) for each in effects if isinstance(each, (ReportOutage, ReportRecovery))] == [ReportOutage]
 
 
@@ -1327,7 +1327,7 @@ def test_d_heard_a_policy_that_counts_every_connection_ends_it_at_once() -> None
     """D-HEARD D-STABLE: with ``stable_after=0``."""
     fsm = client("connecting", stable_after=0)
     fail(fsm, 3)
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert ReportRecovery in map(type, fsm.socket_opened())
 
 
@@ -1365,14 +1365,14 @@ def test_d_heard_the_ten_seconds_run_from_the_loss_to_the_connection() -> None:
         return StopOutageTimer in map(type, effects)
 
     assert begun(fsm.start_requested())
-    for effects in (fsm.dial_failed(REFUSED), fsm.timer_fell_due(), fsm.went_offline(), fsm.went_online(1.0)):
+    for effects in (fsm.dial_failed(REFUSED), fsm.timer_fired(), fsm.went_offline(), fsm.went_online(1.0)):
         assert not begun(effects)
         assert not ended(effects)
     assert ended(fsm.socket_opened())
     assert begun(fsm.socket_closed(LOST))
     assert ended(fsm.close_requested())
     assert begun(fsm.start_requested())
-    assert ended(fsm.broke("a guard raised"))
+    assert ended(fsm.faulted("a guard raised"))
 
 
 def test_d_heard_a_stop_after_three_failures_is_reported_at_once() -> None:
@@ -1386,14 +1386,14 @@ def test_d_heard_a_stop_after_three_failures_is_reported_at_once() -> None:
 def test_d_heard_a_stop_after_two_failures_is_not_reported() -> None:
     """D-HEARD: nor one that this program has decided, or broken, whatever failed before."""
     assert outages(fail(client("connecting", max_attempts=1), 2)) == []
-    for fact, *args in (("close_requested",), ("broke", "a guard raised")):
+    for fact, *args in (("close_requested",), ("faulted", "a guard raised")):
         fsm = client("connecting")
         fail(fsm, 2)
         assert outages(getattr(fsm, fact)(*args)) == []
     fsm = client("connecting")
     fail(fsm, 3)
     fsm.close_requested()
-    assert outages(fsm.broke("a guard raised")) == []
+    assert outages(fsm.faulted("a guard raised")) == []
 
 
 def test_d_heard_a_user_changes_how_many_failures_are_an_outage() -> None:
@@ -1421,9 +1421,9 @@ def test_d_heard_what_is_closed_and_started_again_is_another_outage() -> None:
 def test_d_error_what_broke_puts_everything_away(where: str, asked: bool) -> None:
     """D-ERROR: from every state, on an event or an effect; the socket is closed with 1011."""
     fsm = client(where)
-    effects = said(fsm.broke("the policy raised ValueError", asked))
+    effects = said(fsm.faulted("the policy raised ValueError", asked))
     assert fsm.state == "error"
-    assert effects[-4:-2] == ["Release()", "TellRooms('client_stopped', 'the policy raised ValueError')"]
+    assert effects[-4:-2] == ["Release()", "NotifyRooms('client_stopped', 'the policy raised ValueError')"]
     assert effects[-1].endswith("→ error, 'the policy raised ValueError')")
     if where == "connected":
         assert effects[2] == "CloseSocket(1011, '')"
@@ -1438,7 +1438,7 @@ def test_d_error_is_left_by_hand(start: Callable[[ClientFSM], list[Effect]]) -> 
 
 
 def test_d_error_a_policy_that_raises_leaves_the_machine_where_it_was() -> None:
-    """D-ERROR: the driver then tells it that something broke, and that works."""
+    """D-ERROR: the driver then tells it that something faulted, and that works."""
 
     class Broken(RetryPolicy):
         def is_fatal_close(self, info: CloseInfo) -> bool:
@@ -1450,7 +1450,7 @@ def test_d_error_a_policy_that_raises_leaves_the_machine_where_it_was() -> None:
     with pytest.raises(ZeroDivisionError):
         fsm.socket_closed(LOST)
     assert fsm.state == "connected"
-    assert said(fsm.broke("the policy raised"))[:3] == ["StopKeepalive()", "StopTimer()", "CloseSocket(1011, '')"]
+    assert said(fsm.faulted("the policy raised"))[:3] == ["StopKeepalive()", "StopTimer()", "CloseSocket(1011, '')"]
 
 
 class Waits(RetryPolicy):
@@ -1487,7 +1487,7 @@ def test_retry_1_a_policy_may_not_wait_at_all() -> None:
         ("connected", "close_requested", ()),
         ("connected", "socket_closed", (CloseInfo(1008),)),
         ("connecting", "dial_failed", (AttemptFailure(FailureKind.ANSWER, "HTTP 401", 401),)),
-        ("waiting", "broke", ("a guard raised",)),
+        ("waiting", "faulted", ("a guard raised",)),
     ],
 )
 def test_d_stop_everyone_who_waits_is_told_why(where: str, fact: str, args: tuple[Any, ...]) -> None:
@@ -1506,15 +1506,15 @@ def test_d_stable_only_a_connection_that_lasted_resets_the_backoff(fact: str, st
     """D-STABLE: a server that accepts and drops is not hammered."""
     fsm = client("connecting")
     fail(fsm, 3)
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.socket_opened()
     if stable:
-        fsm.timer_fell_due()
+        fsm.timer_fired()
     getattr(fsm, fact)(LOST)
     assert (fsm.attempt, fsm.retry_in) == (attempt, 0.5 * 2 ** (attempt - 1))
 
 
-@pytest.mark.parametrize("dial", [ClientFSM.timer_fell_due, ClientFSM.connect_requested], ids=lambda dial: dial.name)
+@pytest.mark.parametrize("dial", [ClientFSM.timer_fired, ClientFSM.connect_requested], ids=lambda dial: dial.name)
 @pytest.mark.parametrize(("after", "attempt"), [(0, 0), (0.001, 3), (1, 3)])
 def test_d_stable_a_policy_may_count_every_connection(dial: Event[[]], after: float, attempt: int) -> None:
     """D-STABLE: from the moment it is open, with ``stable_after=0`` only; however soon it is lost."""
@@ -1532,7 +1532,7 @@ def test_d_stable_time_is_all_it_takes() -> None:
     fail(fsm, 3)
     assert waits(fsm.retry_requested() + fsm.socket_opened()) == [7.0]
     fsm.went_online()  # known already
-    assert acts(fsm.timer_fell_due()) == []
+    assert acts(fsm.timer_fired()) == []
     assert (fsm.state, fsm.attempt, fsm.reason) == ("connected", 0, "connected")
 
 
@@ -1541,9 +1541,9 @@ def test_d_stable_counts_however_the_connection_is_left() -> None:
     fsm = client("connecting", max_attempts=1, reset_on_online=False)
     fail(fsm, 1)
     for leave in (fsm.retry_requested, lambda: fsm.went_offline() + fsm.went_online()):
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         fsm.socket_opened()
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         leave()
         assert waits(fsm.dial_failed(REFUSED)) == [0.5]
 
@@ -1594,22 +1594,22 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
     fsm = Hopeless()
     fsm.connect_requested()
     with pytest.raises(ZeroDivisionError):
-        fsm.broke("why")
-    effects = fsm.give_up("the machine raised")
+        fsm.faulted("why")
+    effects = fsm.force_error("the machine raised")
     (stopped,) = [each.error for each in effects if isinstance(each, FailWaiters)]
-    (told,) = [each for each in effects if isinstance(each, TellRooms)]
+    (told,) = [each for each in effects if isinstance(each, NotifyRooms)]
     assert isinstance(stopped, ClientStopped)
     for each in (stopped, told, change(effects)):
         assert (each.cause, each.stop) == (None, StopKind.FAULT)
     assert said(effects) == [
         "Release()",
-        "TellRooms('client_stopped', 'the machine raised')",
+        "NotifyRooms('client_stopped', 'the machine raised')",
         "FailWaiters(ClientStopped('the client stopped: the machine raised "
         "(connect() or retry_now() starts it again)'))",
         "NotifyStatus(connecting → error, 'the machine raised')",
     ]
     assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
-    assert said(fsm.give_up("again"))[-1].startswith("FailWaiters")  # nobody is told a status twice
+    assert said(fsm.force_error("again"))[-1].startswith("FailWaiters")  # nobody is told a status twice
     assert said(fsm.connect_requested())[-1] == "NotifyStatus(error → connecting, 'asked to connect')"
 
 
@@ -1620,7 +1620,7 @@ def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
         def state_changed(self) -> None:
             raise OSError
 
-    assert said(Hopeless().give_up("the machine raised"))[0] == "Release()"
+    assert said(Hopeless().force_error("the machine raised"))[0] == "Release()"
 
 
 def test_obs_1_listeners_hear_the_attempt_and_the_wait_only_while_under_way() -> None:
@@ -1628,7 +1628,7 @@ def test_obs_1_listeners_hear_the_attempt_and_the_wait_only_while_under_way() ->
     fsm = client("connecting", max_attempts=1)
     news = change(fail(fsm, 1))
     assert (news.old, news.new, news.attempt, news.retry_in) == ("connecting", "reconnecting", 1, 0.5)
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     news = change(fsm.dial_failed(REFUSED))
     assert (news.old, news.new, news.attempt, news.retry_in) == ("reconnecting", "disconnected", 0, None)
 
@@ -1656,7 +1656,7 @@ def test_a_users_state_and_row_are_part_of_the_machine() -> None:
     fsm.socket_opened()
     assert waits(fsm.socket_closed(CloseInfo(1000, "kicked"))) == [60.0]
     assert (fsm.state, fsm.status) == ("banished", "reconnecting")
-    assert said(fsm.timer_fell_due()) == ["StopTimer()", "Dial()"]
+    assert said(fsm.timer_fired()) == ["StopTimer()", "Dial()"]
 
 
 def test_an_instance_is_small() -> None:
@@ -1673,7 +1673,7 @@ def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
     assert fsm.reason == fsm.news == "not started"
     assert (fsm.attempt, fsm.retry_in, fsm.online) == (0, None, True)
     assert not any([fsm.is_fatal_close(), fsm.is_fatal_failure(), fsm.is_misconfigured(), fsm.is_reset_asked()])
-    assert fsm.farewell == (1000, "")
+    assert fsm.closing == (1000, "")
     assert fsm.failure == AttemptFailure(FailureKind.NETWORK, "")
     assert fsm.loss == CloseInfo(1000)
     assert fsm.reset_asked is False
@@ -1694,13 +1694,13 @@ def outage_and_recovery(story: Story) -> None:
     """The server goes away for a while."""
     story.tell("connect_requested")
     story.tell("socket_opened")
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("socket_closed", CloseInfo(1006, lasted=3600.0))
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("dial_failed", REFUSED)
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("dial_failed", AttemptFailure(FailureKind.ANSWER, "HTTP 503", 503, retry_after=3.0))
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("socket_opened")
     story.tell("socket_closed", CloseInfo(1001, "going down", lasted=1.0))
     story.tell("close_requested")
@@ -1711,7 +1711,7 @@ def fatal_close(story: Story) -> None:
     story.tell("connect_requested")
     story.tell("socket_opened")
     story.tell("socket_closed", CloseInfo(4401, "token revoked", lasted=60.0))
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("went_online")
     story.tell("retry_requested")
     story.tell("dial_failed", AttemptFailure(FailureKind.ANSWER, "HTTP 401", 401))
@@ -1743,7 +1743,7 @@ def attempts_used_up(story: Story) -> None:
     story.tell("connect_requested")
     for _ in range(2):
         story.tell("dial_failed", REFUSED)
-        story.tell("timer_fell_due")
+        story.tell("timer_fired")
     story.tell("dial_failed", REFUSED)
     story.tell("connect_requested")
     story.tell("dial_failed", REFUSED)
@@ -1756,9 +1756,9 @@ def liveness(story: Story) -> None:
     for lasted in (600.0, 4.0, 4.0):
         story.tell("socket_opened")
         if lasted > 5:
-            story.tell("timer_fell_due")
+            story.tell("timer_fired")
         story.tell("pong_missed", CloseInfo(1006, dead, lasted=lasted))
-        story.tell("timer_fell_due")
+        story.tell("timer_fired")
 
 
 def by_hand(story: Story) -> None:
@@ -1778,7 +1778,7 @@ def by_hand(story: Story) -> None:
     story.tell("retry_requested")
     story.tell("close_requested")
     story.tell("retry_requested")
-    story.tell("broke", "the machine ClientFSM raised ValueError; the log tells where")
+    story.tell("faulted", "the machine ClientFSM raised ValueError; the log tells where")
     story.tell("close_requested")
 
 

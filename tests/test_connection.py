@@ -751,9 +751,9 @@ async def test_obs_1_the_transition_listener_sees_failed_attempts() -> None:
         assert [(each.event, each.old, each.new, each.reason, each.attempt, each.retry_in) for each in steps] == [
             ("connect_requested", "disconnected", "connecting", "asked to connect", 0, None),
             ("dial_failed", "connecting", "waiting", "the server answered HTTP 500", 1, 0.5),
-            ("timer_fell_due", "waiting", "retrying", "the server answered HTTP 500", 1, None),
+            ("timer_fired", "waiting", "retrying", "the server answered HTTP 500", 1, None),
             ("dial_failed", "retrying", "waiting", "the server answered HTTP 502", 2, 1.0),
-            ("timer_fell_due", "waiting", "retrying", "the server answered HTTP 502", 2, None),
+            ("timer_fired", "waiting", "retrying", "the server answered HTTP 502", 2, None),
             ("socket_opened", "retrying", "connected", "connected", 2, None),
         ]
         assert [each.status for each in steps][1:3] == [ClientStatus.RECONNECTING] * 2
@@ -1052,7 +1052,7 @@ class BrokenStop(ClientFSM):
         ({"fsm": BrokenGuard}, lose),
         ({"fsm": BrokenStop}, lose),
     ],
-    ids=["delay, dial", "delay, loss", "is_fatal_close", "is_fatal_failure", "guard", "guard and broke"],
+    ids=["delay, dial", "delay, loss", "is_fatal_close", "is_fatal_failure", "guard", "guard and faulted"],
 )
 async def test_d_error_a_policy_or_guard_that_raises(
     options: dict[str, Any], behaviour: Behaviour, caplog: pytest.LogCaptureFixture
@@ -1083,7 +1083,7 @@ async def test_d_error_a_policy_or_guard_that_raises(
     [
         pytest.param({"retry": BrokenDelay()}, id="delay"),
         pytest.param({"fsm": BrokenGuard}, id="guard"),
-        pytest.param({"fsm": BrokenStop}, id="guard and broke"),
+        pytest.param({"fsm": BrokenStop}, id="guard and faulted"),
     ],
 )
 async def test_d_error_listeners_hear_of_it(options: dict[str, Any]) -> None:
@@ -1110,7 +1110,7 @@ class BrokenTwice(ClientFSM):
         return False
 
     went_offline = ClientFSM.went_offline.first(row(ANY, to=STAY, when="explodes"))
-    broke = ClientFSM.broke.first(row(ANY, to=STAY, when="is_in_error"))
+    faulted = ClientFSM.faulted.first(row(ANY, to=STAY, when="is_in_error"))
 
     def explodes(self) -> bool:
         raise LookupError("my guard")
@@ -1144,8 +1144,8 @@ class Extra(Effect):
 class WithExtra(ClientFSM):
     __slots__ = ()
 
-    def open_for_business(self) -> None:
-        super().open_for_business()
+    def begin_session(self) -> None:
+        super().begin_session()
         self.emit(Extra())
 
 
@@ -1215,7 +1215,7 @@ class Told(ClientFSM):
         told.append(self.state)
         return False
 
-    timer_fell_due = ClientFSM.timer_fell_due.first(row(ANY, to=STAY, when=note))
+    timer_fired = ClientFSM.timer_fired.first(row(ANY, to=STAY, when=note))
 
 
 told: list[str] = []
@@ -1337,7 +1337,7 @@ async def test_law_4_after_close_everybody_has_heard_of_it() -> None:
     watch = Watch(connection)
     connection.start()
     unsubscribe()
-    connection._pump.schedule(iter(range(20_000)))  # long work, which the news of it will come behind
+    connection._dispatcher.schedule(iter(range(20_000)))  # long work, which the news of it will come behind
     closed = connection.close()
     assert connection.status == "disconnected"  # D-NOW
     assert watch.statuses == ["connecting"]

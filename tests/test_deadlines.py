@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconnect_fsm._asyncio.timers import SLICE, Deadline, Deadlines
+from reconnect_fsm._asyncio.timers import SLICE, Timer, TimerQueue
 from reconnect_fsm.testing import virtual_time
 
 
@@ -31,14 +31,14 @@ class Log:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.deadlines = Deadlines(run)
+        self.deadlines = TimerQueue(run)
         self.seen: list[tuple[float, str]] = []
 
-    def set(self, seconds: float, name: str) -> Deadline:
-        return self.deadlines.set(self.loop, seconds, self.due, name)
+    def set(self, seconds: float, name: str) -> Timer:
+        return self.deadlines.call_later(self.loop, seconds, self.due, name)
 
-    def due(self, deadline: Deadline, name: str) -> None:
-        assert isinstance(deadline, Deadline)
+    def due(self, deadline: Timer, name: str) -> None:
+        assert isinstance(deadline, Timer)
         self.seen.append((round(self.loop.time(), 3), name))
 
     @property
@@ -106,12 +106,12 @@ async def test_a_job_may_set_and_cancel_others() -> None:
     """Also those of the same time: one that is cancelled by the one before it does not come."""
     log = Log()
 
-    def meddle(_: Deadline) -> None:
+    def meddle(_: Timer) -> None:
         log.deadlines.cancel(doomed)
         log.set(0, "now")
         log.set(1, "later")
 
-    log.deadlines.set(log.loop, 1, meddle)
+    log.deadlines.call_later(log.loop, 1, meddle)
     doomed = log.set(1, "doomed")
     await asyncio.sleep(5)
     assert log.seen == [(1, "now"), (2, "later")]
@@ -119,7 +119,7 @@ async def test_a_job_may_set_and_cancel_others() -> None:
 
 @pytest.mark.virtual_time
 async def test_cancelled_ones_do_not_pile_up() -> None:
-    """Deadlines that are set and cancelled for ever, as those of joins are, take no more room than those that live."""
+    """TimerQueue that are set and cancelled for ever, as those of joins are, take no more room than those that live."""
     log = Log()
     log.set(50, "kept")
     for _ in range(10_000):
@@ -175,9 +175,9 @@ def test_a_timer_that_runs_a_little_early_counts() -> None:
         def cancel(self) -> None: ...
 
     loop: Any = EarlyLoop()
-    came: list[Deadline] = []
-    deadlines = Deadlines(run)
-    deadlines.set(loop, 1e-5, came.append)
+    came: list[Timer] = []
+    deadlines = TimerQueue(run)
+    deadlines.call_later(loop, 1e-5, came.append)
     loop.fire()
     assert len(came) == 1
     assert loop.armed == 1
@@ -187,10 +187,10 @@ async def test_one_that_is_dropped_from_the_head_takes_no_other_along() -> None:
     """Cancelled ones are dropped together; the timer that was set for the first must not run a later one early."""
     came: list[float] = []
     loop = asyncio.get_running_loop()
-    deadlines = Deadlines(run)
+    deadlines = TimerQueue(run)
     began = loop.time()
-    early = [deadlines.set(loop, 0.01, lambda _: came.append(0.01)) for _ in range(200)]
-    late = deadlines.set(loop, 0.3, lambda _: came.append(loop.time() - began))
+    early = [deadlines.call_later(loop, 0.01, lambda _: came.append(0.01)) for _ in range(200)]
+    late = deadlines.call_later(loop, 0.3, lambda _: came.append(loop.time() - began))
     for each in early:
         deadlines.cancel(each)
     await asyncio.sleep(0.1)
@@ -204,7 +204,7 @@ async def test_one_that_may_come_early_comes_with_another_that_is_due() -> None:
     log = Log()
     began = log.loop.time()
     for when, early, name in ((1.0, 0.0, "a"), (1.5, 0.5, "b"), (1.625, 0.5, "c"), (3.0, 0.5, "d"), (4.0, 9.0, "e")):
-        log.deadlines.set_at(log.loop, began + when, log.due, name, early=early)
+        log.deadlines.call_at(log.loop, began + when, log.due, name, slack=early)
     await asyncio.sleep(10)
     assert [(seen - round(began, 3), name) for seen, name in log.seen] == [
         (1.0, "a"),
@@ -222,7 +222,7 @@ async def test_many_that_are_due_at_once_give_way_to_the_loop() -> None:
     turn = 0
     slices: list[int] = []
 
-    def due(_: Deadline) -> None:
+    def due(_: Timer) -> None:
         nonlocal turn
         if turn == 0:
             log.loop.call_soon(next_turn)
@@ -236,7 +236,7 @@ async def test_many_that_are_due_at_once_give_way_to_the_loop() -> None:
 
     before = len(timers(log.loop))
     for _ in range(300):
-        log.deadlines.set(log.loop, 1, due)
+        log.deadlines.call_later(log.loop, 1, due)
     await asyncio.sleep(5)
     assert slices == [SLICE, SLICE, 300 - 2 * SLICE]
     assert log.seen == [(2, "x")] * 300
@@ -246,14 +246,14 @@ async def test_many_that_are_due_at_once_give_way_to_the_loop() -> None:
 async def test_all_of_a_loop_share_theirs() -> None:
     """Each loop has its own; a job there is called with its deadline, and no more."""
     loop = asyncio.get_running_loop()
-    shared = Deadlines.shared(loop)
-    assert Deadlines.shared(loop) is shared
+    shared = TimerQueue.shared(loop)
+    assert TimerQueue.shared(loop) is shared
     other = asyncio.new_event_loop()
     try:
-        assert Deadlines.shared(other) is not shared
+        assert TimerQueue.shared(other) is not shared
     finally:
         other.close()
-    came: asyncio.Future[tuple[Deadline, str]] = loop.create_future()
+    came: asyncio.Future[tuple[Timer, str]] = loop.create_future()
     deadline = shared.set(loop, 0, lambda *given: came.set_result(given), "word")
     assert await came == (deadline, "word")
 
@@ -261,7 +261,7 @@ async def test_all_of_a_loop_share_theirs() -> None:
 def test_what_is_shared_goes_with_its_loop() -> None:
     """Also if a deadline was left in it: nobody ever asks for it again."""
     loop = asyncio.new_event_loop()
-    Deadlines.shared(loop).set(loop, 60, run)
+    TimerQueue.shared(loop).call_later(loop, 60, run)
     loop.close()
     gone = weakref.ref(loop)
     del loop
@@ -277,11 +277,11 @@ async def test_a_job_that_raises_holds_up_no_other() -> None:
     log.loop.set_exception_handler(lambda _, context: told.append(context.get("exception")))
     error = LookupError()
 
-    def fails(_: Deadline) -> None:
+    def fails(_: Timer) -> None:
         raise error
 
     log.set(1, "a")
-    log.deadlines.set(log.loop, 1, fails)
+    log.deadlines.call_later(log.loop, 1, fails)
     for seconds, name in ((1, "b"), (2, "c")):
         log.set(seconds, name)
     await asyncio.sleep(5)

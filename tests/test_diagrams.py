@@ -49,7 +49,7 @@ from reconnect_fsm.diagrams.ink import (
     wrapped,
 )
 from reconnect_fsm.diagrams.plan import ADDED, OVERRIDDEN, Changes
-from reconnect_fsm.machine import ANY, FSM, REST, STAY, Rule, event, refuse, row, state
+from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, Rule, event, ignore, row, state
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import ClientStatus
 
@@ -75,7 +75,7 @@ class CarefulFSM(ClientFSM):
         row(ClientFSM.connected, to=cooling, when=is_told_to_wait, do=ClientFSM.forget_attempts, clause="X-1")
     )
 
-    @event(row(cooling, to=ClientFSM.waiting, clause="X-2"), refuse(REST, because="nothing | to calm"))
+    @event(row(cooling, to=ClientFSM.waiting, clause="X-2"), ignore(OTHERWISE, because="nothing | to calm"))
     def calmed_down(self) -> None:
         """The long wait is over."""
 
@@ -95,22 +95,22 @@ class LiftFSM(FSM[str]):
     def hum(self) -> None:
         pass
 
-    @event(row((rising, sinking), to=idle), refuse(REST, because="it did not move"))
+    @event(row((rising, sinking), to=idle), ignore(OTHERWISE, because="it did not move"))
     def arrived(self) -> None: ...
 
-    @event(row(idle, to=rising), row(REST, to=STAY))
+    @event(row(idle, to=rising), row(OTHERWISE, to=STAY))
     def called(self) -> None: ...
 
-    @event(row(idle, to=sinking), row((rising, sinking), to=idle, do=hum), row(REST, to=parked))
+    @event(row(idle, to=sinking), row((rising, sinking), to=idle, do=hum), row(OTHERWISE, to=parked))
     def evening_came(self) -> None: ...
 
     @event(row(ANY, to=STAY, do=hum))
     def door_moved(self) -> None: ...
 
     @event(row(ANY, to=halted))
-    def broke(self) -> None: ...
+    def faulted(self) -> None: ...
 
-    @event(row(halted, to=idle), refuse(REST, because="it works already"))
+    @event(row(halted, to=idle), ignore(OTHERWISE, because="it works already"))
     def repaired(self) -> None: ...
 
 
@@ -138,18 +138,20 @@ class GateFSM(FSM[str]):
         row(shut, to=STAY, when=is_locked, do=creak),
         row(shut, to=open),
         row(ajar, to=ajar, when=is_windy),
-        row(REST, to=open),
+        row(OTHERWISE, to=open),
     )
     def pushed(self) -> None: ...
 
-    @event(row(open, to=ajar, when=(is_windy, is_locked)), refuse(REST, because="no wind can do that"))
+    @event(row(open, to=ajar, when=(is_windy, is_locked)), ignore(OTHERWISE, because="no wind can do that"))
     def wind_blew(self) -> None: ...
 
-    @event(row((shut, ajar), to=STAY, when=is_locked, do=creak, clause="Q"), row(REST, to=STAY))
+    @event(row((shut, ajar), to=STAY, when=is_locked, do=creak, clause="Q"), row(OTHERWISE, to=STAY))
     def knocked(self) -> None: ...
 
     @event(
-        row((shut, open), to=open, when=is_windy), row((shut, open), to=ajar), refuse(REST, because="it is so already")
+        row((shut, open), to=open, when=is_windy),
+        row((shut, open), to=ajar),
+        ignore(OTHERWISE, because="it is so already"),
     )
     def nudged(self) -> None: ...
 
@@ -173,7 +175,7 @@ class ShiftsFSM(FSM[str]):
         row(home, to=early, when=is_friday),
         row(away, to=dusk, when=is_friday),
         row((ill, gone), to=dawn, when=is_friday),
-        row(REST, to=gone),
+        row(OTHERWISE, to=gone),
     )
     def bell_rang(self) -> None: ...
 
@@ -594,7 +596,7 @@ class HastyFSM(CarefulFSM):
         """At once."""
         super().dial()
 
-    @event(row(REST, to=ClientFSM.disconnected))
+    @event(row(OTHERWISE, to=ClientFSM.disconnected))
     def close_requested(self) -> None:
         """Enough."""
 

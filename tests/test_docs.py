@@ -298,5 +298,5 @@ async def test_pages_fit_and_complain_of_nothing(served: str, width: int) -> Non
 async def test_the_search_finds(served: str) -> None:
     """It works without a server of its own."""
     async with looking_at(served) as page:
-        await page.goto(f"{served}search.html?q=joins_at_once")
+        await page.goto(f"{served}search.html?q=max_concurrent_joins")
         await page.locator("ul.search li a", has_text="thousands of rooms").first.wait_for()

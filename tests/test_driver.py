@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from reconnect_fsm import ClientFSM, ClientStopped, Connection, RoomFSM
-from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Driver, Step
-from reconnect_fsm.effects import Dial, Effect, FailWaiters, NotifyStatus, Release, RequestJoin, StartTimer, TellRooms
+from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Dispatcher
+from reconnect_fsm._steps import Step
+from reconnect_fsm.effects import Dial, Effect, FailWaiters, NotifyRooms, NotifyStatus, Release, RequestJoin, StartTimer
 
 BROKEN = "the machine {} raised LookupError; the log tells where"
 
@@ -20,7 +21,7 @@ class Desk:
     """Runs effects by writing them down, and raises on those that it is told to."""
 
     def __init__(self, fsm: ClientFSM | RoomFSM | None = None, whose: str = "") -> None:
-        self.driver = Driver()
+        self.driver = Dispatcher()
         self.fsm = fsm or ClientFSM()
         self.whose = whose
         self.ran: list[Effect] = []
@@ -33,9 +34,9 @@ class Desk:
         if type(effect) in self.raises:
             raise self.raises[type(effect)]
 
-    def _broke(self, what: str) -> None:
+    def _faulted(self, what: str) -> None:
         self.broken.append(what)
-        self.fire("broke", what)
+        self.fire("faulted", what)
 
     def tell(self, event: str, *args: Any) -> None:
         """Tell the machine a fact, as a job."""
@@ -43,7 +44,7 @@ class Desk:
 
     def fire(self, event: str, *args: Any) -> None:
         """The same, now: for those who run in a job."""
-        self.driver.fire(self.whose, self.fsm, event, args, self._run, Desk._broke, self)
+        self.driver.fire(self.whose, self.fsm, event, args, self._run, Desk._faulted, self)
 
     @property
     def kinds(self) -> list[str]:
@@ -122,7 +123,7 @@ def test_what_rooms_do_does_not_push_out_the_clients_own_steps(every: int) -> No
     for number in range(OLDER * every + 3 * LOG):
         whose, fsm = ("notes", room) if number % every else ("", desk.fsm)
         steps.append((whose, number))
-        desk.driver.fire(whose, fsm, "broke", (number,), desk._run, Desk._broke, desk)
+        desk.driver.fire(whose, fsm, "faulted", (number,), desk._run, Desk._faulted, desk)
         if number % 97:
             continue
         older = [step for step in steps[:-LOG] if not step[0]]
@@ -134,7 +135,7 @@ async def test_a_connection_keeps_its_steps() -> None:
     connection = Connection("ws://127.0.0.1:1", connect_timeout=5)
     connection.start()
     await connection.close()
-    assert [told(step)[1] for step in connection._pump.log] == ["start_requested", "close_requested"]
+    assert [told(step)[1] for step in connection._dispatcher.log] == ["start_requested", "close_requested"]
 
 
 # --------------------------------------------------------------------------------------------------------- what raises
@@ -152,7 +153,7 @@ def test_an_effect_that_raises_is_the_next_fact(error: BaseException, caplog: py
     assert desk.broken == [what]
     assert (desk.fsm.state, desk.fsm.reason) == ("error", what)
     first, second = desk.driver.log
-    assert told(second)[1:5] == ("broke", (what,), "connecting", "error")
+    assert told(second)[1:5] == ("faulted", (what,), "connecting", "error")
     assert desk.ran == effects(first) + effects(second)
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
@@ -222,7 +223,7 @@ def test_a_machine_that_raises_again_on_its_way_to_error_is_not_asked_any_more(
     with caplog.at_level(logging.ERROR):
         desk.tell("start_requested")
     assert (desk.fsm.state, desk.fsm.reason) == ("error", BROKEN.format("BreaksTwice"))
-    assert desk.kinds == ["Release", "TellRooms", "FailWaiters", "NotifyStatus"]
+    assert desk.kinds == ["Release", "NotifyRooms", "FailWaiters", "NotifyStatus"]
     assert [record.getMessage() for record in caplog.records] == [
         "BreaksTwice, on start_requested in state disconnected, raised LookupError",
         "BreaksTwice, on its way to error, raised LookupError",
@@ -238,5 +239,5 @@ def test_a_room_that_raises_again_is_untracked() -> None:
     desk.tell("connection_opened", "connected")
     assert (desk.fsm.state, desk.fsm.reason) == ("error", BROKEN.format("RoomBreaksTwice"))
     assert "Untrack" in desk.kinds
-    assert not any(isinstance(effect, RequestJoin | StartTimer | TellRooms) for effect in desk.ran)
+    assert not any(isinstance(effect, RequestJoin | StartTimer | NotifyRooms) for effect in desk.ran)
     assert sum(isinstance(effect, NotifyStatus) for effect in desk.ran) == 2

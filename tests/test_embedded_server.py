@@ -43,8 +43,7 @@ from reconnect_fsm.loro_protocol import (
     encode,
     split,
 )
-from reconnect_fsm.testing import leaks
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer, leaks
 
 LORO = CrdtType.LORO
 EPHEMERAL = CrdtType.EPHEMERAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reconnect_fsm import errors
-from reconnect_fsm.errors import ClientStopped, JoinRefused, ReconnectError, UpdatesRefused, twin
+from reconnect_fsm.errors import ClientStopped, JoinRefused, ReconnectError, UpdatesRefused, copy_error
 from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.status import CloseInfo, StopKind
 
@@ -36,7 +36,7 @@ def test_d_stop_a_stopped_client_says_why_and_what_to_do() -> None:
 def test_d_cause_a_stopped_client_says_why_as_data() -> None:
     """D-CAUSE: a program compares kinds and codes, not words; each waiter's copy has them too."""
     cause = CloseInfo(4401, "expired")
-    error = twin(ClientStopped("closed with code 4401: expired", cause, StopKind.REFUSED))
+    error = copy_error(ClientStopped("closed with code 4401: expired", cause, StopKind.REFUSED))
     assert (error.cause, error.stop) == (cause, StopKind.REFUSED)
 
 
@@ -46,9 +46,9 @@ def test_d_cause_a_stopped_client_says_why_as_data() -> None:
         (JoinRefused(2, "who are you?"), "the server refused the room: who are you? (JoinError 0x02)"),
         (JoinRefused(0x7F, "", "full"), "the server refused the room: no reason given (JoinError 0x7f, full)"),
         (JoinRefused(0x7F, "x", ""), "the server refused the room: x (JoinError 0x7f, )"),
-        (JoinRefused(2, "out", put_out=True), "the server put us out of the room: out (RoomError 0x02)"),
+        (JoinRefused(2, "out", evicted=True), "the server put us out of the room: out (RoomError 0x02)"),
         (JoinRefused(None, "no token"), "this program refused the room: no token"),
-        (JoinRefused(None, "it raised", put_out=True), "this program put us out of the room: it raised"),
+        (JoinRefused(None, "it raised", evicted=True), "this program put us out of the room: it raised"),
     ],
 )
 def test_rejoin_3_a_refusal_says_whose_it_is_and_why(error: JoinRefused, words: str) -> None:
@@ -65,18 +65,18 @@ def test_rejoin_3_a_refusal_can_be_told_by_its_codes() -> None:
 
 def test_d_resync_updates_that_are_refused_say_which_way_in_words_and_as_data() -> None:
     """D-RESYNC: whoever is synced has to know; each waiter's copy has it too."""
-    error = twin(UpdatesRefused(UpdateStatusCode.PERMISSION_DENIED))
+    error = copy_error(UpdatesRefused(UpdateStatusCode.PERMISSION_DENIED))
     assert str(error) == "the server lacks updates of this document and refuses them: PERMISSION_DENIED"
     assert error.status is UpdateStatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize(
     "error",
-    [JoinRefused(0x7F, "no seat left", "full", put_out=True), ClientStopped("closed"), KeyError("mine", 7)],
+    [JoinRefused(0x7F, "no seat left", "full", evicted=True), ClientStopped("closed"), KeyError("mine", 7)],
 )
 def test_a_twin_is_the_same_and_another(error: Exception) -> None:
     """In type, words and attributes; what happens to it does not happen to the first."""
-    again = twin(error)
+    again = copy_error(error)
     assert again is not error
     assert (type(again), again.args, str(again), vars(again)) == (type(error), error.args, str(error), vars(error))
     again.add_note("raised")

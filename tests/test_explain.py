@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconnect_fsm import Client, ClientFSM, CloseInfo, RetryPolicy, RoomFSM, RoomStatus
-from reconnect_fsm._asyncio.dispatcher import Driver
+from reconnect_fsm._asyncio.dispatcher import Dispatcher
 from reconnect_fsm.inspector.demo import Onlooker
 from reconnect_fsm.recorder import explain
 from reconnect_fsm.recorder.explain import MOST_NAMES, MOST_REASONS, Account, account_of
@@ -41,7 +41,7 @@ class Run:
     """A real machine that is told facts at given times, in seconds."""
 
     def __init__(self, policy: RetryPolicy | None = None) -> None:
-        self.driver = Driver()
+        self.driver = Dispatcher()
         self.fsm = ClientFSM(policy or Fixed())
 
     def tell(self, at: float, event: str, *args: Any) -> Run:
@@ -63,7 +63,7 @@ def retried() -> Run:
     """Lost at 4 s, and two more attempts failed: the last one at 14.1 s."""
     run = connected().tell(4, "socket_closed", CloseInfo(1011))
     for began in (6, 14):
-        run.tell(began, "timer_fell_due").tell(began + 0.1, "dial_failed", REFUSED)
+        run.tell(began, "timer_fired").tell(began + 0.1, "dial_failed", REFUSED)
     return run
 
 
@@ -73,7 +73,7 @@ SITUATIONS: Final[dict[str, Callable[[], Account]]] = {
     "connected": lambda: connected().account(193, latency=0.024),
     "waiting": lambda: retried().account(16, due=20.2),
     "asked to wait": lambda: Run().tell(0, "start_requested").tell(1, "dial_failed", BUSY).account(4, due=32),
-    "retrying": lambda: retried().tell(20.2, "timer_fell_due").account(20.5),
+    "retrying": lambda: retried().tell(20.2, "timer_fired").account(20.5),
     "paused": lambda: connected().tell(2, "went_offline").account(127),
     "disconnected": lambda: connected().tell(2, "close_requested").account(6),
     "refused": lambda: connected().tell(2, "socket_closed", CloseInfo(4401)).account(6),
@@ -148,7 +148,7 @@ def test_a_refused_room_is_told_of() -> None:
     room = RoomFSM(Fixed())
     ignored: Any = defaultdict[type, Callable[..., None]](lambda: lambda *_: None)
     run.driver.now = 2.0
-    run.driver.fire("notes", room, "broke", ("its adaptor raised ValueError",), ignored, lambda *_: None, None)
+    run.driver.fire("notes", room, "faulted", ("its adaptor raised ValueError",), ignored, lambda *_: None, None)
     assert (
         str(run.account(5.0)).splitlines()[-1]
         == "Room 'notes' was refused or put out 3.0 s ago: its adaptor raised ValueError."

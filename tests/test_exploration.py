@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.effects import Effect, NotifyStatus, StartTimer, StopTimer, TellRooms
+from reconnect_fsm.effects import Effect, NotifyRooms, NotifyStatus, StartTimer, StopTimer
 from reconnect_fsm.errors import JoinRefused
 from reconnect_fsm.loro_protocol import UpdateStatusCode
-from reconnect_fsm.machine import FSM, REST, STAY, event, refuse, row, state
+from reconnect_fsm.machine import FSM, OTHERWISE, STAY, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind, RoomStatus
@@ -90,7 +90,7 @@ def test_retry_4_ctrl_2_a_stopped_client_starts_by_hand_only(client: Exploration
     """RETRY-4 CTRL-2: every way out of a stop begins with a person."""
     stopped = {"disconnected", "error"}
     assert {event for old, event, new in client.moves if old in stopped and new not in stopped} == BY_HAND
-    assert [fault.events for fault in client.traps(goal={"connected"}, without=BY_HAND)] == [[], ["broke"]]
+    assert [fault.events for fault in client.traps(goal={"connected"}, without=BY_HAND)] == [[], ["faulted"]]
 
 
 def test_a_room_is_never_trapped(room: Exploration) -> None:
@@ -116,7 +116,7 @@ def test_a_client_never_offline_never_pauses(client: Exploration) -> None:
         ("retry_requested", "connecting"),
         ("close_requested", "disconnected"),
         ("went_offline", "disconnected"),
-        ("broke", "error"),
+        ("faulted", "error"),
     }
 
 
@@ -199,7 +199,7 @@ class Patient(ClientFSM):
 
     socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=banished, when=was_kicked))
 
-    @event(row(ClientFSM.connected, to=ClientFSM.connecting), refuse(REST, because="no token in use"))
+    @event(row(ClientFSM.connected, to=ClientFSM.connecting), ignore(OTHERWISE, because="no token in use"))
     def token_expired(self) -> None:
         """The token of this connection is about to expire."""
         self.news = "the token expired"
@@ -323,9 +323,9 @@ class Whimsical(ClientFSM):
 class Doubling(ClientFSM):
     """Pings a socket twice over."""
 
-    def open_for_business(self) -> None:
-        super().open_for_business()
-        super().open_for_business()
+    def begin_session(self) -> None:
+        super().begin_session()
+        super().begin_session()
 
 
 class Boasting(ClientFSM):
@@ -345,7 +345,7 @@ class Lingering(RoomFSM):
 class Waiting(RoomFSM):
     """Asks without a deadline, leaves without leaving."""
 
-    queued = state(RoomStatus.CONNECTING, enter="say_goodbye")
+    queued = state(RoomStatus.CONNECTING, enter="send_leave")
 
     def ask(self) -> None:
         super().ask()
@@ -358,7 +358,7 @@ class Clearing(RoomFSM):
     stale = state(RoomStatus.RECONNECTING, enter=("untrack", "shout"))
 
     def shout(self) -> None:
-        self.emit(TellRooms("connection_lost", "lost"))
+        self.emit(NotifyRooms("connection_lost", "lost"))
 
 
 ASK = "connect_requested"
@@ -366,14 +366,14 @@ UP = f"{ASK} → socket_opened [not is_stable_at_once]"
 FAULTY: list[tuple[type[ClientFSM] | type[RoomFSM], str]] = [
     (Leaking, f"Dial() is asked for while there is a dial, after {ASK} → retry_requested"),
     (Leaking, f"the client has stopped in disconnected, and there is still a dial, after {ASK} → close_requested"),
-    (Leaking, f"the client has stopped in error, and there is still a dial, after {ASK} → broke"),
+    (Leaking, f"the client has stopped in error, and there is still a dial, after {ASK} → faulted"),
     (
         Babbling,
         "the status went from reconnecting to reconnecting, and listeners heard reconnecting → reconnecting, after ",
     ),
     (Busy, f"something is done after the listeners have heard, after {ASK}"),
-    (Mute, "Release is asked for never, not once, after broke"),
-    (Mute, "FailWaiters is asked for never, not once, after broke"),
+    (Mute, "Release is asked for never, not once, after faulted"),
+    (Mute, "FailWaiters is asked for never, not once, after faulted"),
     (Mute, f"rooms were told connection_lost, not client_stopped, after {UP} → close_requested"),
     (Raising, "went_offline raises OSError: no such file, in disconnected, after went_offline [not is_offline]"),
     (
@@ -402,7 +402,7 @@ FAULTY: list[tuple[type[ClientFSM] | type[RoomFSM], str]] = [
     (Waiting, "the server is told that we leave, and we do not, after join_requested"),
     (Waiting, "a request is made without a deadline, after connection_opened"),
     (Clearing, "Untrack is asked for once, not never, after connection_opened → join_accepted → connection_lost"),
-    (Clearing, "TellRooms is asked for once, not never, after connection_opened → join_accepted → connection_lost"),
+    (Clearing, "NotifyRooms is asked for once, not never, after connection_opened → join_accepted → connection_lost"),
     (Clearing, "something is done about a room that is not tracked, after connection_opened → "),
 ]
 
@@ -437,7 +437,7 @@ class Lamp(FSM[bool]):
         row(on, to=broken, when=is_old, do=flash),
         row(on, to=off),
         row(off, to=on),
-        refuse(REST, because="it is broken"),
+        ignore(OTHERWISE, because="it is broken"),
     )
     def switched(self, times: int) -> None:
         """Somebody used the switch."""
@@ -562,7 +562,7 @@ class LivingClient(Living):
         assert least <= seconds <= max(least * (1 + 2 * policy.jitter), policy.cap)
         assert seconds == self.fsm.retry_in
 
-    @rule(event=st.sampled_from(["retry_requested", "socket_opened", "timer_fell_due", "went_offline", "went_online"]))
+    @rule(event=st.sampled_from(["retry_requested", "socket_opened", "timer_fired", "went_offline", "went_online"]))
     def something_happens(self, event: str) -> None:
         self.tell(event)
 
@@ -587,7 +587,7 @@ class LivingClient(Living):
 
     @rule()
     def it_breaks(self) -> None:
-        self.tell("broke", "a guard raised")
+        self.tell("faulted", "a guard raised")
         assert self.fsm.status == "error"
 
 
@@ -606,12 +606,12 @@ class LivingRoom(Living):
             assert seconds == self.fsm.join_timeout
         elif self.fsm.waits_for_limit:
             assert 0 < seconds <= max(interval, self.fsm.policy.cap)
-        elif event in ("put_out", "acks_overdue", "batch_refused", "updates_lost", "edited_in_doubt", "join_refused"):
+        elif event in ("evicted", "acks_overdue", "batch_refused", "updates_lost", "edited_in_doubt", "join_refused"):
             assert 0 < seconds <= max(interval, self.fsm.policy.cap * (event == "join_refused"))
         else:
             assert 0 < seconds <= self.fsm.policy.cap
 
-    @rule(event=st.sampled_from(["join_requested", "join_accepted", "join_accepted", "timer_fell_due"]))
+    @rule(event=st.sampled_from(["join_requested", "join_accepted", "join_accepted", "timer_fired"]))
     def something_happens(self, event: str) -> None:
         self.tell(event)
 
@@ -662,17 +662,17 @@ class LivingRoom(Living):
     @rule(refusal=REFUSALS | st.just(JoinRefused(1, "come back")), later=st.floats(0, 60))
     def it_is_put_out(self, refusal: JoinRefused, later: float) -> None:
         self.now += later
-        self.tell("put_out", refusal, self.now)
+        self.tell("evicted", refusal, self.now)
 
     @rule(later=st.floats(0, 60))
     def acks_are_overdue(self, later: float) -> None:
         self.now += later
         self.tell("acks_overdue", self.now)
 
-    @rule(event=st.sampled_from(["leave_requested", "broke"]), once_in=st.integers(0, 9))
+    @rule(event=st.sampled_from(["leave_requested", "faulted"]), once_in=st.integers(0, 9))
     def it_ends(self, event: str, once_in: int) -> None:
         if once_in == 0:
-            self.tell(event, *(["the adaptor raised"] if event == "broke" else []))
+            self.tell(event, *(["the adaptor raised"] if event == "faulted" else []))
 
 
 TestLivingClient = LivingClient.TestCase

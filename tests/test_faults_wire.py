@@ -39,7 +39,7 @@ from reconnect_fsm._asyncio.room_driver import FRAGMENT_PATIENCE
 from reconnect_fsm._asyncio.transport import socket as transport
 from reconnect_fsm._asyncio.transport.socket import MAX_RETRY_AFTER
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.keepalive import Beat, Heartbeat
+from reconnect_fsm.keepalive import Heartbeat, KeepaliveAction
 from reconnect_fsm.loro_protocol import (
     Ack,
     CrdtType,
@@ -1550,7 +1550,7 @@ auth("returns more than one message holds", "it cannot be asked for", lambda: by
 ROOMS = "In a joined room"
 
 
-def put_out(what: str, code: int, **more: Any) -> None:
+def evicted(what: str, code: int, **more: Any) -> None:
     data = ROOM_ERROR[: len(HEADER) + 1] + bytes([code]) + ROOM_ERROR[len(HEADER) + 2 :]
     opened(
         ROOMS,
@@ -1561,14 +1561,14 @@ def put_out(what: str, code: int, **more: Any) -> None:
     )
 
 
-put_out("rejoin suggested: it stays in the session", 1, **COMPARES)
+evicted("rejoin suggested: it stays in the session", 1, **COMPARES)
 for _code, _name in (
     (2, "evicted"),
     (127, "unknown"),
     (0, "which is none: read as unknown"),
     (99, "which is none: read as unknown"),
 ):
-    put_out(_name, _code, **PUT_OUT)
+    evicted(_name, _code, **PUT_OUT)
 opened(
     ROOMS,
     "a JoinError, though it is joined",
@@ -2149,7 +2149,7 @@ async def test_a_timer_that_runs_early_is_due(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(loop, "_clock_resolution", 0.05)  # coarse, as on some systems
     asked, tick = 0, Heartbeat.tick
 
-    def counted(*args: Any) -> Beat:
+    def counted(*args: Any) -> KeepaliveAction:
         nonlocal asked
         asked += 1
         return tick(*args)

@@ -232,7 +232,7 @@ def test_a_client_without_a_connection_loses_none() -> None:
     """A machine that went away before the loss is not told of it; nor of a timer that it had stopped."""
 
     class Shy(ClientFSM):
-        timer_fell_due = ClientFSM.timer_fell_due.first(
+        timer_fired = ClientFSM.timer_fired.first(
             row(ClientFSM.connected, to=ClientFSM.waiting), row(ClientFSM.disconnected, to=ClientFSM.error)
         )
         socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.waiting, to=ClientFSM.error))
@@ -255,7 +255,7 @@ def test_a_timer_ends_with_what_it_was_for() -> None:
 
     class Sulky(ClientFSM):
         socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.paused))
-        timer_fell_due = ClientFSM.timer_fell_due.first(row(ClientFSM.paused, to=ClientFSM.error))
+        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.paused, to=ClientFSM.error))
 
     def patient(random: Random) -> RetryPolicy:
         return RetryPolicy(stable_after=3700, random=random)
@@ -268,7 +268,7 @@ def test_a_timer_ends_with_what_it_was_for() -> None:
             super().dial()
             self.emit(StartTimer(5.0))
 
-        timer_fell_due = ClientFSM.timer_fell_due.first(row(ClientFSM.disconnected, to=ClientFSM.error))
+        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.disconnected, to=ClientFSM.error))
 
     careless = simulate_herd(exact, clients=1, outage=9, while_down=busy(0, status=401), fsm=Careless)
     assert careless.statuses == {DISCONNECTED: 1}
@@ -286,7 +286,7 @@ def test_an_attempt_that_the_machine_cancels_is_over() -> None:
             super().cancel_dial()
             self.emit(StopTimer())
 
-        timer_fell_due = ClientFSM.timer_fell_due.first(
+        timer_fired = ClientFSM.timer_fired.first(
             row(ClientFSM.retrying, to=ClientFSM.waiting, do=ClientFSM.count_attempt)
         )
 
@@ -302,9 +302,7 @@ def test_a_client_is_back_once_however_often_it_comes() -> None:
         def has_been_away(self) -> bool:
             return self.attempt > 0
 
-        timer_fell_due = ClientFSM.timer_fell_due.first(
-            row(ClientFSM.connected, to=ClientFSM.waiting, when=has_been_away)
-        )
+        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.connected, to=ClientFSM.waiting, when=has_been_away))
 
     run = simulate_herd(exact, clients=2, outage=0, fsm=Restless, at_most=10)
     assert attempts(run) == {0.5: 2, 6.0: 2}

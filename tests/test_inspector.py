@@ -27,8 +27,7 @@ from reconnect_fsm.inspector.demo import Onlooker
 from reconnect_fsm.inspector.guard import Guard
 from reconnect_fsm.inspector.observer import Stream
 from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode
-from reconnect_fsm.testing import leaks
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer, leaks
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -330,9 +329,9 @@ async def test_who_asks_too_fast_is_heard_at_leisure(monkeypatch: pytest.MonkeyP
         await eventually(lambda: told.latest["client"]["online"] is False)
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(0.25)
-        assert client._pump.log
+        assert client._dispatcher.log
         took = asyncio.get_running_loop().time() - began
-        assert len(client._pump.log) < 25 + 2 * took / 0.5  # of fifty, on a machine as busy as it may be
+        assert len(client._dispatcher.log) < 25 + 2 * took / 0.5  # of fifty, on a machine as busy as it may be
 
 
 # -------------------------------------------------------------------------------------------------------- what it tells

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconnect_fsm.keepalive import PING, PONG, Beat, Counters, Heartbeat, Keepalive
+from reconnect_fsm.keepalive import PING, PONG, Counters, Heartbeat, Keepalive, KeepaliveAction
 
 NAN, INF = float("nan"), float("inf")
 CONFIG = Keepalive(interval=20.0, timeout=10.0)
@@ -25,16 +25,16 @@ def heartbeat(config: Keepalive = CONFIG, now: float = 0.0) -> Heartbeat:
 def pinged(counters: Counters | None = None) -> Heartbeat:
     """The same with a ping that went out on time, at 20 s; that much had moved at the opening, and no more."""
     beat = Heartbeat(CONFIG, 0.0, counters)
-    assert beat.tick(20.0, counters) is Beat.PING
+    assert beat.tick(20.0, counters) is KeepaliveAction.PING
     beat.sent(20.0, counters)
     return beat
 
 
-def look_on(beat: Heartbeat, until: float, at: Callable[[float], Counters]) -> Beat:
+def look_on(beat: Heartbeat, until: float, at: Callable[[float], Counters]) -> KeepaliveAction:
     """Look whenever it is time to, as bytes move; what is said at the end."""
     while beat.deadline is not None and beat.deadline < until:
         now = beat.deadline
-        assert beat.tick(now, at(now)) is Beat.WAIT
+        assert beat.tick(now, at(now)) is KeepaliveAction.WAIT
     return beat.tick(until, at(until))
 
 
@@ -43,11 +43,11 @@ def run(beat: Heartbeat, until: float, late: float = 0.0) -> float | None:
     while beat.deadline is not None and beat.deadline + late <= until:
         now = beat.deadline + late
         match beat.tick(now):
-            case Beat.DEAD:
+            case KeepaliveAction.DEAD:
                 return now
-            case Beat.PING:
+            case KeepaliveAction.PING:
                 beat.sent(now)
-            case Beat.WAIT:
+            case KeepaliveAction.WAIT:
                 assert beat.deadline > now
     return None
 
@@ -62,7 +62,7 @@ def test_live_1_pings_go_out_periodically() -> None:
     for _ in range(4):
         assert beat.deadline is not None
         now = beat.deadline
-        assert beat.tick(now) is Beat.PING
+        assert beat.tick(now) is KeepaliveAction.PING
         beat.sent(now)
         sent.append(now)
         assert beat.ponged(now + 3.0) == 3.0
@@ -82,7 +82,7 @@ def test_a_configuration_cannot_be_changed_behind_a_clients_back() -> None:
 
 def test_what_is_to_be_done_has_a_name() -> None:
     """In logs and in failing tests: the name in lower case."""
-    assert [each.value for each in Beat] == ["ping", "wait", "dead"]
+    assert [each.value for each in KeepaliveAction] == ["ping", "wait", "dead"]
 
 
 def test_live_1_defaults() -> None:
@@ -93,10 +93,10 @@ def test_live_1_defaults() -> None:
 def test_a_tick_before_its_time_waits() -> None:
     """Timers may run early, by a clock's grain."""
     beat = heartbeat()
-    assert beat.tick(19.999) is Beat.WAIT
+    assert beat.tick(19.999) is KeepaliveAction.WAIT
     assert beat.deadline == 20.0
     beat = pinged()
-    assert beat.tick(29.999) is Beat.WAIT
+    assert beat.tick(29.999) is KeepaliveAction.WAIT
     assert beat.deadline == 30.0
 
 
@@ -104,7 +104,7 @@ def test_live_2_a_missing_pong_is_death() -> None:
     """LIVE-2: at the deadline, not before."""
     beat = pinged()
     assert beat.deadline == 30.0
-    assert beat.tick(30.0) is Beat.DEAD
+    assert beat.tick(30.0) is KeepaliveAction.DEAD
 
 
 def test_a_pong_is_a_round_trip_and_ends_the_wait() -> None:
@@ -129,15 +129,15 @@ def test_a_pong_that_nobody_asked_for_is_no_round_trip() -> None:
 def test_live_1_as_many_pongs_are_owed_as_pings_went_out() -> None:
     """LIVE-1: a late one may still come after the next ping, and one more after that; then none is owed."""
     beat = heartbeat()
-    assert beat.is_owed is False
+    assert beat.awaits_pong is False
     beat.sent(20.0)
     beat.heard(25.0)
     beat.sent(40.0)
-    assert beat.is_owed is True
+    assert beat.awaits_pong is True
     assert beat.ponged(41.0) == 1.0
-    assert beat.is_owed is True
+    assert beat.awaits_pong is True
     assert beat.ponged(42.0) is None
-    assert beat.is_owed is False
+    assert beat.awaits_pong is False
 
 
 def test_live_1_a_pong_that_traffic_makes_up_for_is_given_up() -> None:
@@ -152,13 +152,13 @@ def test_live_1_a_pong_that_traffic_makes_up_for_is_given_up() -> None:
         assert beat.deadline is not None
         if now >= beat.deadline:
             verdict = beat.tick(now)
-            assert verdict is not Beat.DEAD
-            if verdict is Beat.PING:
+            assert verdict is not KeepaliveAction.DEAD
+            if verdict is KeepaliveAction.PING:
                 beat.sent(now)
                 pings += 1
     assert pings >= 15
-    while (verdict := beat.tick(now)) is not Beat.DEAD:
-        if verdict is Beat.PING:
+    while (verdict := beat.tick(now)) is not KeepaliveAction.DEAD:
+        if verdict is KeepaliveAction.PING:
             beat.sent(now)
         assert beat.deadline is not None
         now = beat.deadline
@@ -170,7 +170,7 @@ def test_live_2_the_bound_holds_after_traffic_without_pongs(interval: float, tim
     """LIVE-2: interval + timeout after the last byte at the latest, also where the timeout is the longer."""
     beat = heartbeat(Keepalive(interval=interval, timeout=timeout))
     now = interval
-    assert beat.tick(now) is Beat.PING
+    assert beat.tick(now) is KeepaliveAction.PING
     beat.sent(now)
     heard_at = now + timeout / 2
     beat.heard(heard_at)
@@ -178,9 +178,9 @@ def test_live_2_the_bound_holds_after_traffic_without_pongs(interval: float, tim
         assert beat.deadline is not None
         now = max(now, beat.deadline)
         verdict = beat.tick(now)
-        if verdict is Beat.DEAD:
+        if verdict is KeepaliveAction.DEAD:
             break
-        if verdict is Beat.PING:
+        if verdict is KeepaliveAction.PING:
             beat.sent(now)
     assert now - heard_at <= interval + timeout
 
@@ -210,11 +210,11 @@ def test_live_1_whether_pongs_come_at_all_is_known_from_the_first() -> None:
 def test_a_slow_pong_delays_the_next_ping() -> None:
     """With an interval shorter than the timeout, the next ping is due as soon as the pong is there."""
     beat = heartbeat(Keepalive(interval=5.0, timeout=10.0))
-    assert beat.tick(5.0) is Beat.PING
+    assert beat.tick(5.0) is KeepaliveAction.PING
     beat.sent(5.0)
     beat.ponged(12.0)
     assert beat.deadline == 10.0
-    assert beat.tick(12.0) is Beat.PING
+    assert beat.tick(12.0) is KeepaliveAction.PING
 
 
 # ----------------------------------------------------------------------------------------------------- what proves life
@@ -224,20 +224,20 @@ def test_live_2_any_traffic_proves_life() -> None:
     """LIVE-2: a server busy sending may be slow to answer; it is asked again when it is time, and then counts."""
     beat = pinged()
     beat.heard(27.0)
-    assert beat.tick(30.0) is Beat.WAIT
+    assert beat.tick(30.0) is KeepaliveAction.WAIT
     assert beat.deadline == 40.0
-    assert beat.tick(40.0) is Beat.PING
+    assert beat.tick(40.0) is KeepaliveAction.PING
     beat.sent(40.0)
-    assert beat.tick(50.0) is Beat.DEAD
+    assert beat.tick(50.0) is KeepaliveAction.DEAD
 
 
 def test_live_2_traffic_before_the_ping_proves_nothing_after_it() -> None:
     """LIVE-2: the ping has its whole timeout, and no more."""
     beat = heartbeat()
     beat.heard(19.0)
-    assert beat.tick(20.0) is Beat.PING
+    assert beat.tick(20.0) is KeepaliveAction.PING
     beat.sent(20.0)
-    assert beat.tick(30.0) is Beat.DEAD
+    assert beat.tick(30.0) is KeepaliveAction.DEAD
 
 
 def test_live_2_traffic_at_the_moment_of_the_ping_proves_nothing_after_it() -> None:
@@ -245,7 +245,7 @@ def test_live_2_traffic_at_the_moment_of_the_ping_proves_nothing_after_it() -> N
     beat = heartbeat()
     beat.heard(20.0)
     beat.sent(20.0)
-    assert beat.tick(30.0) is Beat.DEAD
+    assert beat.tick(30.0) is KeepaliveAction.DEAD
 
 
 # --------------------------------------------------------------------------------------------------------------- stalls
@@ -257,27 +257,27 @@ def test_live_2_after_a_stall_there_is_one_grace_period(timeout: float, grace: f
     beat = heartbeat(Keepalive(interval=20.0, timeout=timeout))
     beat.tick(20.0)
     beat.sent(20.0)
-    assert beat.tick(90.0) is Beat.WAIT
+    assert beat.tick(90.0) is KeepaliveAction.WAIT
     assert beat.deadline == 90.0 + grace
-    assert beat.tick(90.0 + grace) is Beat.DEAD
+    assert beat.tick(90.0 + grace) is KeepaliveAction.DEAD
 
 
 def test_live_2_there_is_no_second_grace_period() -> None:
     """LIVE-2: also if the grace period's own timer is late."""
     beat = pinged()
-    assert beat.tick(90.0) is Beat.WAIT
-    assert beat.tick(200.0) is Beat.DEAD
+    assert beat.tick(90.0) is KeepaliveAction.WAIT
+    assert beat.tick(200.0) is KeepaliveAction.DEAD
 
 
 def test_live_2_the_pong_is_read_within_the_grace_period() -> None:
     """LIVE-2: no false death; the next ping is overdue, and the next stall gets a grace period of its own."""
     beat = pinged()
-    assert beat.tick(90.0) is Beat.WAIT
+    assert beat.tick(90.0) is KeepaliveAction.WAIT
     assert beat.ponged(90.1) == pytest.approx(70.1)
     assert beat.deadline == 40.0
-    assert beat.tick(90.1) is Beat.PING
+    assert beat.tick(90.1) is KeepaliveAction.PING
     beat.sent(90.1)
-    assert beat.tick(150.0) is Beat.WAIT
+    assert beat.tick(150.0) is KeepaliveAction.WAIT
 
 
 STUCK = Counters(acked=500, waiting=100)
@@ -286,14 +286,14 @@ STUCK = Counters(acked=500, waiting=100)
 def test_live_2_who_was_heard_in_its_grace_period_has_another_before_the_next_ping_too() -> None:
     """LIVE-2: with a long interval; two stalls of ours, and nothing was taken between them."""
     beat = heartbeat(Keepalive(interval=100.0, timeout=10.0))
-    assert beat.tick(100.0, STUCK) is Beat.PING
+    assert beat.tick(100.0, STUCK) is KeepaliveAction.PING
     beat.sent(100.0, STUCK)
-    assert beat.tick(115.0, STUCK) is Beat.WAIT
+    assert beat.tick(115.0, STUCK) is KeepaliveAction.WAIT
     beat.heard(116.0)
-    assert beat.tick(117.0, STUCK) is Beat.WAIT
-    assert beat.tick(215.0, STUCK) is Beat.WAIT
+    assert beat.tick(117.0, STUCK) is KeepaliveAction.WAIT
+    assert beat.tick(215.0, STUCK) is KeepaliveAction.WAIT
     assert beat.is_deaf(215.0)
-    assert beat.tick(217.0, STUCK) is Beat.DEAD
+    assert beat.tick(217.0, STUCK) is KeepaliveAction.DEAD
 
 
 def talks_on(beat: Heartbeat, counters: Counters, *, since: float, until: float) -> float | None:
@@ -301,11 +301,11 @@ def talks_on(beat: Heartbeat, counters: Counters, *, since: float, until: float)
     while beat.deadline is not None and (now := max(beat.deadline, since)) <= until:
         beat.heard(now - 0.1)
         match beat.tick(now, counters):
-            case Beat.DEAD:
+            case KeepaliveAction.DEAD:
                 return now
-            case Beat.PING:
+            case KeepaliveAction.PING:
                 beat.sent(now, counters)
-            case Beat.WAIT:
+            case KeepaliveAction.WAIT:
                 pass
     return None
 
@@ -333,8 +333,8 @@ def test_live_2_who_sends_much_and_does_not_read_meanwhile_is_alive() -> None:
         received += 200_000
         counters = Counters(received, 500, 100)
         verdict = beat.tick(now, counters)
-        assert verdict is not Beat.DEAD
-        if verdict is Beat.PING:
+        assert verdict is not KeepaliveAction.DEAD
+        if verdict is KeepaliveAction.PING:
             beat.sent(now, counters)
     dead = talks_on(beat, Counters(received, 500, 100), since=now, until=now + 100)
     assert dead is not None
@@ -348,7 +348,7 @@ def test_live_2_a_stall_is_one_only_if_it_is_seen_for_the_whole_timeout() -> Non
     quiet = Counters(acked=500)
     beat = pinged(quiet)
     beat.heard(29.0)
-    assert beat.tick(30.0, quiet) is Beat.WAIT
+    assert beat.tick(30.0, quiet) is KeepaliveAction.WAIT
     for now in (40.0, 49.9):
         beat.sent(now, STUCK)
         assert not beat.is_deaf(now)
@@ -361,10 +361,10 @@ def test_live_2_who_took_something_meanwhile_is_not_deaf(taken: Counters | None)
     beat.heard(29.0)
     beat.tick(30.0, taken)
     beat.heard(39.0)
-    assert beat.tick(40.0, taken) is Beat.PING
+    assert beat.tick(40.0, taken) is KeepaliveAction.PING
     beat.sent(40.0, taken)
     beat.heard(49.0)
-    assert beat.tick(50.0, taken) is Beat.WAIT
+    assert beat.tick(50.0, taken) is KeepaliveAction.WAIT
     assert not beat.is_deaf(50.0)
 
 
@@ -375,7 +375,7 @@ def test_live_2_bytes_just_handed_to_the_network_are_no_stall() -> None:
         assert beat.deadline is not None
         now = beat.deadline
         in_flight = Counters(acked=100 * count, waiting=17)
-        assert beat.tick(now, in_flight) is Beat.PING
+        assert beat.tick(now, in_flight) is KeepaliveAction.PING
         beat.sent(now, in_flight)
         beat.heard(now + 0.1)
         beat.ponged(now + 0.1)
@@ -385,14 +385,14 @@ def test_live_2_after_a_stall_of_ours_what_is_stuck_has_its_grace_period_too() -
     """LIVE-2: it may have been we who did not write; once only, unless the other end was seen to be alive since."""
     beat = pinged(STUCK)
     beat.heard(25.0)
-    assert look_on(beat, 28.0, lambda _: STUCK) is Beat.WAIT
-    assert beat.tick(32.0, STUCK) is Beat.WAIT
+    assert look_on(beat, 28.0, lambda _: STUCK) is KeepaliveAction.WAIT
+    assert beat.tick(32.0, STUCK) is KeepaliveAction.WAIT
     assert beat.deadline == 34.0
-    assert beat.tick(34.0, STUCK) is Beat.DEAD
+    assert beat.tick(34.0, STUCK) is KeepaliveAction.DEAD
     beat = pinged(STUCK)
     beat.heard(25.0)
-    assert beat.tick(32.0, STUCK) is Beat.WAIT
-    assert look_on(beat, 40.0, lambda _: Counters(acked=600, waiting=100)) is Beat.PING  # it reads again
+    assert beat.tick(32.0, STUCK) is KeepaliveAction.WAIT
+    assert look_on(beat, 40.0, lambda _: Counters(acked=600, waiting=100)) is KeepaliveAction.PING  # it reads again
 
 
 # ----------------------------------------------------------------------------------------------------- bytes that move
@@ -430,9 +430,9 @@ class Wire:
                 self._carry(step)
             if self.beat.deadline is not None and self.now >= self.beat.deadline:
                 verdict = self.beat.tick(self.now, self.counters())
-                if verdict is Beat.DEAD:
+                if verdict is KeepaliveAction.DEAD:
                     self.deaths.append(self.now)
-                elif verdict is Beat.PING:
+                elif verdict is KeepaliveAction.PING:
                     self.beat.sent(self.now, self.counters())
                     self.up += 10
                     self.pings.append(self.sent + self.up)
@@ -450,7 +450,7 @@ class Wire:
         while self.pongs and self.pongs[0] <= self.now and self.down == 0:
             self.pongs.pop(0)
             self.beat.heard(self.now)
-            if self.beat.is_owed:
+            if self.beat.awaits_pong:
                 self.beat.ponged(self.now)
 
 
@@ -504,9 +504,9 @@ def test_live_2_a_link_that_breaks_is_noticed_in_time(
     assert wire.deaths[0] - broke_at <= CONFIG.interval + CONFIG.timeout + 0.2  # a few steps of its clock
 
 
-@pytest.mark.parametrize(("rate", "verdict"), [(499, Beat.DEAD), (500, Beat.WAIT)])
+@pytest.mark.parametrize(("rate", "verdict"), [(499, KeepaliveAction.DEAD), (500, KeepaliveAction.WAIT)])
 @pytest.mark.parametrize("way", ["up", "down", "both"])
-def test_live_2_the_least_rate(rate: int, verdict: Beat, way: str) -> None:
+def test_live_2_the_least_rate(rate: int, verdict: KeepaliveAction, way: str) -> None:
     """LIVE-2: so many bytes a second, both ways together, over the time that the pong has."""
     beat = pinged(Counters(received=1_000, acked=1_000, waiting=1_000_000))
     share = rate * (0.5 if way == "both" else 1.0)
@@ -522,15 +522,15 @@ def test_live_2_the_least_rate(rate: int, verdict: Beat, way: str) -> None:
 def test_live_2_a_drip_is_no_sign_of_life() -> None:
     """LIVE-2: a hundred single bytes a second."""
     beat = pinged(Counters(received=500))
-    assert beat.tick(30.0, Counters(received=1_500)) is Beat.DEAD
+    assert beat.tick(30.0, Counters(received=1_500)) is KeepaliveAction.DEAD
 
 
 def test_live_2_some_pings_are_no_sign_of_life_in_however_short_a_time() -> None:
     """LIVE-2: nor are the bytes of their TLS records."""
     config = Keepalive(interval=0.02, timeout=0.01)
-    for size, verdict in ((255, Beat.DEAD), (256, Beat.WAIT)):
+    for size, verdict in ((255, KeepaliveAction.DEAD), (256, KeepaliveAction.WAIT)):
         beat = heartbeat(config)
-        assert beat.tick(0.02, Counters()) is Beat.PING
+        assert beat.tick(0.02, Counters()) is KeepaliveAction.PING
         beat.sent(0.02, Counters())
         assert beat.tick(0.03, Counters(received=size)) is verdict
 
@@ -538,20 +538,20 @@ def test_live_2_some_pings_are_no_sign_of_life_in_however_short_a_time() -> None
 def test_live_2_a_kernel_that_takes_what_a_hanging_program_does_not_read() -> None:
     """LIVE-2: our ping was taken, and is not answered: what is taken behind it proves nothing, however much."""
     beat = pinged(Counters(acked=1_000, waiting=300))
-    assert look_on(beat, 30.0, lambda now: Counters(acked=int(now) * 100_000)) is Beat.DEAD
+    assert look_on(beat, 30.0, lambda now: Counters(acked=int(now) * 100_000)) is KeepaliveAction.DEAD
 
 
 def test_live_2_what_stands_before_the_ping_counts_once() -> None:
     """LIVE-2: looked at more than once within the timeout, it is used up."""
     config = Keepalive(interval=4.0, timeout=10.0)
     beat = heartbeat(config)
-    assert beat.tick(4.0, Counters()) is Beat.PING
+    assert beat.tick(4.0, Counters()) is KeepaliveAction.PING
     beat.sent(4.0, Counters(waiting=10_000))
-    assert beat.tick(8.0, Counters(acked=10_000)) is Beat.PING  # alive, and time for the next
+    assert beat.tick(8.0, Counters(acked=10_000)) is KeepaliveAction.PING  # alive, and time for the next
     beat.sent(8.0, Counters(acked=10_000))
     for now in (12.0, 16.0):
-        assert beat.tick(now, Counters(acked=int(now) * 10_000)) is Beat.WAIT
-    assert beat.tick(18.0, Counters(acked=180_000)) is Beat.DEAD
+        assert beat.tick(now, Counters(acked=int(now) * 10_000)) is KeepaliveAction.WAIT
+    assert beat.tick(18.0, Counters(acked=180_000)) is KeepaliveAction.DEAD
 
 
 def test_live_2_looks_while_bytes_wait_and_only_then() -> None:
@@ -561,7 +561,7 @@ def test_live_2_looks_while_bytes_wait_and_only_then() -> None:
     while beat.deadline is not None and beat.deadline < 27.0:
         looks.append(beat.deadline)
         left = max(50_000 - 10_000 * len(looks), 0)
-        assert beat.tick(beat.deadline, Counters(acked=50_000 - left, waiting=left)) is Beat.WAIT
+        assert beat.tick(beat.deadline, Counters(acked=50_000 - left, waiting=left)) is KeepaliveAction.WAIT
     assert looks == [22.0, 24.0, 26.0]
     assert pinged(Counters()).deadline == 30.0
 
@@ -574,20 +574,20 @@ def test_live_2_what_was_taken_may_stand_before_the_ping_elsewhere() -> None:
         return Counters(acked=moved, waiting=60_000 - moved)
 
     beat = pinged(at(20.0))
-    assert look_on(beat, 30.0, at) is Beat.WAIT
-    assert look_on(beat, 40.0, at) is Beat.PING
+    assert look_on(beat, 30.0, at) is KeepaliveAction.WAIT
+    assert look_on(beat, 40.0, at) is KeepaliveAction.PING
     beat.sent(40.0, at(40.0))
-    assert look_on(beat, 51.9, at) is Beat.WAIT
-    assert beat.tick(52.0, at(52.0)) is Beat.DEAD  # seen at 24 s to have moved, and not said when since 22 s
+    assert look_on(beat, 51.9, at) is KeepaliveAction.WAIT
+    assert beat.tick(52.0, at(52.0)) is KeepaliveAction.DEAD  # seen at 24 s to have moved, and not said when since 22 s
 
 
 def test_live_2_counters_that_go_back_prove_nothing() -> None:
     """LIVE-2: with the cost of TLS records taken off, what dripped in may be less than before."""
     beat = pinged(Counters(received=5_000, waiting=20_000))
-    assert look_on(beat, 30.0, lambda now: Counters(3_000, int(now - 20) * 600, 14_000)) is Beat.WAIT
+    assert look_on(beat, 30.0, lambda now: Counters(3_000, int(now - 20) * 600, 14_000)) is KeepaliveAction.WAIT
     assert not beat.is_silent
     beat = pinged(Counters(received=5_000))
-    assert beat.tick(30.0, Counters(received=0)) is Beat.DEAD
+    assert beat.tick(30.0, Counters(received=0)) is KeepaliveAction.DEAD
 
 
 def test_live_2_something_must_have_waited_for_the_whole_timeout_however_long_nothing_was_taken() -> None:
@@ -612,19 +612,21 @@ def test_live_2_one_byte_that_waits_is_looked_at_and_may_be_stuck() -> None:
 def test_live_2_what_was_taken_before_the_ping_proves_life_at_the_least_rate(taken: int, is_silent: bool) -> None:
     """LIVE-2: 500 bytes a second over the time that the pong has, to the byte."""
     beat = pinged(Counters(waiting=10_000))
-    assert look_on(beat, 30.0, lambda _: Counters(acked=taken, waiting=10_000 - taken)) is Beat.WAIT
+    assert look_on(beat, 30.0, lambda _: Counters(acked=taken, waiting=10_000 - taken)) is KeepaliveAction.WAIT
     assert beat.is_silent is is_silent
 
 
 def test_live_2_what_is_taken_behind_the_ping_is_not_taken_for_what_stood_before_it() -> None:
     """LIVE-2: 3,000 bytes stood before it, and are too few; however much is taken later."""
     beat = pinged(Counters(waiting=3_000))
-    assert look_on(beat, 30.0, lambda now: Counters(acked=int(now - 20) * 1_500, waiting=3_000)) is Beat.WAIT
+    assert look_on(beat, 30.0, lambda now: Counters(acked=int(now - 20) * 1_500, waiting=3_000)) is KeepaliveAction.WAIT
     assert beat.is_silent
 
 
-@pytest.mark.parametrize(("taken", "verdict"), [(999, Beat.DEAD), (1_000, Beat.WAIT)])
-def test_live_2_what_flows_at_the_least_rate_between_two_looks_gives_the_ping_time(taken: int, verdict: Beat) -> None:
+@pytest.mark.parametrize(("taken", "verdict"), [(999, KeepaliveAction.DEAD), (1_000, KeepaliveAction.WAIT)])
+def test_live_2_what_flows_at_the_least_rate_between_two_looks_gives_the_ping_time(
+    taken: int, verdict: KeepaliveAction
+) -> None:
     """LIVE-2: 500 bytes a second, to the byte: they may stand before the ping once more."""
     beat = pinged(Counters(waiting=1_000))
     assert look_on(beat, 30.0, lambda _: Counters(acked=taken, waiting=1_000 - taken)) is verdict
@@ -634,14 +636,14 @@ def test_live_2_a_tick_before_its_time_is_no_look() -> None:
     """LIVE-2: the next look is when it was to be."""
     beat = pinged(Counters(waiting=50_000))
     assert beat.deadline == 22.0
-    assert beat.tick(21.9, Counters(waiting=50_000)) is Beat.WAIT
+    assert beat.tick(21.9, Counters(waiting=50_000)) is KeepaliveAction.WAIT
     assert beat.deadline == 22.0
 
 
 def test_live_2_what_moves_is_judged_when_a_verdict_is_due_and_not_at_each_look() -> None:
     """LIVE-2: at a rate that proves life for the first two seconds, and then no more."""
     beat = pinged(Counters(waiting=100))
-    assert look_on(beat, 30.0, lambda _: Counters(received=1_200, waiting=100)) is Beat.DEAD
+    assert look_on(beat, 30.0, lambda _: Counters(received=1_200, waiting=100)) is KeepaliveAction.DEAD
 
 
 def test_live_2_a_connection_begins_with_nothing_counted() -> None:
@@ -656,32 +658,32 @@ def test_live_2_what_was_taken_before_a_ping_by_hand_proves_nothing_after_it() -
     beat.ponged(20.1)
     stuck = Counters(acked=9_000, waiting=6_000)
     beat.sent(25.0, stuck)
-    assert look_on(beat, 35.0, lambda _: stuck) is Beat.DEAD
+    assert look_on(beat, 35.0, lambda _: stuck) is KeepaliveAction.DEAD
 
 
 def test_live_2_counters_that_come_to_be_known_later_say_nothing_of_what_stood_before_the_ping() -> None:
     """LIVE-2: one byte less than proves life, and one that was taken, nobody knows when it was written."""
     beat = pinged()
-    assert beat.tick(30.0, Counters(waiting=1), is_reading=False) is Beat.WAIT
-    assert look_on(beat, 40.0, lambda now: Counters(received=4_999 * (now == 40), acked=1)) is Beat.DEAD
+    assert beat.tick(30.0, Counters(waiting=1), is_reading=False) is KeepaliveAction.WAIT
+    assert look_on(beat, 40.0, lambda now: Counters(received=4_999 * (now == 40), acked=1)) is KeepaliveAction.DEAD
 
 
 def test_live_2_what_moved_before_the_ping_proves_nothing_after_it() -> None:
     """LIVE-2: between two pings, megabytes came; then the link broke."""
     beat = heartbeat()
-    assert beat.tick(20.0, Counters()) is Beat.PING
+    assert beat.tick(20.0, Counters()) is KeepaliveAction.PING
     beat.sent(20.0, Counters())
     beat.heard(20.1)
     beat.ponged(20.1)
     much = Counters(received=9_000_000)
-    assert beat.tick(40.0, much) is Beat.PING
+    assert beat.tick(40.0, much) is KeepaliveAction.PING
     beat.sent(40.0, much)
-    assert beat.tick(50.0, much) is Beat.DEAD
+    assert beat.tick(50.0, much) is KeepaliveAction.DEAD
     beat = pinged(Counters())
     beat.heard(20.1)
     beat.ponged(20.1)
     beat.sent(39.9, much)  # by hand
-    assert beat.tick(49.9, much) is Beat.DEAD
+    assert beat.tick(49.9, much) is KeepaliveAction.DEAD
 
 
 # ------------------------------------------------------------------------------------------------ who does not read: we
@@ -694,14 +696,14 @@ def test_live_2_nobody_is_judged_while_we_do_not_read() -> None:
         assert beat.deadline is not None
         now = beat.deadline
         verdict = beat.tick(now, is_reading=False)
-        assert verdict is not Beat.DEAD
-        if verdict is Beat.PING:
+        assert verdict is not KeepaliveAction.DEAD
+        if verdict is KeepaliveAction.PING:
             beat.sent(now)
             pings += 1
     assert pings >= 20
     read_at = now
-    while (verdict := beat.tick(now)) is not Beat.DEAD:
-        if verdict is Beat.PING:
+    while (verdict := beat.tick(now)) is not KeepaliveAction.DEAD:
+        if verdict is KeepaliveAction.PING:
             beat.sent(now)
         assert beat.deadline is not None
         now = beat.deadline
@@ -715,8 +717,8 @@ def test_live_2_a_stall_is_not_counted_while_we_do_not_read() -> None:
     for now in (30.0, 40.0, 50.0, 60.0, 70.0):
         beat.heard(now - 1)
         verdict = beat.tick(now, stuck, is_reading=False)
-        assert verdict is not Beat.DEAD
-        if verdict is Beat.PING:
+        assert verdict is not KeepaliveAction.DEAD
+        if verdict is KeepaliveAction.PING:
             beat.sent(now, stuck)
     assert beat.stuck_for(70.0) == 0.0
 
@@ -725,7 +727,7 @@ def test_live_2_a_stall_is_seen_anew_once_we_read() -> None:
     """LIVE-2: for the whole timeout, from the first look at which something waits."""
     beat = pinged(STUCK)
     beat.heard(29.0)
-    assert beat.tick(30.0, STUCK, is_reading=False) is Beat.WAIT
+    assert beat.tick(30.0, STUCK, is_reading=False) is KeepaliveAction.WAIT
     beat.sent(55.0, STUCK)
     assert not beat.is_deaf(64.9)
     assert beat.is_deaf(65.0)
@@ -734,16 +736,18 @@ def test_live_2_a_stall_is_seen_anew_once_we_read() -> None:
 def test_live_2_traffic_within_the_grace_period_counts_too() -> None:
     """LIVE-2: the server is alive; the pong has a timeout from then on, and a new stall its grace."""
     beat = pinged()
-    assert beat.tick(90.0) is Beat.WAIT
+    assert beat.tick(90.0) is KeepaliveAction.WAIT
     beat.heard(91.0)
-    assert beat.tick(92.0) is Beat.PING
+    assert beat.tick(92.0) is KeepaliveAction.PING
     beat.sent(92.0)
-    assert beat.tick(150.0) is Beat.WAIT
-    assert beat.tick(152.0) is Beat.DEAD
+    assert beat.tick(150.0) is KeepaliveAction.WAIT
+    assert beat.tick(152.0) is KeepaliveAction.DEAD
 
 
-@pytest.mark.parametrize(("late", "verdict"), [(0.0, Beat.DEAD), (1.0, Beat.DEAD), (1.01, Beat.WAIT)])
-def test_live_2_a_timer_that_is_a_little_late_is_on_time(late: float, verdict: Beat) -> None:
+@pytest.mark.parametrize(
+    ("late", "verdict"), [(0.0, KeepaliveAction.DEAD), (1.0, KeepaliveAction.DEAD), (1.01, KeepaliveAction.WAIT)]
+)
+def test_live_2_a_timer_that_is_a_little_late_is_on_time(late: float, verdict: KeepaliveAction) -> None:
     """LIVE-2: up to a tenth of the timeout; a busy loop is no stall."""
     assert pinged().tick(30.0 + late) is verdict
 
@@ -754,18 +758,18 @@ def test_live_2_between_two_looks_a_ping_waits_on() -> None:
     beat.sent(4.0)
     for now, then in ((8.0, 12.0), (12.0, 14.0)):
         assert beat.deadline == now
-        assert beat.tick(now) is Beat.WAIT
+        assert beat.tick(now) is KeepaliveAction.WAIT
         assert beat.deadline == then
-    assert beat.tick(14.0) is Beat.DEAD
+    assert beat.tick(14.0) is KeepaliveAction.DEAD
 
 
 def test_a_ping_that_is_sent_late_has_its_whole_timeout() -> None:
     """A stall before the ping costs the server nothing."""
     beat = heartbeat()
-    assert beat.tick(500.0) is Beat.PING
+    assert beat.tick(500.0) is KeepaliveAction.PING
     beat.sent(500.0)
     assert beat.deadline == 510.0
-    assert beat.tick(510.0) is Beat.DEAD
+    assert beat.tick(510.0) is KeepaliveAction.DEAD
 
 
 # ----------------------------------------------------------------------------------------------------------- the user's
@@ -780,7 +784,7 @@ def test_a_users_ping_counts_as_ours() -> None:
     assert beat.ponged(8.0) == 1.0
     assert beat.deadline == 27.0
     beat.sent(9.0)
-    assert beat.tick(19.0) is Beat.DEAD
+    assert beat.tick(19.0) is KeepaliveAction.DEAD
 
 
 def test_switched_off_there_are_no_deadlines() -> None:
@@ -845,7 +849,7 @@ def test_live_2_who_answers_in_time_lives(config: Keepalive, answers: list[float
     for part in answers:
         assert beat.deadline is not None
         now = max(now, beat.deadline)
-        assert beat.tick(now) is Beat.PING
+        assert beat.tick(now) is KeepaliveAction.PING
         beat.sent(now)
         assert beat.deadline is not None
         now = min(now + part * config.timeout, beat.deadline)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transitions
 
-from reconnect_fsm._fast_transitions import LeanEvent, LeanMachine, LeanTransition
+from reconnect_fsm._fast_transitions import FastEvent, FastMachine, FastTransition
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.room_fsm import RoomFSM
 
@@ -78,7 +78,7 @@ def test_lean_and_stock_agree_on_random_machines() -> None:
     """100,000 triggers: the same calls in the same order and state, the same results, the same exceptions."""
     outcomes: dict[str, int] = {}
     for seed in range(MACHINES):
-        stock, lean = make(transitions.Machine, seed), make(LeanMachine, seed)
+        stock, lean = make(transitions.Machine, seed), make(FastMachine, seed)
         ours, theirs = Model(seed), Model(seed)
         names = random.Random(~seed).choices(list(stock.events), k=TRIGGERS)
         for name in names:
@@ -98,6 +98,6 @@ def test_the_machines_are_lean(fsm: type[Any]) -> None:
     """The hooks of transitions are in use: each event and each transition is of the lean kind."""
     assert fsm.machine.events
     for event in fsm.machine.events.values():
-        assert type(event) is LeanEvent
+        assert type(event) is FastEvent
         for rows in event.transitions.values():
-            assert {type(each) for each in rows} == {LeanTransition}
+            assert {type(each) for each in rows} == {FastTransition}

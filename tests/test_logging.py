@@ -143,7 +143,7 @@ async def test_d_heard_an_hour_of_outage_is_four_lines(caplog: pytest.LogCapture
 async def test_many_rooms_are_no_line_above_debug(caplog: pytest.LogCaptureFixture) -> None:
     """Rooms that join, lose the connection and join again are the client's one line each time."""
     caplog.set_level(logging.INFO)
-    async with ScriptedServer() as server, client_of(server, joins_at_once=None) as client:
+    async with ScriptedServer() as server, client_of(server, max_concurrent_joins=None) as client:
         for number in range(300):
             client.join(f"r{number}", LoroAdaptor(LoroDoc()))
         await asyncio.sleep(1.0)

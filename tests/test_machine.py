@@ -15,7 +15,7 @@ import pytest
 from reconnect_fsm import machine
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.errors import MachineDefinitionError
-from reconnect_fsm.machine import ANY, FSM, REST, STAY, any_but, event, refuse, row, state
+from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, any_but, event, ignore, row, state
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Door(FSM[str]):
         self.emit(Said("grunt"))
 
     @event(
-        refuse(shut, when=is_locked, because="it is locked"),
+        ignore(shut, when=is_locked, because="it is locked"),
         row(shut, to=wide, when=is_hard, do=grunt, clause="DOOR-1"),
         row(shut, to="ajar", do="grunt"),
         row(ajar, to=wide),
-        refuse(REST, because="there is nothing to push"),
+        ignore(OTHERWISE, because="there is nothing to push"),
     )
     def pushed(self, force: float = 1.0) -> None:
         """Somebody pushed."""
@@ -74,7 +74,7 @@ class Door(FSM[str]):
 
     @event(
         row(OPEN, to=shut),
-        refuse(any_but(ajar, wide), because="it is not open"),
+        ignore(any_but(ajar, wide), because="it is not open"),
     )
     def pulled(self) -> None:
         """Somebody pulled."""
@@ -85,7 +85,7 @@ class Door(FSM[str]):
 
     @event(
         row(shut, to=shut, do=grunt),
-        row(REST, to=gone),
+        row(OTHERWISE, to=gone),
     )
     def slammed(self) -> None:
         """Somebody slammed it."""
@@ -175,7 +175,7 @@ def test_the_fact_is_recorded_before_the_guards_read_it() -> None:
 
 
 def test_any_rest_and_any_but_stand_for_states() -> None:
-    """ANY is all, REST what is not decided above, any_but all but those named."""
+    """ANY is all, OTHERWISE what is not decided above, any_but all but those named."""
     assert [rule.source for rule in Door.rules if rule.event == "knocked"] == ["shut", "ajar", "wide", "gone"]
     assert [rule.source for rule in Door.rules if rule.event == "slammed" and rule.target == "gone"] == [
         "ajar",
@@ -186,7 +186,7 @@ def test_any_rest_and_any_but_stand_for_states() -> None:
 
 
 def test_rest_covers_a_state_that_is_only_decided_under_a_guard() -> None:
-    """A guarded row leaves its state open, so REST is its otherwise."""
+    """A guarded row leaves its state open, so OTHERWISE is its otherwise."""
 
     class Gate(FSM[str]):
         up = state("up")
@@ -196,7 +196,7 @@ def test_rest_covers_a_state_that_is_only_decided_under_a_guard() -> None:
         def is_stuck(self) -> bool:
             return True
 
-        @event(row(up, to=down, when=is_stuck), refuse(down, because="down already"), row(REST, to=STAY))
+        @event(row(up, to=down, when=is_stuck), ignore(down, because="down already"), row(OTHERWISE, to=STAY))
         def dropped(self) -> None: ...
 
     assert rules(Gate, "dropped", "up") == [("down", ("is_stuck",)), (None, ())]
@@ -233,7 +233,7 @@ def test_a_rule_tells_all_that_its_refusal_said() -> None:
     """A refusal answers a clause too, or none."""
 
     class Mute(Door):
-        pushed = Door.pushed.first(refuse(Door.ajar, because="tired", when=Door.is_locked, clause="DOOR-2"))
+        pushed = Door.pushed.first(ignore(Door.ajar, because="tired", when=Door.is_locked, clause="DOOR-2"))
 
     rule = next(rule for rule in Mute.rules if rule.declared_in == "Mute")
     assert (rule.clause, rule.because, rule.when, rule.do, rule.target) == ("DOOR-2", "tired", ("is_locked",), (), None)
@@ -249,7 +249,7 @@ def test_states_and_events_are_listed_in_the_order_of_declaration() -> None:
     assert Door.pushed.__doc__ == "Somebody pushed."
     assert (Door.states["wide"].doc, state("open").name) == ("", "")
     assert (repr(Door.ajar), repr(STAY)) == ("<state ajar>", "STAY")
-    assert [group.label for group in (ANY, REST, any_but(Door.wide))] == ["any", "rest", "any but"]
+    assert [group.label for group in (ANY, OTHERWISE, any_but(Door.wide))] == ["any", "rest", "any but"]
 
 
 def test_several_guards_must_all_pass_and_several_actions_run_in_order() -> None:
@@ -273,7 +273,7 @@ def test_several_guards_must_all_pass_and_several_actions_run_in_order() -> None
         def is_up(self) -> bool:
             return self.state == "up"
 
-        @event(row(ANY, to=down, when=[is_free, "is_up"], do=(one, "one")), refuse(REST, because="stuck"))
+        @event(row(ANY, to=down, when=[is_free, "is_up"], do=(one, "one")), ignore(OTHERWISE, because="stuck"))
         def dropped(self) -> None: ...
 
     gate = Gate()
@@ -305,7 +305,7 @@ def test_a_subclass_puts_rows_first_and_keeps_the_rest() -> None:
     """`first` overrules for the states that it names; the inherited class stays as it was."""
 
     class Stuck(Door):
-        pushed = Door.pushed.first(refuse(Door.ajar, because="something is behind it"))
+        pushed = Door.pushed.first(ignore(Door.ajar, because="something is behind it"))
 
     assert rules(Stuck, "pushed", "ajar") == [(None, ())]
     assert rules(Stuck, "pushed", "shut") == rules(Door, "pushed", "shut")
@@ -333,7 +333,7 @@ def test_rows_put_first_twice_stand_above_each_other() -> None:
     """The most derived class is asked first, then its base, then the base's base."""
 
     class Shy(Door):
-        pushed = Door.pushed.first(refuse(Door.ajar, because="shy"))
+        pushed = Door.pushed.first(ignore(Door.ajar, because="shy"))
 
     class Bold(Shy):
         pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone))
@@ -346,7 +346,7 @@ def test_rows_put_first_twice_in_one_class_are_both_its_own() -> None:
     """Written ``first(below).first(above)``: each rule knows its class."""
 
     class Bold(Door):
-        pushed = Door.pushed.first(refuse(Door.ajar, because="shy")).first(row(Door.gone, to=Door.wide))
+        pushed = Door.pushed.first(ignore(Door.ajar, because="shy")).first(row(Door.gone, to=Door.wide))
 
     assert [layer for layer, _ in Bold.pushed.layers()] == ["Bold", "Bold", "Door"]
     assert rules(Bold, "pushed", "gone") == [("wide", ())]
@@ -356,7 +356,7 @@ def test_what_the_most_derived_class_decides_stays_decided() -> None:
     """However many classes with rows of their own are between it and the base."""
 
     class Shy(Door):
-        pushed = Door.pushed.first(refuse(Door.gone, because="shy"))
+        pushed = Door.pushed.first(ignore(Door.gone, because="shy"))
 
     class Bold(Shy):
         pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone))
@@ -369,16 +369,16 @@ def test_rows_put_first_may_decide_everything() -> None:
     """What they overrule is not dead: it was written for the inherited class."""
 
     class Welded(Door):
-        pushed = Door.pushed.first(refuse(ANY, because="it is welded"))
+        pushed = Door.pushed.first(ignore(ANY, because="it is welded"))
 
     assert {rule.because for rule in Welded.rules if rule.event == "pushed"} == {"it is welded"}
 
 
 def test_rows_put_first_may_leave_nothing_to_an_inherited_rest() -> None:
-    """An inherited REST may find every state decided."""
+    """An inherited OTHERWISE may find every state decided."""
 
     class Wall(Door):
-        slammed = Door.slammed.first(refuse(any_but(Door.shut), because="not now"))
+        slammed = Door.slammed.first(ignore(any_but(Door.shut), because="not now"))
 
     assert rules(Wall, "slammed", "shut") == [("shut", ())]
     assert rules(Wall, "slammed", "wide") == [(None, ())]
@@ -393,7 +393,7 @@ def test_a_subclass_adds_a_state_that_any_rest_and_any_but_cover() -> None:
         pushed = Door.pushed.first(row(turning, to=Door.shut, when=Door.is_hard))
 
     assert rules(Revolving, "knocked", "turning") == [(None, ())]  # ANY
-    assert rules(Revolving, "slammed", "turning") == [("gone", ())]  # REST
+    assert rules(Revolving, "slammed", "turning") == [("gone", ())]  # OTHERWISE
     assert rules(Revolving, "pulled", "turning") == [(None, ())]  # any_but
     assert list(Revolving.states) == [*Door.states, "turning"]
     door = Revolving()
@@ -422,7 +422,7 @@ def test_a_state_like_another_may_be_named_beside_it() -> None:
     class Hatch(Door):
         cracked = state("open", like=Door.ajar)
         pulled = Door.pulled.first(row((Door.ajar, cracked), to=Door.gone))
-        pushed = Door.pushed.first(refuse(cracked, because="it is cracked"), row(Door.ajar, to=Door.gone))
+        pushed = Door.pushed.first(ignore(cracked, because="it is cracked"), row(Door.ajar, to=Door.gone))
 
     assert rules(Hatch, "pulled", "cracked") == rules(Hatch, "pulled", "ajar") == [("gone", ())]
     assert rules(Hatch, "pushed", "cracked") == [(None, ())]
@@ -443,7 +443,7 @@ def test_a_subclass_adds_an_event() -> None:
     """Its rows may name inherited states, guards and actions."""
 
     class Bell(Door):
-        @event(row(Door.shut, to=Door.ajar, do=Door.grunt), refuse(REST, because="nobody listens"))
+        @event(row(Door.shut, to=Door.ajar, do=Door.grunt), ignore(OTHERWISE, because="nobody listens"))
         def rang(self, times: int) -> None:
             self.force = times
 
@@ -488,7 +488,7 @@ def test_a_class_that_inherits_no_rows_overrides_nothing() -> None:
         def is_locked_(self) -> bool:
             return False
 
-        @event(row(open, to=shut, when=is_locked), refuse(REST, because="no"))
+        @event(row(open, to=shut, when=is_locked), ignore(OTHERWISE, because="no"))
         def pushed(self) -> None: ...
 
     class Better(Lock):
@@ -632,28 +632,28 @@ DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
         fresh(row(Door.shut, to=Door.ajar), row(Door.ajar, to=Door.shut, when="is_locked")),
         "Odd: event rang is not decided in ajar, wide, gone",
     ),
-    "dead: an unguarded twin above": (
-        fresh(row(Door.shut, to=Door.ajar), row(Door.shut, to=Door.wide, when="is_locked"), row(REST, to=STAY)),
+    "dead: an unguarded copy_error above": (
+        fresh(row(Door.shut, to=Door.ajar), row(Door.shut, to=Door.wide, when="is_locked"), row(OTHERWISE, to=STAY)),
         "Odd: event rang, row 2 can never be reached in shut",
     ),
     "dead: the same guard above": (
         fresh(
             row(ANY, to=STAY, when="is_locked"),
             row(Door.OPEN, to=Door.shut, when=("is_hard", "is_locked")),
-            row(REST, to=STAY),
+            row(OTHERWISE, to=STAY),
         ),
         "Odd: event rang, row 2 can never be reached in ajar, wide",
     ),
     "dead: in one of its states": (
-        fresh(row(Door.wide, to=Door.ajar), row(Door.OPEN, to=Door.shut), row(REST, to=STAY)),
+        fresh(row(Door.wide, to=Door.ajar), row(Door.OPEN, to=Door.shut), row(OTHERWISE, to=STAY)),
         "Odd: event rang, row 2 can never be reached in wide",
     ),
     "dead: all of ANY": (
         fresh(row(ANY, to=STAY), row(ANY, to=Door.shut, when="is_locked")),
         "Odd: event rang, row 2 can never be reached in shut, ajar, wide, gone",
     ),
-    "dead: a REST of nothing": (
-        fresh(row(ANY, to=STAY), refuse(REST, because="never")),
+    "dead: a OTHERWISE of nothing": (
+        fresh(row(ANY, to=STAY), ignore(OTHERWISE, because="never")),
         "Odd: event rang, row 2 can never be reached in any state",
     ),
     "dead: in the rows put first": (
@@ -673,7 +673,7 @@ DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
         "Odd: say in which state it begins: initial = <one of its states>",
     ),
     "events and no states": (
-        lambda: type("Odd", (FSM,), {"rang": event(refuse(ANY, because="nobody is there"))(lambda self: None)}),
+        lambda: type("Odd", (FSM,), {"rang": event(ignore(ANY, because="nobody is there"))(lambda self: None)}),
         "Odd: say in which state it begins: initial = <one of its states>",
     ),
     "no initial": (
@@ -706,7 +706,7 @@ def test_what_may_have_been_meant_is_advised_and_nothing_else(name: str) -> None
     ("value", "field"),
     [
         (row(Door.shut, to=Door.wide), "target"),
-        (refuse(Door.shut, because="why"), "because"),
+        (ignore(Door.shut, because="why"), "because"),
         (any_but(Door.shut), "but"),
         (Door.rules[0], "target"),
     ],
@@ -737,7 +737,7 @@ def test_what_may_have_been_meant_is_something_else() -> None:
 
 def test_an_undecided_pair_is_told_what_to_do() -> None:
     """Most often it is a state that a subclass added: it can borrow rows."""
-    with pytest.raises(MachineDefinitionError, match=r"refuse\(REST.*like=<another state>"):
+    with pytest.raises(MachineDefinitionError, match=r"ignore\(OTHERWISE.*like=<another state>"):
         fresh(row(Door.shut, to=Door.ajar))()
 
 
@@ -917,12 +917,12 @@ def test_the_machine_of_a_class_is_made_when_it_is_first_asked_for(monkeypatch: 
     """By an instance or by the class, once; what is wrong with a declaration is said when the class is made."""
     made: list[str] = []
 
-    class Counted(machine.LeanMachine):
+    class Counted(machine.FastMachine):
         def __init__(self, *args: Any, **options: Any) -> None:
             made.append(options["name"])
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(machine, "LeanMachine", Counted)
+    monkeypatch.setattr(machine, "FastMachine", Counted)
 
     class First(Door):
         __slots__ = ()
@@ -970,7 +970,7 @@ def test_transitions_runs_callbacks_in_the_order_that_we_rely_on() -> None:
         def state_changed(self) -> None:
             seen.append(f"changed in {self.state}")
 
-        @event(row(off, to=on, when=is_whole, do=acting), refuse(REST, because="no"))
+        @event(row(off, to=on, when=is_whole, do=acting), ignore(OTHERWISE, because="no"))
         def switched(self) -> None:
             seen.append(f"recorded in {self.state}")
 
@@ -998,7 +998,7 @@ def test_transitions_asks_no_guard_after_one_that_does_not_pass() -> None:
         def is_bright(self) -> bool:
             raise AssertionError("asked in vain")
 
-        @event(row(off, to=STAY, when=(is_whole, is_bright)), refuse(REST, because="no"))
+        @event(row(off, to=STAY, when=(is_whole, is_bright)), ignore(OTHERWISE, because="no"))
         def looked(self) -> None: ...
 
     assert Lamp().looked() == []
@@ -1033,11 +1033,11 @@ def test_transitions_is_quiet_unless_the_user_says_otherwise(before: int, after:
 
 
 def test_a_state_that_a_subclass_adds_without_rows_is_a_trap() -> None:
-    """The REST of the inherited events would refuse most facts in it, and quietly: it needs rows, or `like=`."""
+    """The OTHERWISE of the inherited events would refuse most facts in it, and quietly: it needs rows, or `like=`."""
     with pytest.raises(MachineDefinitionError, match=r"state loose has no rows of its own.*like="):
         door_with(loose=state("open"))()
     with pytest.raises(MachineDefinitionError, match="state loose has no rows of its own"):  # a refusal is no way out
-        door_with(loose=state("open"), pushed=Door.pushed.first(refuse("loose", because="it is loose")))()
+        door_with(loose=state("open"), pushed=Door.pushed.first(ignore("loose", because="it is loose")))()
 
 
 def test_a_misspelt_override_is_an_error() -> None:
@@ -1064,7 +1064,7 @@ def test_an_override_that_cannot_be_misspelt_is_none() -> None:
 def test_rows_and_likes_of_the_wrong_kind_are_told_so() -> None:
     """At the line where they are written."""
     wrong: Any = ("shut", "open")
-    with pytest.raises(MachineDefinitionError, match=r"made of row\(...\) and refuse"):
+    with pytest.raises(MachineDefinitionError, match=r"made of row\(...\) and ignore"):
         Door.pushed.first(wrong)
     with pytest.raises(MachineDefinitionError, match="like= takes a state"):
         state("open", like=wrong)

@@ -23,7 +23,7 @@ import pytest
 
 from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy, RoomStatus
-from reconnect_fsm._asyncio.event_queue import Pump
+from reconnect_fsm._asyncio.event_queue import EventQueue
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 
 ROOMS = 10_000
@@ -172,7 +172,7 @@ async def measure(calls: Calls, what: str) -> float:
         f"{ROOMS} rooms {what} in {took:.2f} s, the hardest turn worked {seen.hardest * 1e3:.1f} ms, "
         f"the longest took {seen.longest * 1e3:.1f} ms, most calls in a turn: {dict(seen.most)}"
     )
-    assert max(seen.most.values()) <= Pump.SLICE
+    assert max(seen.most.values()) <= EventQueue.SLICE
     return seen.hardest
 
 

@@ -48,7 +48,7 @@ class Door(FSM[str]):
 
     @event(
         row(shut, to=ajar, when=is_hard, do=grunt, clause="DOOR-1"),
-        refuse(REST, because="there is nothing to push"),
+        ignore(OTHERWISE, because="there is nothing to push"),
     )
     def pushed(self, force: float) -> None:
         """Somebody pushed."""
@@ -74,7 +74,7 @@ def test_tables_are_changed_row_by_row(monkeypatch: pytest.MonkeyPatch, tmp_path
         'ajar is "closed", not "open"',
         "row 1 removed",
         "row 1 swapped with the next",
-        "row 1 in REST, not shut",
+        "row 1 in OTHERWISE, not shut",
         "row 1 without when=is_hard",
         "row 1 unless is_hard",
         "row 1 without do=grunt",
@@ -92,7 +92,7 @@ def test_tables_are_changed_row_by_row(monkeypatch: pytest.MonkeyPatch, tmp_path
         "def_not_is_hard(self):returnnotself.is_hard()@event(row(shut,to=ajar,when='_not_is_hard'"
         in (found["row 1 unless is_hard"])
     )
-    assert "row(REST,to=ajar)" in found["row 2 leads to ajar"]
+    assert "row(OTHERWISE,to=ajar)" in found["row 2 leads to ajar"]
     assert 'ajar=state("closed",doc=' in found['ajar is "closed", not "open"']
 
 
@@ -151,7 +151,7 @@ def change(what, old, new, module="keepalive.py", kind="ordinary"):
     at = source_of(module).index(old.encode())
     return Mutant(module, "", what, kind, at, at + len(old), new)
 
-TABLE = '            refuse(disconnected, because="disconnected already"),\\n'
+TABLE = '            ignore(disconnected, because="disconnected already"),\\n'
 verdicts = {}
 mutants.PATIENCE = 1
 mutants.warm_up()

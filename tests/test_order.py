@@ -243,12 +243,12 @@ async def test_conn_5_wait_connected_does_not_return_for_a_connection_that_was_g
         waiting = asyncio.create_task(client.wait_connected())
         opened: list[str] = []
 
-        def give_up(change: Any) -> None:
+        def force_error(change: Any) -> None:
             opened.append(change.new)
             if change.new == "connected" and opened.count("connected") < 3:
                 client.retry_now()  # in the turn in which it was opened, before `waiting` had its own
 
-        client.on_status(give_up)
+        client.on_status(force_error)
         async with asyncio.timeout(30):
             await waiting
         assert client.status == "connected"
@@ -328,7 +328,7 @@ async def test_results_are_coroutines() -> None:
 @pytest.mark.parametrize("running", [True, False], ids=["in a loop of its own", "without a loop"])
 async def test_d_thread_calls_and_waits_from_another_thread_raise(running: bool) -> None:
     """D-THREAD: at once, and nothing happens; `set_online` alone may be called."""
-    outcomes: dict[str, str] = {}
+    completions: dict[str, str] = {}
 
     def run(name: str, call: Callable[[], Any]) -> None:
         async def main() -> None:
@@ -340,9 +340,9 @@ async def test_d_thread_calls_and_waits_from_another_thread_raise(running: bool)
             else:
                 call().close()
         except Exception as error:
-            outcomes[name] = type(error).__name__
+            completions[name] = type(error).__name__
         else:
-            outcomes[name] = "returned"
+            completions[name] = "returned"
 
     async with EmbeddedServer() as server, Client(server.url, keepalive=OFF, retry=QUICK) as client:
         room = await client.join("a", Notebook())
@@ -366,7 +366,7 @@ async def test_d_thread_calls_and_waits_from_another_thread_raise(running: bool)
         while thread.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         thread.join()
-        assert outcomes == dict.fromkeys(calls, "RuntimeError")
+        assert completions == dict.fromkeys(calls, "RuntimeError")
         await room
         assert client.status == "connected"
 

@@ -1,4 +1,4 @@
-"""The small parts of the drivers: `Pump`, `Promise`, `Outcome`, `LazyCoroutine`, `Listeners`."""
+"""The small parts of the drivers: `EventQueue`, `Waiters`, `Completion`, `LazyCoroutine`, `Listeners`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from reconnect_fsm._asyncio.event_queue import NO_JOBS, NO_WORK, LazyCoroutine, Listeners, Outcome, Promise, Pump
+from reconnect_fsm._asyncio.awaitables import Completion, LazyCoroutine, Waiters
+from reconnect_fsm._asyncio.event_queue import NO_JOBS, NO_WORK, EventQueue
+from reconnect_fsm._asyncio.listeners import Listeners
 
-# ----------------------------------------------------------------------------------------------------------------- Pump
+# ----------------------------------------------------------------------------------------------------------- EventQueue
 
 
-def post_all(pump: Pump, ran: list[Any], jobs: int) -> None:
+def post_all(pump: EventQueue, ran: list[Any], jobs: int) -> None:
     """A job that posts many."""
     for number in range(jobs):
         pump.post(ran.append, number)
@@ -26,13 +28,13 @@ def post_all(pump: Pump, ran: list[Any], jobs: int) -> None:
 def test_a_job_runs_at_once() -> None:
     """Posted while nothing runs, a job has run when `post` returns."""
     ran: list[str] = []
-    Pump().post(ran.append, "now")
+    EventQueue().post(ran.append, "now")
     assert ran == ["now"]
 
 
 def test_nothing_re_enters() -> None:
     """A job posted by a job waits until that one, and all posted before, have come to their end."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
 
     def outer() -> None:
@@ -50,7 +52,7 @@ def test_nothing_re_enters() -> None:
 
 def test_a_job_that_raises_is_logged_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """What a job raises goes to the log, with its traceback; the jobs behind it, and later ones, run."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
 
     def outer() -> None:
@@ -66,7 +68,7 @@ def test_a_job_that_raises_is_logged_and_stops_no_other(caplog: pytest.LogCaptur
 
 def test_without_a_loop_a_queue_runs_to_its_end() -> None:
     """Before a client is started there is no loop to give way to: everything runs at once, in order."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
     pump.post(post_all, pump, ran, 1000)
     assert ran == list(range(1000))
@@ -80,18 +82,18 @@ def steps(ran: list[Any], numbers: Iterator[int] | range, tag: str = "") -> Iter
 
 
 async def test_law_3_long_work_gives_way_to_the_loop() -> None:
-    """`Pump.SLICE` steps run in one turn of the loop; work that is scheduled meanwhile comes after it."""
-    pump = Pump()
+    """`EventQueue.SLICE` steps run in one turn of the loop; work that is scheduled meanwhile comes after it."""
+    pump = EventQueue()
     ran: list[Any] = []
     pump.bind(asyncio.get_running_loop())
-    pump.schedule(steps(ran, range(2 * Pump.SLICE)))
-    assert ran == [*range(Pump.SLICE)]
+    pump.schedule(steps(ran, range(2 * EventQueue.SLICE)))
+    assert ran == [*range(EventQueue.SLICE)]
     pump.schedule_call(ran.append, -1)
     turns = 0
     while ran[-1] != -1:
         await asyncio.sleep(0)
         turns += 1
-    assert ran == [*range(2 * Pump.SLICE), -1]
+    assert ran == [*range(2 * EventQueue.SLICE), -1]
     assert turns == 2
     pump.schedule_call(ran.append, -2)  # idle again: at once
     assert ran[-1] == -2
@@ -99,12 +101,12 @@ async def test_law_3_long_work_gives_way_to_the_loop() -> None:
 
 async def test_d_now_an_event_does_not_wait_for_work() -> None:
     """D-NOW: it has run when `post` returns, however much work waits; inside a step, when that step is complete."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
     pump.bind(asyncio.get_running_loop())
 
     def work() -> Iterator[None]:
-        for number in range(2 * Pump.SLICE):
+        for number in range(2 * EventQueue.SLICE):
             pump.post(ran.append, f"event of {number}")
             ran.append(number)
             yield
@@ -121,7 +123,7 @@ async def test_d_now_an_event_does_not_wait_for_work() -> None:
 
 async def test_d_order_work_is_never_overtaken() -> None:
     """D-ORDER: whatever is posted and scheduled within its steps, a work goes on where it was, and the next follows."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
     pump.bind(asyncio.get_running_loop())
 
@@ -140,18 +142,18 @@ async def test_d_order_work_is_never_overtaken() -> None:
 
 async def test_very_many_events_give_way_to_the_loop() -> None:
     """Events that ask for events without end do not stop the loop; their order stays."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
     pump.bind(asyncio.get_running_loop())
-    pump.post(post_all, pump, ran, 3 * Pump.SLICE)
-    assert len(ran) == Pump.SLICE - 1  # the one that posted them was the first
+    pump.post(post_all, pump, ran, 3 * EventQueue.SLICE)
+    assert len(ran) == EventQueue.SLICE - 1  # the one that posted them was the first
     pump.post(ran.append, -1)
-    assert ran == [*range(3 * Pump.SLICE), -1]  # D-NOW
+    assert ran == [*range(3 * EventQueue.SLICE), -1]  # D-NOW
 
 
 async def test_a_raising_job_does_not_lose_the_rest_of_a_slice() -> None:
     """Even what is no Exception (a KeyboardInterrupt) leaves the queue running."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
     pump.bind(asyncio.get_running_loop())
 
@@ -167,31 +169,31 @@ async def test_a_raising_job_does_not_lose_the_rest_of_a_slice() -> None:
 
 def test_a_closed_loop_is_not_asked() -> None:
     """When its loop was closed with jobs in the queue, the pump is idle, not stuck."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
 
     async def main() -> None:
         pump.bind(asyncio.get_running_loop())
 
     asyncio.run(main())
-    pump.post(post_all, pump, ran, Pump.SLICE + 1)
+    pump.post(post_all, pump, ran, EventQueue.SLICE + 1)
     pump.post(ran.append, -1)
-    assert ran == [*range(Pump.SLICE + 1), -1]
+    assert ran == [*range(EventQueue.SLICE + 1), -1]
 
 
 async def test_idle_waits_for_the_end_of_the_queue() -> None:
     """`idle` returns at once if nothing waits, and otherwise when all of it has run, also what was posted meanwhile."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
     await pump.idle()
     pump.bind(asyncio.get_running_loop())
-    pump.post(post_all, pump, ran, 3 * Pump.SLICE)
+    pump.post(post_all, pump, ran, 3 * EventQueue.SLICE)
     waiters = [asyncio.create_task(pump.idle()) for _ in range(2)]
     await asyncio.sleep(0)
     pump.post(ran.append, -1)
     waiters[0].cancel()
     await waiters[1]
-    assert ran == [*range(3 * Pump.SLICE), -1]
+    assert ran == [*range(3 * EventQueue.SLICE), -1]
     assert waiters[0].cancelled()
 
 
@@ -204,7 +206,7 @@ def test_d_guard_work_that_raises_keeps_no_other_from_its_turn(
     kind: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     """D-GUARD: what comes after it is done; the log has the traceback."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[Any] = []
 
     class Raises:
@@ -225,12 +227,12 @@ def test_d_guard_work_that_raises_keeps_no_other_from_its_turn(
     assert ("on purpose" in caplog.text) is (kind is not StopIteration)  # which ends an iterator
 
 
-# -------------------------------------------------------------------------------------------------------------- Promise
+# -------------------------------------------------------------------------------------------------------------- Waiters
 
 
 async def test_everyone_who_waits_gets_the_value_in_order_of_arrival() -> None:
     """A kept promise wakes all who wait, first come first served, and begins anew."""
-    promise: Promise[int] = Promise()
+    promise: Waiters[int] = Waiters()
     woken: list[tuple[str, int]] = []
 
     async def wait(name: str) -> None:
@@ -238,38 +240,38 @@ async def test_everyone_who_waits_gets_the_value_in_order_of_arrival() -> None:
 
     tasks = [asyncio.create_task(wait(name)) for name in "abc"]
     await asyncio.sleep(0)
-    promise.keep(1)
+    promise.wake(1)
     late = asyncio.create_task(wait("late"))
     await asyncio.wait(tasks)
     await asyncio.sleep(0)
     assert woken == [("a", 1), ("b", 1), ("c", 1)]
-    promise.keep(2)
+    promise.wake(2)
     await late
     assert woken[-1] == ("late", 2)
 
 
 async def test_a_broken_promise_raises_in_everyone() -> None:
     """`fail` raises the error in all who wait, and in nobody who comes later."""
-    promise: Promise[int] = Promise()
+    promise: Waiters[int] = Waiters()
     tasks = [asyncio.create_task(promise.wait()) for _ in range(2)]
     await asyncio.sleep(0)
     promise.fail(ValueError("no"))
     assert [str(each) for each in await asyncio.gather(*tasks, return_exceptions=True)] == ["no", "no"]
     late = asyncio.create_task(promise.wait())
     await asyncio.sleep(0)
-    promise.keep(3)
+    promise.wake(3)
     assert await late == 3
 
 
 async def test_a_cancelled_waiter_harms_no_one() -> None:
     """Cancelled before, or in the very turn in which the promise is kept: the others get their value."""
-    promise: Promise[int] = Promise()
+    promise: Waiters[int] = Waiters()
     before, same, other = (asyncio.create_task(promise.wait()) for _ in range(3))
     await asyncio.sleep(0)
     before.cancel()
     await asyncio.sleep(0)
     same.cancel()
-    promise.keep(1)
+    promise.wake(1)
     assert await other == 1
     await asyncio.wait([same])
     assert before.cancelled()
@@ -278,7 +280,7 @@ async def test_a_cancelled_waiter_harms_no_one() -> None:
 
 async def test_a_promise_nobody_waits_for_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     """Failing one with no waiters, or with a waiter that is cancelled in the same turn, warns of nothing."""
-    promise: Promise[int] = Promise()
+    promise: Waiters[int] = Waiters()
     promise.fail(ValueError("no"))
     task = asyncio.create_task(promise.wait())
     await asyncio.sleep(0)
@@ -290,39 +292,39 @@ async def test_a_promise_nobody_waits_for_leaves_no_trace(caplog: pytest.LogCapt
     assert caplog.text == ""
 
 
-# -------------------------------------------------------------------------------------------------------------- Outcome
+# ----------------------------------------------------------------------------------------------------------- Completion
 
 
 async def test_an_outcome_can_be_awaited_often() -> None:
     """Before and after it is known, once or often, by one or many."""
-    outcome = Outcome()
+    completion = Completion()
 
     async def wait() -> str:
-        await outcome.wait()
+        await completion.wait()
         return "well"
 
     tasks = [asyncio.create_task(wait()) for _ in range(2)]
     await asyncio.sleep(0)
-    assert not outcome.done
-    outcome.succeed()
-    assert outcome.done
+    assert not completion.done
+    completion.succeed()
+    assert completion.done
     assert await asyncio.gather(*tasks, wait(), wait()) == ["well"] * 4
 
 
 async def test_a_failed_outcome_raises_each_time(caplog: pytest.LogCaptureFixture) -> None:
     """It raises in whoever awaits it; left alone it warns of nothing."""
-    outcome, ignored = Outcome(), Outcome()
+    completion, ignored = Completion(), Completion()
 
     async def wait() -> None:
-        await outcome.wait()
+        await completion.wait()
 
     task = asyncio.create_task(wait())
     await asyncio.sleep(0)
-    outcome.fail(ValueError("no"))
+    completion.fail(ValueError("no"))
     ignored.fail(ValueError("ignored"))
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
-            await outcome.wait()
+            await completion.wait()
     with pytest.raises(ValueError, match="no"):
         await task
     del ignored
@@ -412,9 +414,9 @@ def test_d_listen_listeners_are_told_in_order() -> None:
     listeners.add(lambda news: told.append(f"a {news}"))
     remove = listeners.add(lambda news: told.append(f"b {news}"))
     listeners.add(lambda news: told.append(f"c {news}"))
-    listeners.tell("1")
+    listeners.notify("1")
     remove()
-    listeners.tell("2")
+    listeners.notify("2")
     assert told == ["a 1", "b 1", "c 1", "a 2", "c 2"]
 
 
@@ -424,7 +426,7 @@ def test_d_listen_one_that_raises_is_logged_and_harms_nothing(caplog: pytest.Log
     told: list[str] = []
     listeners.add(lambda news: 1 // 0)
     listeners.add(told.append)
-    listeners.tell("x")
+    listeners.notify("x")
     assert told == ["x"]
     assert "a callback of on_news raised" in caplog.text
     assert "ZeroDivisionError" in caplog.text
@@ -441,12 +443,12 @@ def test_taking_out_is_safe_while_telling() -> None:
         listeners.add(told.append)
 
     remove = listeners.add(once)
-    listeners.tell("1")
+    listeners.notify("1")
     assert told == ["1"]
-    listeners.tell("2")
+    listeners.notify("2")
     assert told == ["1", "2"]
     remove()  # a second time: nothing
-    listeners.tell("3")
+    listeners.notify("3")
     assert told == ["1", "2", "3"]
 
 
@@ -455,10 +457,10 @@ def test_taking_one_out_twice_spares_its_twin() -> None:
     listeners: Listeners[str] = Listeners("on_news")
     told: list[str] = []
     first, _ = listeners.add(told.append), listeners.add(told.append)
-    listeners.tell("1")
+    listeners.notify("1")
     first()
     first()
-    listeners.tell("2")
+    listeners.notify("2")
     assert told == ["1", "1", "2"]
 
 
@@ -493,11 +495,11 @@ def test_d_listen_what_cannot_be_called_is_refused(callback: Any) -> None:
 def test_what_waited_for_a_loop_that_ended_goes_on_in_the_next() -> None:
     """A queue cut short by the end of its loop is neither lost nor in the way."""
     done: list[int] = []
-    pump = Pump()
+    pump = EventQueue()
 
     async def first() -> None:
         pump.bind(asyncio.get_running_loop())
-        pump.schedule(steps(done, range(Pump.SLICE * 50)))
+        pump.schedule(steps(done, range(EventQueue.SLICE * 50)))
 
     async def second() -> None:
         pump.bind(asyncio.get_running_loop())
@@ -505,30 +507,30 @@ def test_what_waited_for_a_loop_that_ended_goes_on_in_the_next() -> None:
         await pump.idle()
 
     asyncio.run(first())
-    assert len(done) < Pump.SLICE * 50
+    assert len(done) < EventQueue.SLICE * 50
     asyncio.run(second())
-    assert done == [*range(Pump.SLICE * 50), -1]
+    assert done == [*range(EventQueue.SLICE * 50), -1]
 
 
 def test_what_waited_for_a_loop_that_ended_can_be_forgotten_with_it() -> None:
     """Without a loop there is nothing to give way to: what comes next is done at once."""
     done: list[int] = []
-    pump = Pump()
+    pump = EventQueue()
 
     async def first() -> None:
         pump.bind(asyncio.get_running_loop())
-        pump.schedule(steps(done, range(Pump.SLICE * 50)))
+        pump.schedule(steps(done, range(EventQueue.SLICE * 50)))
 
     asyncio.run(first())
     done.clear()
     pump.reset()
-    pump.schedule(steps(done, range(Pump.SLICE * 3)))
-    assert done == [*range(Pump.SLICE * 3)]
+    pump.schedule(steps(done, range(EventQueue.SLICE * 3)))
+    assert done == [*range(EventQueue.SLICE * 3)]
 
 
 async def test_d_thread_an_event_from_another_thread_runs_in_the_loops() -> None:
     """D-THREAD: in the loop's next turn; never, and without a word, once the loop has ended."""
-    pump, ran = Pump(), list[int]()
+    pump, ran = EventQueue(), list[int]()
     pump.bind(asyncio.get_running_loop())
 
     def job() -> None:
@@ -547,12 +549,12 @@ async def test_d_thread_an_event_from_another_thread_runs_in_the_loops() -> None
 
 async def test_what_is_idle_and_waited_for_by_nobody_says_so() -> None:
     """So that news for nobody costs nothing."""
-    promise: Promise[int] = Promise()
+    promise: Waiters[int] = Waiters()
     assert not promise
     waiting = asyncio.create_task(promise.wait())
     await asyncio.sleep(0)
     assert promise
-    promise.keep(1)
+    promise.wake(1)
     assert not promise
     assert await waiting == 1
 
@@ -566,7 +568,7 @@ async def test_what_is_idle_and_waited_for_by_nobody_says_so() -> None:
 
 def test_an_idle_pump_holds_no_queue_of_its_own() -> None:
     """Thousands of connections are idle: what stands for their empty queues is shared, and stays empty."""
-    pump, other = Pump(), Pump()
+    pump, other = EventQueue(), EventQueue()
     ran: list[int] = []
     pump.post(post_all, pump, ran, 3)
     assert ran == [0, 1, 2]
@@ -578,12 +580,12 @@ def test_an_idle_pump_holds_no_queue_of_its_own() -> None:
 
 def test_what_waited_is_forgotten_on_demand() -> None:
     """Its loop ended and nobody goes on; what is posted then runs at once."""
-    pump = Pump()
+    pump = EventQueue()
     ran: list[int] = []
 
     async def leave_some() -> None:
         pump.bind(asyncio.get_running_loop())
-        pump.post(post_all, pump, ran, 100 * Pump.SLICE)
+        pump.post(post_all, pump, ran, 100 * EventQueue.SLICE)
 
     asyncio.run(leave_some())
     assert pump._events

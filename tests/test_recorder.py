@@ -24,15 +24,15 @@ from hypothesis import strategies as st
 import faulty
 from faulty import eventually
 from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connection, JoinRefused, RetryPolicy, RoomFSM
-from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Driver
+from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Dispatcher
 from reconnect_fsm.diagrams.timeline import sequence
-from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, StartTimer, TellRooms, VersionChoice
+from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, NotifyRooms, StartTimer, VersionChoice
 from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import STAY, event, row
 from reconnect_fsm.recorder.format import DEEPEST, LONGEST, MOST_LEVELS, Opaque, decoded, encoded, is_too_deep, same
 from reconnect_fsm.recorder.recorder import Recorder, Recording, UnreadableRecording, export, replay, transitions_in
-from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind, StatusChange, StopKind, presentable
+from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind, StatusChange, StopKind, sanitized
 from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.server import (
     Answer,
@@ -61,11 +61,11 @@ class Run:
     """Machines that are told facts, recorded into a string, without a network."""
 
     def __init__(self, fsm: type[ClientFSM] = ClientFSM, policy: RetryPolicy | None = None, **options: Any) -> None:
-        self.driver = Driver()
+        self.driver = Dispatcher()
         self.policy = policy or RetryPolicy()
         self.client = fsm(self.policy)
         self.file = io.StringIO()
-        recorder = Recorder(fsm, RoomFSM, self.policy, Keepalive(), presentable, options.get("hide_rooms", False))
+        recorder = Recorder(fsm, RoomFSM, self.policy, Keepalive(), sanitized, options.get("hide_rooms", False))
         self.recording = Recording(self.driver, recorder, self.file, options.get("most", 10**6), 0.0)
 
     def tell(self, event: str, *args: Any, room: RoomFSM | None = None, name: str = "notes") -> None:
@@ -78,7 +78,7 @@ class Run:
         self.recording.close()
         begun = copy.copy(self)
         begun.file = io.StringIO()
-        recorder = Recorder(type(self.client), RoomFSM, self.policy, Keepalive(), presentable, False)
+        recorder = Recorder(type(self.client), RoomFSM, self.policy, Keepalive(), sanitized, False)
         begun.recording = Recording(self.driver, recorder, begun.file, 10**6, 0.0)
         return begun
 
@@ -96,9 +96,9 @@ def an_outage(run: Run) -> Run:
     run.tell("start_requested")
     run.tell("socket_opened")
     run.tell("socket_closed", LOST)
-    run.tell("timer_fell_due")
+    run.tell("timer_fired")
     run.tell("dial_failed", NETWORK_FAILED)
-    run.tell("timer_fell_due")
+    run.tell("timer_fired")
     run.tell("socket_opened")
     return run
 
@@ -129,7 +129,7 @@ def test_each_step_is_a_line() -> None:
     assert lost["args"] == [{"is": "CloseInfo", "code": 1006, "reason": "the network dropped it", "lasted": 7.25}]
     assert [lost["retry_in"]] == [each.seconds for each in run.driver.log[2][9] if isinstance(each, StartTimer)]
     assert [effect["is"] for effect in lost["effects"]] == [
-        "StopKeepalive", "StopTimer", "CloseSocket", "TellRooms", "StartTimer", "StartOutageTimer", "NotifyStatus",
+        "StopKeepalive", "StopTimer", "CloseSocket", "NotifyRooms", "StartTimer", "StartOutageTimer", "NotifyStatus",
     ]  # fmt: skip
     assert lost["effects"][-1]["change"]["cause"] == lost["args"][0]
 
@@ -144,7 +144,7 @@ def test_what_a_machine_remembers_is_written_with_its_first_step() -> None:
     begun = run.again()
     begun.tell("socket_closed", LOST)
     begun.tell("connection_lost", "gone", room=room)
-    begun.tell("timer_fell_due")
+    begun.tell("timer_fired")
     assert ["memory" in step for step in begun.steps] == [True, True, False]
     assert begun.steps[0]["memory"]["attempt"] == 2
     assert "policy" not in begun.steps[0]["memory"]
@@ -182,9 +182,9 @@ def test_hidden_ids_are_hidden_wherever_a_server_says_them(name: str) -> None:
     """In what the client is told, and other rooms: also if the room was joined before, and joined no more."""
     run = Run()
     run.recording.close()
-    recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), presentable, True, [name])
+    recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, True, [name])
     Recording(run.driver, recorder, run.file, 10**6, 0.0)
-    said = presentable(f"the room ({name}) is full")
+    said = sanitized(f"the room ({name}) is full")
     run.tell("start_requested")
     run.tell("socket_opened")
     other = RoomFSM()
@@ -194,12 +194,12 @@ def test_hidden_ids_are_hidden_wherever_a_server_says_them(name: str) -> None:
     run.tell("socket_closed", CloseInfo(4100, said))
     assert "is full" in run.file.getvalue()
     assert f"({name})" not in run.file.getvalue()
-    assert f"({presentable(name)})" not in run.file.getvalue()
+    assert f"({sanitized(name)})" not in run.file.getvalue()
     assert replay(run.lines[2:]).divergences == ()
     own = Run()
     own.tell("join_requested", room=RoomFSM(), name=name)
     own.recording.close()
-    export(own.driver.log, Recorder(ClientFSM, RoomFSM, own.policy, Keepalive(), presentable, True), own.file, 0.0)
+    export(own.driver.log, Recorder(ClientFSM, RoomFSM, own.policy, Keepalive(), sanitized, True), own.file, 0.0)
     assert json.loads(own.lines[-2])["machine"].startswith("room-")
 
 
@@ -320,7 +320,7 @@ def test_a_recording_has_a_bound() -> None:
         run.tell("went_online")
     assert len(run.file.getvalue()) <= 20_000
     assert run.recording.ended == "it has reached its limit of 20,000 bytes"
-    assert run.driver.tap is None
+    assert run.driver.sink is None
     again = replay(run.lines)
     assert again.steps == run.recording.steps > 20
     assert again.notes == ("the recording ended early: it has reached its limit of 20,000 bytes",)
@@ -340,7 +340,7 @@ def test_a_recording_that_cannot_be_written_harms_nobody(error: Exception, caplo
 
     run = Run()
     run.recording.close()
-    recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), presentable, False)
+    recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, False)
     recording = Recording(run.driver, recorder, Full(), 10**6, None)
     an_outage(run)
     assert run.client.state == "connected"
@@ -379,7 +379,7 @@ def test_a_flood_of_rooms_does_not_push_out_the_clients_own_steps() -> None:
     assert len(run.driver.log) == LOG + OLDER
     assert own[-1][3] == "retry_requested"
     file = io.StringIO()
-    export(run.driver.log, Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), presentable, False), file, 0.0)
+    export(run.driver.log, Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, False), file, 0.0)
     again = replay(file.getvalue().splitlines(), words=True)
     assert (again.steps, again.divergences) == (LOG + OLDER, ())
 
@@ -416,7 +416,7 @@ async def test_the_last_steps_hold_nothing_of_those_who_waited() -> None:
             await waiter
         await asyncio.sleep(1.0)
         gc.collect()
-        assert len(client._pump.log) > 5
+        assert len(client._dispatcher.log) > 5
         assert [each() for each in held] == [None] * 5
 
 
@@ -447,7 +447,7 @@ class Careless(ClientFSM):
     def tell(self) -> None:
         """Tell it."""
         self.emit(Telling())
-        self.emit(TellRooms("connection_lost", "no secret"))
+        self.emit(NotifyRooms("connection_lost", "no secret"))
 
 
 class CarelessClient(Client):
@@ -492,7 +492,7 @@ def test_what_nobody_told_us_to_be_a_secret_is_not_recorded() -> None:
 
         def tell(self) -> None:
             self.emit(Ring(3))
-            self.emit(TellRooms("connection_lost", "no secret"))
+            self.emit(NotifyRooms("connection_lost", "no secret"))
 
     run = Run(Told)
     run.tell("token_came", SECRET, LookupError(SECRET))
@@ -559,9 +559,9 @@ def test_values_come_back_as_they_were(value: Any) -> None:
 
 def test_errors_come_back_as_they_were() -> None:
     """With all that is told by them."""
-    refused = through_json(JoinRefused(JoinErrorCode.APP_ERROR, "no", "quota", put_out=True))
+    refused = through_json(JoinRefused(JoinErrorCode.APP_ERROR, "no", "quota", evicted=True))
     assert (type(refused), refused.code, refused.app_code) == (JoinRefused, JoinErrorCode.APP_ERROR, "quota")
-    assert str(refused) == str(JoinRefused(JoinErrorCode.APP_ERROR, "no", "quota", put_out=True))
+    assert str(refused) == str(JoinRefused(JoinErrorCode.APP_ERROR, "no", "quota", evicted=True))
     stopped = through_json(FailWaiters(ClientStopped("closed"))).error
     assert (str(stopped), stopped.reason) == (str(ClientStopped("closed")), "closed")
 
@@ -677,7 +677,7 @@ def test_a_replay_goes_on_with_the_other_machines() -> None:
         run.tell("join_requested", room=room, name=name)
         run.tell("connection_opened", "connected", room=room, name=name)
         if name != "b":
-            run.tell("timer_fell_due", room=room, name=name)
+            run.tell("timer_fired", room=room, name=name)
         run.tell("join_accepted", room=room, name=name)
         run.tell("connection_lost", "lost", room=room, name=name)
     again = replay(run.lines, room_fsm=Shy)
@@ -727,7 +727,7 @@ def test_wording_is_no_way() -> None:
 
     class Gruff(ClientFSM):
         def close_socket(self) -> None:
-            self.farewell = (1000, "bye")
+            self.closing = (1000, "bye")
             super().close_socket()
 
     run = an_outage(Run())
@@ -749,7 +749,7 @@ def test_a_state_or_fact_that_is_gone_is_another_way() -> None:
             """Somebody tapped."""
 
         def tell(self) -> None:
-            self.emit(TellRooms("connection_opened", "tapped"))
+            self.emit(NotifyRooms("connection_opened", "tapped"))
 
     run = Run(More)
     run.tell("start_requested")
@@ -758,7 +758,7 @@ def test_a_state_or_fact_that_is_gone_is_another_way() -> None:
     (found,) = replay(run.lines).divergences
     assert found.now == "there is no fact tapped"
     run = Run(More)
-    for event_name, *args in (("start_requested",), ("socket_opened",), ("socket_closed", LOST), ("timer_fell_due",)):
+    for event_name, *args in (("start_requested",), ("socket_opened",), ("socket_closed", LOST), ("timer_fired",)):
         run.tell(event_name, *args)
     assert replay(run.lines, fsm=More).divergences == ()
     assert replay(run.lines).divergences[0].line == 4
@@ -809,7 +809,7 @@ def test_a_policy_of_ones_own_decides_in_a_replay_if_it_is_given() -> None:
 
 
 def test_what_is_not_known_is_not_blamed_on_a_version() -> None:
-    """A room whose beginning is not recorded, nor what it remembered: its divergence is marked as uncertain."""
+    """A room whose beginning is not recorded, nor what it named_context: its divergence is marked as uncertain."""
     run = Run()
     room = RoomFSM()
     run.tell("join_requested", room=room)
@@ -993,7 +993,7 @@ class Recorded(Client):
 
     def _bind(self) -> None:
         super()._bind()
-        if self._pump.tap is None:
+        if self._dispatcher.sink is None:
             self.files.append(io.StringIO())
             self.record(self.files[-1])
             if self not in self.every:

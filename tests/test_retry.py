@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconnect_fsm.retry import FATAL_CLOSE_CODES, FATAL_CLOSE_REASONS, FATAL_HTTP_STATUSES, RetryPolicy
-from reconnect_fsm.status import AttemptFailure, CloseInfo, FailureKind, StateChange, presentable
+from reconnect_fsm.status import AttemptFailure, CloseInfo, FailureKind, StateChange, sanitized
 
 POSITIVE = st.floats(1e-6, 1e6)
 JITTERS = st.floats(0, 1, exclude_max=True)
@@ -319,7 +319,7 @@ def test_a_failure_in_words() -> None:
 )
 def test_a_servers_words_are_made_presentable(words: object, shown: str) -> None:
     """Text, short and one line: they end up in logs and on terminals."""
-    assert presentable(words) == shown
+    assert sanitized(words) == shown
 
 
 @pytest.mark.parametrize("most", [-1.0, float("nan"), float("inf")])
@@ -340,7 +340,7 @@ def test_d_http_what_a_server_asks_for_is_bounded_and_then_spread(most: float, a
 
 def test_a_change_of_state_is_a_value() -> None:
     """As ``on_transition`` callbacks get it: with no retry unless there is one."""
-    change: Any = StateChange("timer_fell_due", "waiting", "retrying", "reconnecting", "lost")  # type: ignore[arg-type]
+    change: Any = StateChange("timer_fired", "waiting", "retrying", "reconnecting", "lost")  # type: ignore[arg-type]
     assert (change.attempt, change.retry_in) == (0, None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         change.new = "connected"

@@ -33,13 +33,13 @@ ROUTES: dict[str, list[tuple[Any, ...]]] = {
     "disconnected": [],
     "queued": QUEUED,
     "joining": JOINING,
-    "join_delayed": [*JOINING, ("timer_fell_due",)],
+    "join_delayed": [*JOINING, ("timer_fired",)],
     "joined": JOINED,
     "resyncing": [*JOINED, ("resync_requested",)],
-    "resync_delayed": [*JOINED, ("resync_requested",), ("timer_fell_due",)],
+    "resync_delayed": [*JOINED, ("resync_requested",), ("timer_fired",)],
     "stale": STALE,
     "rejoining": REJOINING,
-    "rejoin_delayed": [*REJOINING, ("timer_fell_due",)],
+    "rejoin_delayed": [*REJOINING, ("timer_fired",)],
     "left": [*QUEUED, ("leave_requested",)],
     "error": [*JOINING, ("join_refused", AUTH_FAILED)],
 }
@@ -104,14 +104,16 @@ def test_join_3_every_state_shows_one_of_five_statuses(where: str, status: str) 
 def test_obs_2_a_comparison_of_versions_is_no_change_of_status() -> None:
     """OBS-2 D-RESYNC: the room stays joined; `room.reason` says what it does."""
     fsm = room("joined")
-    assert not any(each.startswith("NotifyStatus") for each in said(fsm.put_out(REJOIN, 100.0)))
+    assert not any(each.startswith("NotifyStatus") for each in said(fsm.evicted(REJOIN, 100.0)))
     assert (fsm.state, fsm.status, fsm.reason) == ("resyncing", "joined", str(REJOIN))
     fsm.join_accepted()
-    assert not any(each.startswith("NotifyStatus") for each in said(fsm.put_out(REJOIN, 110.0)))
+    assert not any(each.startswith("NotifyStatus") for each in said(fsm.evicted(REJOIN, 110.0)))
     assert (fsm.state, fsm.delay) == ("resync_delayed", 20.0)
 
 
-@pytest.mark.parametrize(("fact", "args"), [("leave_requested", ()), ("broke", ("why",)), ("join_refused", (UNKNOWN,))])
+@pytest.mark.parametrize(
+    ("fact", "args"), [("leave_requested", ()), ("faulted", ("why",)), ("join_refused", (UNKNOWN,))]
+)
 def test_obs_2_listeners_hear_of_no_attempt_once_it_is_over(fact: str, args: tuple[Any, ...]) -> None:
     """OBS-2: ``attempt`` is 0 when there is no next one."""
     assert change(getattr(room("join_delayed"), fact)(*args)).attempt == 0
@@ -145,7 +147,7 @@ def test_rejoin_2_a_joined_room_is_asked_for_again_after_a_reconnect() -> None:
     """REJOIN-2: it shows ``reconnecting`` meanwhile."""
     fsm = room("joined")
     assert said(fsm.connection_lost("ping timeout")) == [
-        "TakeBack()",
+        "DiscardUnsent()",
         "EndSession()",
         "NotifyStatus(joined → reconnecting, 'ping timeout')",
     ]
@@ -229,7 +231,7 @@ def test_d_cause_a_change_says_as_data_why() -> None:
     fsm.connection_opened("connected")
     news = change(fsm.join_accepted())
     assert (news.cause, news.stop) == (None, None)
-    news = change(fsm.put_out(EVICTED, 100.0))
+    news = change(fsm.evicted(EVICTED, 100.0))
     assert (news.cause, news.stop) == (EVICTED, None)
     news = change(room("joined").leave_requested())
     assert (news.cause, news.stop) == (None, None)
@@ -282,10 +284,10 @@ def test_d_timeout_a_request_without_an_answer_is_made_again_later_and_later(whe
     fsm = room(where)
     seen = []
     for _ in range(7):
-        effects = fsm.timer_fell_due()
+        effects = fsm.timer_fired()
         assert said(effects)[:2] == ["StopTimer()", "AbandonRequest()"]
         seen += waits(effects)
-        again = fsm.timer_fell_due()
+        again = fsm.timer_fired()
         assert said(again) == ["StopTimer()", "RequestJoin(CURRENT)", "StartTimer(10)"]
     assert seen == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
     assert fsm.state == where
@@ -296,7 +298,7 @@ def test_d_timeout_waits_are_spread_by_the_policy() -> None:
     one, two = (RoomFSM(RetryPolicy(random=random.Random(3))) for _ in range(2))
     for fsm in (one, two):
         fsm.connection_opened("connected")
-        fsm.timer_fell_due()
+        fsm.timer_fired()
     assert one.delay == two.delay != 0.5
 
 
@@ -306,7 +308,7 @@ def test_d_timeout_the_backoff_begins_anew_once_joined() -> None:
     fsm.join_accepted()
     fsm.connection_lost("lost")
     fsm.connection_opened("connected")
-    assert waits(fsm.timer_fell_due()) == [0.5]
+    assert waits(fsm.timer_fired()) == [0.5]
 
 
 @pytest.mark.parametrize("where", DELAYED)
@@ -315,9 +317,9 @@ def test_d_timeout_the_reason_for_asking_again_is_that_of_the_wait(where: str) -
     fsm = room(dict(zip(DELAYED, ASKING, strict=True))[where])
     fsm.credentials_failed("the auth function raised OSError", False)
     fsm.join_requested()
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert fsm.reason == "the auth function raised OSError"
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert fsm.reason == "no answer to the request to join within 10 s"
 
 
@@ -405,8 +407,8 @@ OVER: list[tuple[Any, ...]] = [
     ("join_accepted",),
     ("join_refused", UNKNOWN),
     ("credentials_failed", "raised", True),
-    ("timer_fell_due",),
-    ("put_out", EVICTED, 1.0),
+    ("timer_fired",),
+    ("evicted", EVICTED, 1.0),
     ("acks_overdue", 1.0),
     ("batch_refused", UpdateStatusCode.RATE_LIMITED, "slowly", 1.0),
     ("upload_refused", UpdateStatusCode.PERMISSION_DENIED),
@@ -415,7 +417,7 @@ OVER: list[tuple[Any, ...]] = [
     ("updates_lost", UpdateStatusCode.OK, "one is missing", 1.0),
     ("resync_requested",),
     ("leave_requested",),
-    ("broke", "raised"),
+    ("faulted", "raised"),
 ]
 
 
@@ -433,7 +435,7 @@ def test_d_leave_what_is_over_is_over(where: str, fact: str, args: list[Any]) ->
 def test_d_roomerr_eviction_is_the_end(where: str) -> None:
     """D-ROOMERR: any code but 1; the set is cleared before listeners hear of it."""
     fsm = room(where)
-    effects = said(fsm.put_out(EVICTED, 100.0))
+    effects = said(fsm.evicted(EVICTED, 100.0))
     begin = effects.index("Untrack()")
     assert effects[begin + 1] == f"FailWaiters(JoinRefused('{EVICTED}'))"
     assert f"NotifyError(JoinRefused('{EVICTED}'))" in effects[begin:]
@@ -458,8 +460,8 @@ def test_d_roomerr_a_refused_version_after_the_join_is_the_end() -> None:
 def test_d_roomerr_a_suggestion_is_followed_at_once() -> None:
     """D-ROOMERR: the first one."""
     fsm = room("joined")
-    assert said(fsm.put_out(REJOIN, 100.0)) == [
-        "TakeBack()",
+    assert said(fsm.evicted(REJOIN, 100.0)) == [
+        "DiscardUnsent()",
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
     ]
@@ -471,11 +473,11 @@ def test_d_roomerr_then_at_most_once_in_30_seconds() -> None:
     fsm = room("joined")
     now, followed = 100.0, []
     for _ in range(4):
-        effects = fsm.put_out(REJOIN, now)
+        effects = fsm.evicted(REJOIN, now)
         if fsm.state == "resync_delayed":
             (wait,) = waits(effects)
             now += wait
-            fsm.timer_fell_due()
+            fsm.timer_fired()
         assert fsm.state == "resyncing"
         followed.append(now)
         now += 1
@@ -487,16 +489,16 @@ def test_d_roomerr_then_at_most_once_in_30_seconds() -> None:
 def test_d_roomerr_a_suggestion_waits_for_what_is_left_of_the_interval(since: float, wait: float) -> None:
     """D-ROOMERR: to the fraction of a second; a clock that went back makes it no longer than the interval."""
     fsm = room("joined")
-    fsm.put_out(REJOIN, 100.0)
+    fsm.evicted(REJOIN, 100.0)
     fsm.join_accepted()
-    assert waits(fsm.put_out(REJOIN, 100.0 + since)) == [wait]
+    assert waits(fsm.evicted(REJOIN, 100.0 + since)) == [wait]
 
 
 def test_d_roomerr_a_late_answer_to_a_suggestion_that_was_followed_counts() -> None:
     """D-ROOMERR OK-4: it was asked for, however soon after the suggestion."""
     fsm = room("joined")
-    fsm.put_out(REJOIN, 100.0)
-    fsm.timer_fell_due()  # no answer in time
+    fsm.evicted(REJOIN, 100.0)
+    fsm.timer_fired()  # no answer in time
     assert fsm.state == "resync_delayed"
     fsm.join_accepted()
     assert fsm.state == "joined"
@@ -505,19 +507,19 @@ def test_d_roomerr_a_late_answer_to_a_suggestion_that_was_followed_counts() -> N
 def test_d_roomerr_the_interval_is_over() -> None:
     """D-ROOMERR: 30 s later it is followed at once again."""
     fsm = room("joined")
-    fsm.put_out(REJOIN, 100.0)
+    fsm.evicted(REJOIN, 100.0)
     fsm.join_accepted()
-    fsm.put_out(REJOIN, 130.0)
+    fsm.evicted(REJOIN, 130.0)
     assert fsm.state == "resyncing"
 
 
 def test_d_roomerr_a_suggestion_waits_no_longer_than_the_interval() -> None:
     """D-ROOMERR: also if the connection is lost, time and again, before it could be followed."""
     fsm = room("joined")
-    fsm.put_out(REJOIN, 100.0)
+    fsm.evicted(REJOIN, 100.0)
     fsm.join_accepted()
     for _ in range(3):
-        (wait,) = waits(fsm.put_out(REJOIN, 101.0))
+        (wait,) = waits(fsm.evicted(REJOIN, 101.0))
         assert 29 <= wait <= 30
         for fact, *args in REJOINING[-2:]:
             getattr(fsm, fact)(*args)
@@ -527,23 +529,23 @@ def test_d_roomerr_a_suggestion_waits_no_longer_than_the_interval() -> None:
 def test_d_roomerr_a_suggestion_while_a_comparison_waits_keeps_edits_back() -> None:
     """D-ROOMERR D-RESYNC: we are put out, so an edit would be refused."""
     fsm = room("resync_delayed")
-    assert said(fsm.put_out(REJOIN, 100.0)) == ["TakeBack()"]
+    assert said(fsm.evicted(REJOIN, 100.0)) == ["DiscardUnsent()"]
     assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
 
 
 def test_d_roomerr_a_suggestion_while_one_waits_for_its_time_is_kept() -> None:
     """D-ROOMERR: within the interval, and whichever version was refused meanwhile; the wait goes on."""
     fsm = room("joined")
-    fsm.put_out(REJOIN, 100.0)
+    fsm.evicted(REJOIN, 100.0)
     fsm.join_accepted()
-    fsm.put_out(REJOIN, 101.0)
-    assert said(fsm.put_out(REJOIN, 102.0)) == ["TakeBack()"]
+    fsm.evicted(REJOIN, 101.0)
+    assert said(fsm.evicted(REJOIN, 102.0)) == ["DiscardUnsent()"]
     assert fsm.state == "resync_delayed"
     fsm = room("resyncing")
     fsm.join_refused(VERSION_UNKNOWN)
     fsm.join_refused(VERSION_UNKNOWN)
-    fsm.timer_fell_due()
-    assert said(fsm.put_out(REJOIN, 100.0)) == ["TakeBack()"]
+    fsm.timer_fired()
+    assert said(fsm.evicted(REJOIN, 100.0)) == ["DiscardUnsent()"]
     assert fsm.state == "resync_delayed"
 
 
@@ -551,7 +553,7 @@ def test_d_roomerr_a_suggestion_while_one_waits_for_its_time_is_kept() -> None:
 def test_d_roomerr_a_suggestion_is_no_news_while_asking(where: str) -> None:
     """D-ROOMERR: it is what the room does."""
     fsm = room(where)
-    assert fsm.put_out(REJOIN, 100.0) == []
+    assert fsm.evicted(REJOIN, 100.0) == []
     assert fsm.state == where
 
 
@@ -559,7 +561,7 @@ def test_d_roomerr_a_suggestion_is_no_news_while_asking(where: str) -> None:
 def test_d_roomerr_without_a_connection_it_is_nobodys(where: str) -> None:
     """D-ROOMERR: a message of an earlier connection."""
     fsm = room(where)
-    assert fsm.put_out(EVICTED, 100.0) == []
+    assert fsm.evicted(EVICTED, 100.0) == []
     assert fsm.join_refused(UNKNOWN) == []
     assert fsm.join_accepted() == []
     assert fsm.state == where
@@ -586,7 +588,7 @@ def test_d_version_an_answer_that_comes_late_counts_for_the_next_request(where: 
     """D-VERSION D-TIMEOUT: it says nothing about when to ask again."""
     fsm = room(where)
     assert fsm.join_refused(VERSION_UNKNOWN) == []
-    assert said(fsm.timer_fell_due()) == ["StopTimer()", "RequestJoin(ALTERNATIVE)", "StartTimer(10)"]
+    assert said(fsm.timer_fired()) == ["StopTimer()", "RequestJoin(ALTERNATIVE)", "StartTimer(10)"]
 
 
 @pytest.mark.parametrize("where", DELAYED)
@@ -602,12 +604,12 @@ def test_d_version_late_answers_run_out_of_versions_too(where: str) -> None:
 def test_d_version_an_answer_to_nothing_chooses_no_version() -> None:
     """D-VERSION D-ROOMERR: nothing was asked since it was put out, so nothing was refused."""
     fsm = room("joined")
-    fsm.put_out(REJOIN, 100.0)
+    fsm.evicted(REJOIN, 100.0)
     fsm.join_accepted()
-    fsm.put_out(REJOIN, 101.0)
+    fsm.evicted(REJOIN, 101.0)
     assert fsm.state == "resync_delayed"
     assert fsm.join_refused(VERSION_UNKNOWN) == []
-    assert "RequestJoin(CURRENT)" in said(fsm.timer_fell_due())
+    assert "RequestJoin(CURRENT)" in said(fsm.timer_fired())
 
 
 def test_d_version_an_answer_to_nothing_chooses_no_version_where_there_is_no_doubt_either() -> None:
@@ -618,7 +620,7 @@ def test_d_version_an_answer_to_nothing_chooses_no_version_where_there_is_no_dou
     fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 101.0)
     assert (fsm.state, fsm.in_doubt) == ("resync_delayed", False)
     assert fsm.join_refused(VERSION_UNKNOWN) == []
-    assert "RequestJoin(CURRENT)" in said(fsm.timer_fell_due())
+    assert "RequestJoin(CURRENT)" in said(fsm.timer_fired())
 
 
 @pytest.mark.parametrize("where", ASKING)
@@ -627,7 +629,7 @@ def test_d_roomerr_a_suggestion_is_no_news_whichever_version_is_asked_with(where
     fsm = room(where)
     fsm.join_refused(VERSION_UNKNOWN)
     fsm.join_refused(VERSION_UNKNOWN)
-    assert fsm.put_out(REJOIN, 100.0) == []
+    assert fsm.evicted(REJOIN, 100.0) == []
     assert fsm.state == where
 
 
@@ -652,7 +654,7 @@ def test_d_ack_too_many_updates_without_an_ack_lead_to_a_comparison() -> None:
     """D-ACK: its version exchange supersedes them."""
     fsm = room("joined")
     assert said(fsm.acks_overdue(100.0)) == [
-        "TakeBack()",
+        "DiscardUnsent()",
         "RequestJoin(CURRENT)",
         "StartTimer(10)",
     ]
@@ -672,7 +674,7 @@ def test_d_ack_a_server_that_never_acknowledges_has_the_document_once_per_interv
 def test_d_ack_a_comparison_that_is_due_supersedes_them_too(where: str) -> None:
     """D-ACK D-RESYNC: what waits for an Ack is taken back, and later edits are kept back for it."""
     fsm = room(where)
-    assert said(fsm.acks_overdue(100.0)) == ["TakeBack()"]
+    assert said(fsm.acks_overdue(100.0)) == ["DiscardUnsent()"]
     assert (fsm.state, fsm.keeps_edits_back) == (where, True)
 
 
@@ -680,7 +682,7 @@ def test_d_ack_a_comparison_that_is_due_supersedes_them_too(where: str) -> None:
 def test_d_error_what_broke_ends_the_room(where: str) -> None:
     """D-ERROR: the adaptor or a guard raised; the server is told that we leave, if it can be."""
     fsm = room(where)
-    effects = fsm.broke("the adaptor raised KeyError")
+    effects = fsm.faulted("the adaptor raised KeyError")
     assert said(effects)[0] == ("SendLeave()" if where in ONLINE else "Untrack()")
     error = error_of(effects)
     assert isinstance(error, JoinRefused)
@@ -697,8 +699,8 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
 
     fsm = room("joining", Hopeless)
     with pytest.raises(ZeroDivisionError):
-        fsm.broke("why")
-    effects = fsm.give_up("the machine raised")
+        fsm.faulted("why")
+    effects = fsm.force_error("the machine raised")
     assert change(effects).cause is error_of(effects)
     assert said(effects) == [
         "Untrack()",
@@ -707,7 +709,7 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
         "NotifyStatus(connecting → error, 'the machine raised')",
     ]
     assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
-    assert len(fsm.give_up("again")) == 3  # nobody is told a status twice
+    assert len(fsm.force_error("again")) == 3  # nobody is told a status twice
 
 
 def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
@@ -717,12 +719,12 @@ def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
         def state_changed(self) -> None:
             raise OSError
 
-    assert said(Hopeless().give_up("the machine raised"))[0] == "Untrack()"
+    assert said(Hopeless().force_error("the machine raised"))[0] == "Untrack()"
 
 
 IMPOSSIBLE = [
     ("join_accepted", ["joined", "queued", "stale", "disconnected"]),
-    ("timer_fell_due", ["joined", "queued", "stale", "disconnected"]),
+    ("timer_fired", ["joined", "queued", "stale", "disconnected"]),
     ("acks_overdue", [where for where in TRACKED if where not in SESSION]),
     ("edited_in_doubt", [where for where in TRACKED if where != "joined"]),
 ]
@@ -763,9 +765,9 @@ def test_a_user_changes_the_deadlines() -> None:
         rejoin_interval = 5.0
 
     fsm = room("joined", Hasty)
-    assert waits(fsm.put_out(REJOIN, 0.0)) == [2.0]
+    assert waits(fsm.evicted(REJOIN, 0.0)) == [2.0]
     fsm.join_accepted()
-    assert waits(fsm.put_out(REJOIN, 1.0)) == [4.0]
+    assert waits(fsm.evicted(REJOIN, 1.0)) == [4.0]
 
 
 def test_a_user_may_never_follow_a_suggestion_at_once() -> None:
@@ -776,7 +778,7 @@ def test_a_user_may_never_follow_a_suggestion_at_once() -> None:
             return False
 
     fsm = room("joined", Slow)
-    assert waits(fsm.put_out(REJOIN, 100.0)) == [30.0]
+    assert waits(fsm.evicted(REJOIN, 100.0)) == [30.0]
     assert fsm.state == "resync_delayed"
 
 
@@ -801,7 +803,7 @@ def test_a_users_state_and_row_are_part_of_the_machine() -> None:
         "AbandonRequest()",
         "StartTimer(60)",
     ]
-    assert said(fsm.timer_fell_due()) == ["StopTimer()", "RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert said(fsm.timer_fired()) == ["StopTimer()", "RequestJoin(CURRENT)", "StartTimer(10)"]
     assert fsm.state == "joining"
 
 
@@ -809,14 +811,14 @@ def test_obs_2_a_users_rows_may_lead_from_any_wait_to_any_other() -> None:
     """OBS-2: whatever status that changes, listeners hear how often it was asked in vain, and the wait."""
 
     class Forgetful(RoomFSM):
-        timer_fell_due = RoomFSM.timer_fell_due.first(
+        timer_fired = RoomFSM.timer_fired.first(
             row(RoomFSM.rejoining, to=RoomFSM.join_delayed, do="miss_answer"),
             row(RoomFSM.joining, to=RoomFSM.rejoin_delayed, do="miss_answer"),
         )
 
     for where, old, new in (("joining", "connecting", "reconnecting"), ("rejoining", "reconnecting", "connecting")):
         fsm = room(where, Forgetful)
-        told = change(fsm.timer_fell_due())
+        told = change(fsm.timer_fired())
         assert (told.old, told.new, told.attempt, told.retry_in) == (old, new, 1, 0.5)
 
 
@@ -874,12 +876,12 @@ def no_answer(story: Story) -> None:
     story.tell("join_requested")
     story.tell("connection_opened", "connected")
     for _ in range(5):
-        story.tell("timer_fell_due")
+        story.tell("timer_fired")
     story.tell("join_accepted")
     story.tell("connection_lost", "the connection was lost")
     story.tell("connection_opened", "connected")
-    story.tell("timer_fell_due")
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
+    story.tell("timer_fired")
     story.tell("join_accepted")
 
 
@@ -887,13 +889,13 @@ def evicted(story: Story) -> None:
     """Put out: come back; come back, but later; do not come back."""
     story.tell("connection_opened", "connected")
     story.tell("join_accepted")
-    story.tell("put_out", REJOIN, 100.0)
-    story.tell("put_out", REJOIN, 100.0)
+    story.tell("evicted", REJOIN, 100.0)
+    story.tell("evicted", REJOIN, 100.0)
     story.tell("join_accepted")
-    story.tell("put_out", REJOIN, 110.0)
-    story.tell("timer_fell_due")
+    story.tell("evicted", REJOIN, 110.0)
+    story.tell("timer_fired")
     story.tell("join_accepted")
-    story.tell("put_out", EVICTED, 140.0)
+    story.tell("evicted", EVICTED, 140.0)
     story.tell("leave_requested")
 
 
@@ -908,7 +910,7 @@ def auth(story: Story) -> None:
     """The token provider fails, and then says that there is no use; on another server, it is refused."""
     story.tell("connection_opened", "connected")
     story.tell("credentials_failed", "the auth function raised OSError", False)
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("join_accepted")
     story.tell("connection_lost", "the connection was lost")
     story.tell("connection_opened", "connected")
@@ -935,18 +937,18 @@ def resync(story: Story) -> None:
     story.tell("batch_refused", UpdateStatusCode.RATE_LIMITED, "too many", 100.0)
     story.tell("batch_refused", UpdateStatusCode.RATE_LIMITED, "too many", 100.1)
     story.tell("join_accepted")
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("join_accepted")
     story.tell("acks_complete")
     story.tell("batch_refused", UpdateStatusCode.PERMISSION_DENIED, "no", 200.0)
     story.tell("join_accepted")
     story.tell("batch_refused", UpdateStatusCode.PERMISSION_DENIED, "no", 200.1)
     story.tell("edited_in_doubt", 210.0)
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("join_accepted")
     story.tell("acks_complete")
     story.tell("updates_lost", UpdateStatusCode.OK, "one is missing", 300.0)
-    story.tell("timer_fell_due")
+    story.tell("timer_fired")
     story.tell("resync_requested")
     story.tell("join_accepted")
 
@@ -971,9 +973,9 @@ def test_golden_transcripts_have_a_story_each() -> None:
 def test_d_roomerr_an_answer_to_nothing_is_none(answer: str) -> None:
     """D-ROOMERR: a room that was put out and waits has asked for nothing, whatever a server says."""
     fsm = room("joined")
-    fsm.put_out(REJOIN, 100.0)
+    fsm.evicted(REJOIN, 100.0)
     fsm.join_accepted()
-    fsm.put_out(REJOIN, 101.0)
+    fsm.evicted(REJOIN, 101.0)
     assert fsm.state == "resync_delayed"
     args = (UNKNOWN,) if answer == "join_refused" else ()
     assert getattr(fsm, answer)(*args) == []
@@ -988,7 +990,11 @@ def test_d_resync_a_refusal_leads_to_a_comparison_at_once_and_then_once_in_30_se
     """D-RESYNC D-ACK: whatever the status; the session goes on, and edits are kept back until it is answered."""
     fsm = room("joined")
     assert not fsm.keeps_edits_back
-    assert said(fsm.batch_refused(status, "refused", 100.0)) == ["TakeBack()", "RequestJoin(CURRENT)", "StartTimer(10)"]
+    assert said(fsm.batch_refused(status, "refused", 100.0)) == [
+        "DiscardUnsent()",
+        "RequestJoin(CURRENT)",
+        "StartTimer(10)",
+    ]
     assert (fsm.state, fsm.status, fsm.reason, fsm.keeps_edits_back) == ("resyncing", "joined", "refused", True)
     assert said(fsm.join_accepted())[-1] == "Synchronise()"
     assert (fsm.in_doubt, fsm.keeps_edits_back) == (True, False)
@@ -1014,7 +1020,7 @@ def test_d_resync_what_a_comparison_uploads_is_refused_for_good(status: UpdateSt
     assert fsm.in_doubt
     assert waits(fsm.edited_in_doubt(101.0)) == [29.0]
     assert fsm.edited_in_doubt(102.0) == []
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     assert fsm.refused is status
     fsm.join_accepted()
     assert (fsm.refused, fsm.in_doubt) == (None, True)
@@ -1094,7 +1100,7 @@ def test_d_resync_by_hand_it_is_at_once(where: str) -> None:
 def test_d_resync_a_refusal_before_the_answer_waits_for_it(where: str) -> None:
     """D-RESYNC: the comparison that is made, or will be, is for it too."""
     fsm = room(where)
-    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)) == ["TakeBack()"]
+    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)) == ["DiscardUnsent()"]
     assert (fsm.state, fsm.keeps_edits_back) == (where, True)
 
 
@@ -1104,7 +1110,7 @@ def test_d_resync_a_refusal_while_a_lost_update_waits_for_its_time_waits_too() -
     fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0)
     fsm.join_accepted()
     fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 101.0)
-    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 102.0)) == ["TakeBack()"]
+    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 102.0)) == ["DiscardUnsent()"]
     assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
 
 
@@ -1149,9 +1155,9 @@ def test_d_resync_no_answer_is_asked_again_with_the_rooms_own_backoff() -> None:
     """D-RESYNC D-TIMEOUT: the session goes on."""
     fsm = room("resyncing")
     for wait in (0.5, 1.0, 2.0):
-        assert waits(fsm.timer_fell_due()) == [wait]
+        assert waits(fsm.timer_fired()) == [wait]
         assert (fsm.state, fsm.status) == ("resync_delayed", "joined")
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         assert fsm.state == "resyncing"
 
 
@@ -1174,7 +1180,7 @@ def test_d_joinerr_an_unspecified_refusal_of_a_room_that_was_good_is_tried_again
         assert waits(fsm.join_refused(UNKNOWN, 100.0)) == [wait]
         assert fsm.state == then
         assert fsm.join_refused(UNKNOWN, 100.0) == []
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         assert fsm.state == where
 
 
@@ -1203,7 +1209,7 @@ def test_d_joinerr_a_rate_limit_in_the_session_is_waited_for() -> None:
     fsm = room("joined")
     assert waits(fsm.join_refused(limit, 100.0)) == [30.0]
     assert (fsm.state, fsm.status, fsm.keeps_edits_back) == ("resync_delayed", "joined", False)
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.join_accepted()
     assert waits(fsm.join_refused(limit, 140.0)) == [20.0]
     fsm.join_refused(limit)
@@ -1227,7 +1233,7 @@ def test_d_joinerr_a_rate_limit_on_joins_is_waited_for(where: str, code: str) ->
     for wait in (0.5, 1.0, 2.0):
         assert waits(fsm.join_refused(JoinRefused(0x7F, "slowly", code), 100.0)) == [wait]
         assert fsm.join_refused(JoinRefused(0x7F, "slowly", code), 100.0) == []
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         assert fsm.state == where
 
 
@@ -1240,7 +1246,7 @@ def test_d_joinerr_a_rate_limit_on_updates_is_waited_for_longer_each_time() -> N
         assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
         assert fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", now) == []
         assert fsm.join_accepted() == []
-        fsm.timer_fell_due()
+        fsm.timer_fired()
         fsm.join_accepted()
         now += wait
     fsm.acks_complete()
@@ -1261,7 +1267,7 @@ def test_d_joinerr_a_rate_limit_while_a_comparison_waits_is_waited_for() -> None
     fsm = room("resync_delayed")
     assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)) == [0.5]
     assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
-    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.1)) == ["TakeBack()"]
+    assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.1)) == ["DiscardUnsent()"]
     assert fsm.state == "resync_delayed"
 
 
@@ -1276,7 +1282,7 @@ def test_d_joinerr_a_rate_limit_while_versions_are_compared_is_waited_for() -> N
 def test_d_joinerr_a_late_answer_does_not_end_the_wait_for_a_rate_limit() -> None:
     """D-JOINERR D-TIMEOUT: an earlier request was made in vain, and its answer comes now; it would upload too early."""
     fsm = room("resync_delayed")
-    fsm.timer_fell_due()
+    fsm.timer_fired()
     fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)
     assert (fsm.state, fsm.was_asked()) == ("resync_delayed", True)
     assert fsm.join_accepted() == []
@@ -1289,8 +1295,8 @@ def test_d_joinerr_a_late_answer_counts_once_the_limit_was_waited_out() -> None:
     """D-JOINERR D-TIMEOUT: the wait that follows is for another reason."""
     fsm = room("joined")
     fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)
-    fsm.timer_fell_due()
-    fsm.timer_fell_due()  # no answer in time
+    fsm.timer_fired()
+    fsm.timer_fired()  # no answer in time
     assert fsm.state == "resync_delayed"
     fsm.join_accepted()
     assert fsm.state == "joined"

@@ -58,9 +58,8 @@ from reconnect_fsm.loro_protocol import (
     encode,
     split,
 )
-from reconnect_fsm.machine import event, refuse, row
-from reconnect_fsm.testing import leaks
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.machine import event, ignore, row
+from reconnect_fsm.testing import EmbeddedServer, leaks
 from reconnect_fsm.testing.virtual_time import run, serving
 
 pytestmark = pytest.mark.virtual_time
@@ -2044,15 +2043,15 @@ async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted
                 self.state = "error"
             raise ZeroDivisionError
 
-        def say_goodbye(self) -> None:
+        def send_leave(self) -> None:
             raise ZeroDivisionError
 
         @event(
-            row(RoomFSM.ONLINE, to=RoomFSM.error, do=say_goodbye),
-            refuse((*RoomFSM.OVER, RoomFSM.queued), because=""),
+            row(RoomFSM.ONLINE, to=RoomFSM.error, do=send_leave),
+            ignore((*RoomFSM.OVER, RoomFSM.queued), because=""),
             row((RoomFSM.disconnected, RoomFSM.stale), to=RoomFSM.error),
         )
-        def broke(self, what: str) -> None:
+        def faulted(self, what: str) -> None:
             if when == "error already":
                 raise ZeroDivisionError
 

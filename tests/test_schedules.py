@@ -40,7 +40,7 @@ from reconnect_fsm import (
 )
 from reconnect_fsm._asyncio import connection
 from reconnect_fsm._asyncio.connection import Connection
-from reconnect_fsm._asyncio.event_queue import Outcome, Promise, Pump
+from reconnect_fsm._asyncio.event_queue import EventQueue, Outcome, Promise
 from reconnect_fsm._asyncio.room_driver import Rooms
 from reconnect_fsm._asyncio.transport import socket as transport
 from reconnect_fsm._asyncio.transport.socket import Socket
@@ -381,7 +381,7 @@ class Watched(Client):
         timers = [
             timer._args
             for timer in loop._scheduled
-            if not timer.cancelled() and timer._args and timer._args[0] in (self._timer_fell_due, self._heartbeat_due)
+            if not timer.cancelled() and timer._args and timer._args[0] in (self._timer_fired, self._heartbeat_due)
         ]
         ending = len(self._ending)
         state = self.state
@@ -628,15 +628,15 @@ async def put_out_or_left(race: Race) -> None:
     room = race.join(client)
     await room
     race.go(
-        lambda: put_out(race, RoomErrorCode.REJOIN_SUGGESTED),
-        lambda: put_out(race, RoomErrorCode.EVICTED),
+        lambda: evicted(race, RoomErrorCode.REJOIN_SUGGESTED),
+        lambda: evicted(race, RoomErrorCode.EVICTED),
         lambda: race.bags[room].add(b"edit"),
         room.leave,
         lambda: race.join(client),
     )
 
 
-async def put_out(race: Race, code: RoomErrorCode) -> None:
+async def evicted(race: Race, code: RoomErrorCode) -> None:
     await race.server.send("r", CrdtType.ELO, RoomError(CrdtType.ELO, "r", code, "out"))
 
 
@@ -869,8 +869,8 @@ def wakes_the_cancelled(patch: pytest.MonkeyPatch) -> None:
 
 def runs_jobs_at_once(patch: pytest.MonkeyPatch) -> None:
     """Law 1: an event, and the work that comes of it, run in the middle of another event."""
-    patch.setattr(Pump, "post", lambda self, job, *args: job(*args))
-    patch.setattr(Pump, "schedule", lambda self, work: deque(work, maxlen=0))
+    patch.setattr(EventQueue, "post", lambda self, job, *args: job(*args))
+    patch.setattr(EventQueue, "schedule", lambda self, work: deque(work, maxlen=0))
 
 
 def takes_answers_of_the_left(patch: pytest.MonkeyPatch) -> None:
@@ -1068,13 +1068,13 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
     whole = racing(closed_in_full_flight, real)
     courses: list[object] = []
 
-    async def remembered() -> None:
+    async def named_context() -> None:
         await whole()
         loop = asyncio.get_running_loop()
         assert isinstance(loop, ShuffledLoop)
         courses.append((tuple(loop.choices), loop.callbacks))
 
-    many_schedules(remembered, [3, 3, 4])
+    many_schedules(named_context, [3, 3, 4])
     assert courses[0] == courses[1] != courses[2]
 
 

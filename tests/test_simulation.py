@@ -22,13 +22,12 @@ from async_solipsism import SleepForeverError
 
 from figures import Figures, soak
 from reconnect_fsm import Client, ClientFSM, ClientStatus, CloseInfo, RetryPolicy, RoomFSM, StateChange
-from reconnect_fsm._asyncio.event_queue import Listeners
+from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.effects import AnnounceConnected, CloseSocket, Dial, RequestJoin, StartTimer, TellRooms
+from reconnect_fsm.effects import AnnounceConnected, CloseSocket, Dial, NotifyRooms, RequestJoin, StartTimer
 from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import row
-from reconnect_fsm.testing import every_schedule, many_schedules, run_in_virtual_time
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer, every_schedule, many_schedules, run_in_virtual_time
 from reconnect_fsm.testing.nemesis import CALLS, FAULTS, plan
 from reconnect_fsm.testing.simulation import INVARIANTS, Report, Violation, main, simulate
 from reconnect_fsm.testing.simulation_network import LATENCY, NetworkLoop
@@ -326,8 +325,8 @@ class WaitsWithoutTimer(ClientFSM):
 
 
 class TellsRoomsLater(Client):
-    def _tell_rooms(self, effect: TellRooms) -> None:
-        asyncio.get_running_loop().call_later(0, super()._tell_rooms, effect)
+    def _notify_rooms(self, effect: NotifyRooms) -> None:
+        asyncio.get_running_loop().call_later(0, super()._notify_rooms, effect)
 
 
 class RoomTellsNothing(RoomFSM):

@@ -573,14 +573,14 @@ async def test_hundreds_of_clients_are_counted_together() -> None:
     left = metrics.snapshot()
     assert {each["value"] for each in left["reconnect_fsm.client.count"]} == {0}
     assert len(left["reconnect_fsm.client.count"]) <= 5
-    assert not any(client._pump.observers or client._on_latency for client in clients)
+    assert not any(client._dispatcher.observers or client._on_latency for client in clients)
 
 
 async def test_nothing_is_kept_of_rooms_that_are_gone() -> None:
     """However many came and went: of a client that is observed no more than of one that is not."""
     async with ScriptedServer() as server, client_of(server) as client:
         unobserve = observe(client, lambda event: None)
-        ((_, told),) = client._pump.observers._callbacks
+        ((_, told),) = client._dispatcher.observers._callbacks
         watch = told.__self__  # type: ignore[attr-defined]
         for number in range(50):
             room = await join(client, f"r{number}")
@@ -588,7 +588,7 @@ async def test_nothing_is_kept_of_rooms_that_are_gone() -> None:
             await room.leave()
         assert (watch._tracked, watch._joining) == ({}, {})
         unobserve()
-        assert not client._pump.observers
+        assert not client._dispatcher.observers
         assert not client._on_latency
 
 
@@ -686,7 +686,7 @@ async def outage(script: list[Entry], commands: list[tuple[str, float]]) -> None
             except AssertionError as error:
                 wrong.append(error)
 
-        client._pump.observers.add(looked)
+        client._dispatcher.observers.add(looked)
         async with client:
             for command, wait in commands:
                 obey(client, command)
@@ -858,7 +858,7 @@ def test_without_opentelemetry_it_says_what_to_install(monkeypatch: pytest.Monke
     client = Connection("ws://127.0.0.1:9")
     with pytest.raises(ImportError, match=r"pip install 'reconnect-fsm\[opentelemetry\]'.*telemetry\.Metrics"):
         instrument(client)
-    assert not client._pump.observers
+    assert not client._dispatcher.observers
 
 
 def test_the_example_of_instrument() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from reconnect_fsm import ClientFSM, ClientStatus, RoomFSM, RoomStatus
 from reconnect_fsm.effects import Dial, Effect, StartTimer
-from reconnect_fsm.machine import FSM, REST, STAY, event, refuse, row, state
+from reconnect_fsm.machine import FSM, OTHERWISE, STAY, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.testing.machines import (
     LISTED,
@@ -50,7 +50,7 @@ class PatientFSM(ClientFSM):
 class TokenFSM(ClientFSM):
     """Has an event of its own."""
 
-    @event(row(ClientFSM.connected, to=ClientFSM.connecting), refuse(REST, because="no token in use"))
+    @event(row(ClientFSM.connected, to=ClientFSM.connecting), ignore(OTHERWISE, because="no token in use"))
     def token_expired(self, at: float) -> None:
         """The token of this connection is about to expire."""
         self.news = f"the token expires at {at:g}"
@@ -100,11 +100,11 @@ class Sealed(ClientFSM):
 
     banned = state(ClientStatus.DISCONNECTED, enter=ClientFSM.stop)
     socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=banned, when=is_banned))
-    connect_requested = ClientFSM.connect_requested.first(refuse(banned, because="banned"))
-    retry_requested = ClientFSM.retry_requested.first(refuse(banned, because="banned"))
-    start_requested = ClientFSM.start_requested.first(refuse(banned, because="banned"))
+    connect_requested = ClientFSM.connect_requested.first(ignore(banned, because="banned"))
+    retry_requested = ClientFSM.retry_requested.first(ignore(banned, because="banned"))
+    start_requested = ClientFSM.start_requested.first(ignore(banned, because="banned"))
     close_requested = ClientFSM.close_requested.first(row(banned, to=STAY))
-    broke = ClientFSM.broke.first(row(banned, to=STAY))
+    faulted = ClientFSM.faulted.first(row(banned, to=STAY))
     went_online = ClientFSM.went_online.first(row(banned, to=STAY))
     went_offline = ClientFSM.went_offline.first(row(banned, to=STAY))
 
@@ -114,8 +114,8 @@ class TrappedRoom(FullRoomFSM):
 
     full = state(RoomStatus.CONNECTING, like=RoomFSM.join_delayed)
     join_refused = RoomFSM.join_refused.first(row(RoomFSM.joining, to=full, when="is_full", do=RoomFSM.back_off))
-    timer_fell_due = RoomFSM.timer_fell_due.first(refuse(full, because="there is none"))
-    join_accepted = RoomFSM.join_accepted.first(refuse(full, because="it was refused"))
+    timer_fired = RoomFSM.timer_fired.first(ignore(full, because="there is none"))
+    join_accepted = RoomFSM.join_accepted.first(ignore(full, because="it was refused"))
 
 
 class Attic(ClientFSM):
@@ -141,7 +141,7 @@ class Impossible(ClientFSM):
 class Undecided(ClientFSM):
     """Has an event that never does anything."""
 
-    @event(refuse(REST, because="not yet"))
+    @event(ignore(OTHERWISE, because="not yet"))
     def battery_is_low(self) -> None: ...
 
 
@@ -206,7 +206,7 @@ class KeepsASocket(ClientFSM):
     """Is done with a connection and does not close it."""
 
     def close_socket(self) -> None:
-        self.tell_rooms("connection_lost")
+        self.notify_rooms("connection_lost")
 
 
 class Doubtful(ClientFSM):
@@ -223,7 +223,7 @@ STUCK = "connect_requested or retry_requested or start_requested or went_offline
 CLOSED = f"{UP} → socket_closed"
 FAULTY: list[tuple[type[FSM[Any]], str]] = [
     (Trapped, f"no way leads from updating to connected without {STUCK}, after {CLOSED} [is"),
-    (Trapped, "the row of timer_fell_due from updating never fires: nothing is alive there that could bring it about"),
+    (Trapped, "the row of timer_fired from updating never fires: nothing is alive there that could bring it about"),
     (Sealed, f"no way leads from banned to connected, after {CLOSED} [is_banned]"),
     (
         TrappedRoom,
@@ -368,7 +368,7 @@ class Lamp(FSM[bool]):
     def is_old(self) -> bool:
         return self.age > 1
 
-    @event(row(on, to=broken, when=is_old), row(on, to=off), row(off, to=on), refuse(REST, because="it is broken"))
+    @event(row(on, to=broken, when=is_old), row(on, to=off), row(off, to=on), ignore(OTHERWISE, because="it is broken"))
     def switched(self, ticket: Ticket, times: int | None, why: Exception, status: ClientStatus) -> None: ...
 
 
@@ -436,8 +436,8 @@ def test_effects_of_ones_own_are_welcome() -> None:
         pass
 
     class Flashing(ClientFSM):
-        def open_for_business(self) -> None:
-            super().open_for_business()
+        def begin_session(self) -> None:
+            super().begin_session()
             self.emit(Flash())
 
     flashing: Callable[..., object] = check_machine
@@ -451,8 +451,8 @@ def test_rows_put_first_twice_belong_to_the_class() -> None:
 
     class Twice(ClientFSM):
         banished = state(ClientStatus.RECONNECTING)
-        timer_fell_due = ClientFSM.timer_fell_due.first(row(banished, to=ClientFSM.connecting)).first(
+        timer_fired = ClientFSM.timer_fired.first(row(banished, to=ClientFSM.connecting)).first(
             row(ClientFSM.waiting, to=ClientFSM.connecting)
         )
 
-    assert {rule.declared_in for rule in Twice.rules if rule.event == "timer_fell_due"} == {"ClientFSM", "Twice"}
+    assert {rule.declared_in for rule in Twice.rules if rule.event == "timer_fired"} == {"ClientFSM", "Twice"}

@@ -16,8 +16,7 @@ from faulty import Watch, eventually
 from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.testing import leaks, virtual_time
-from reconnect_fsm.testing import EmbeddedServer
+from reconnect_fsm.testing import EmbeddedServer, leaks, virtual_time
 from reconnect_fsm.testing.proxy import CHUNK, ChaosProxy, Direction
 
 UP, DOWN, BOTH = Direction.UP, Direction.DOWN, Direction.BOTH

@@ -29,7 +29,7 @@ OUTAGE = [
     Transition(10.1, "notes", "join_accepted", "joining", "joined", "joined", "let in"),
     Transition(11.0, "client", "socket_closed", "connected", "waiting", "reconnecting", "it was lost", 1, 0.5),
     Transition(11.0, "notes", "connection_lost", "joined", "stale", "reconnecting", "it was lost"),
-    Transition(11.5, "client", "timer_fell_due", "waiting", "retrying", "reconnecting", "it was lost", 1),
+    Transition(11.5, "client", "timer_fired", "waiting", "retrying", "reconnecting", "it was lost", 1),
     Transition(12.0, "client", "socket_opened", "retrying", "connected", "connected", "connected"),
     Transition(12.001, "notes", "join_accepted", "rejoining", "joined", "joined", "let in"),
 ]
@@ -78,7 +78,7 @@ def test_each_fact_has_a_line_and_each_state_a_bar() -> None:
         ["0 s", "start_requested → connecting", "started"],
         ["100 ms", "socket_opened → connected", "connected", "notes: join_accepted → joined"],
         ["1.00 s", "socket_closed → waiting", "it was lost", "attempt 1 in 500 ms", "notes: connection_lost → stale"],
-        ["1.50 s", "timer_fell_due → retrying", "it was lost"],
+        ["1.50 s", "timer_fired → retrying", "it was lost"],
         ["2.00 s", "socket_opened → connected", "connected", "notes: join_accepted → joined"],
     ]
     fills = {status: [colour.fill] for status, colour in COLOURS.items()}
@@ -161,7 +161,7 @@ def test_everything_fits_the_width(width: int, rooms: int) -> None:
     steps = [*OUTAGE, long, *(OUTAGE[2]._replace(machine=f"{number} {'long name ' * 9}") for number in range(30))]
     root = parsed(sequence(steps, title="a title " * 40, width=width, rooms=rooms))
     assert root.get("width") == str(width)
-    assert any("timer_fell_due" in line[1] for line in words(root))
+    assert any("timer_fired" in line[1] for line in words(root))
 
 
 def test_ten_thousand_transitions_are_summed_up() -> None:
@@ -169,7 +169,7 @@ def test_ten_thousand_transitions_are_summed_up() -> None:
     moves = [
         ("socket_opened", "retrying", "connected", "connected", 3.0),
         ("socket_closed", "connected", "waiting", "reconnecting", 0.5),
-        ("timer_fell_due", "waiting", "retrying", "reconnecting", 0.5),
+        ("timer_fired", "waiting", "retrying", "reconnecting", 0.5),
     ]
     steps: list[Transition] = []
     time = 0.0

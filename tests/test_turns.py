@@ -1,4 +1,4 @@
-"""Turns: so many rooms are asked for at a time, those of a higher priority first, and whoever is done makes room."""
+"""JoinLimiter: a bound on rooms asked for at a time, those of a higher priority first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kit import until
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomStatus, Unauthorized
-from reconnect_fsm._asyncio.join_limiter import Turns
+from reconnect_fsm._asyncio.join_limiter import JoinLimiter
 from reconnect_fsm.loro_protocol import (
     CrdtType,
     JoinError,
@@ -40,57 +40,57 @@ JOIN_TIMEOUT = 10.0
 # ------------------------------------------------------------------------------------------------------------ the queue
 
 
-def all_of(turns: Turns[Any]) -> list[Any]:
+def all_of(limiter: JoinLimiter[Any]) -> list[Any]:
     """Everyone whose turn it is, if nobody is ever done."""
-    return list(iter(turns.next, None))
+    return list(iter(limiter.pop, None))
 
 
 def test_the_higher_the_priority_the_sooner_and_among_equals_first_come_first_served() -> None:
     """Whatever order they came in; negative ones too."""
-    turns: Turns[str] = Turns(None)
+    limiter: JoinLimiter[str] = JoinLimiter(None)
     for one, priority in (("e", 0), ("g", -1), ("a", 7), ("f", 0), ("c", 2), ("b", 7), ("d", 2)):
-        turns.wait(one, priority)
-    assert all_of(turns) == list("abcdefg")
-    assert turns.queues == {}
+        limiter.enqueue(one, priority)
+    assert all_of(limiter) == list("abcdefg")
+    assert limiter.queues == {}
 
 
 def test_whoever_comes_late_is_served_by_priority_too() -> None:
     """Also after a queue of that priority was used up."""
-    turns: Turns[str] = Turns(None)
+    limiter: JoinLimiter[str] = JoinLimiter(None)
     for one, priority in (("b", 1), ("a", 9)):
-        turns.wait(one, priority)
-    assert turns.next() == "a"
-    turns.wait("A", 9)
-    turns.wait("c", 0)
-    assert all_of(turns) == ["A", "b", "c"]
+        limiter.enqueue(one, priority)
+    assert limiter.pop() == "a"
+    limiter.enqueue("A", 9)
+    limiter.enqueue("c", 0)
+    assert all_of(limiter) == ["A", "b", "c"]
 
 
 def test_there_is_no_turn_while_so_many_are_busy() -> None:
     """And there is again as soon as one is done; who is busy is for others to say."""
-    turns: Turns[str] = Turns(2)
+    limiter: JoinLimiter[str] = JoinLimiter(2)
     for one in "abc":
-        turns.wait(one, 0)
+        limiter.enqueue(one, 0)
     for _ in range(2):
-        one = turns.next()
+        one = limiter.pop()
         assert one is not None
-        turns.busy.add(one)
-    assert turns.next() is None
-    turns.busy.discard("a")
-    assert turns.next() == "c"
-    assert turns.next() is None
+        limiter.in_flight.add(one)
+    assert limiter.pop() is None
+    limiter.in_flight.discard("a")
+    assert limiter.pop() == "c"
+    assert limiter.pop() is None
 
 
 def test_nobody_waits_and_nobody_is_busy_after_a_clear() -> None:
     """Not even those of whom there were too many, and what comes then is served as ever."""
-    turns: Turns[str] = Turns(1)
-    turns.busy.add("busy")
-    turns.wait("a", 3)
-    turns.wait("b", 5)
-    turns.clear()
-    assert turns.next() is None
-    assert (turns.queues, turns.busy) == ({}, set())
-    turns.wait("c", 3)
-    assert turns.next() == "c"
+    limiter: JoinLimiter[str] = JoinLimiter(1)
+    limiter.in_flight.add("busy")
+    limiter.enqueue("a", 3)
+    limiter.enqueue("b", 5)
+    limiter.clear()
+    assert limiter.pop() is None
+    assert (limiter.queues, limiter.in_flight) == ({}, set())
+    limiter.enqueue("c", 3)
+    assert limiter.pop() == "c"
 
 
 @given(
@@ -99,7 +99,7 @@ def test_nobody_waits_and_nobody_is_busy_after_a_clear() -> None:
 )
 def test_it_is_a_sorted_list_with_a_bound(most: int | None, steps: list[tuple[str, int]]) -> None:
     """Compared, step by step, with the plainest way to write it."""
-    turns: Turns[int] = Turns(most)
+    limiter: JoinLimiter[int] = JoinLimiter(most)
     waiting: list[tuple[int, int]] = []  # negated priority and number: the first of them sorted is next
     busy: set[int] = set()
     numbers = count(1)
@@ -107,26 +107,26 @@ def test_it_is_a_sorted_list_with_a_bound(most: int | None, steps: list[tuple[st
         match step:
             case "wait":
                 number = next(numbers)
-                turns.wait(number, priority)
+                limiter.enqueue(number, priority)
                 waiting.append((-priority, number))
             case "next":
                 is_free = most is None or len(busy) < most
                 expected = min(waiting)[1] if waiting and is_free else None
-                assert turns.next() == expected
+                assert limiter.pop() == expected
                 if expected is not None:
                     waiting.remove(min(waiting))
                     busy.add(expected)
-                    turns.busy.add(expected)
+                    limiter.in_flight.add(expected)
             case "done" if busy:
-                turns.busy.discard(min(busy))
+                limiter.in_flight.discard(min(busy))
                 busy.discard(min(busy))
             case "clear":
-                turns.clear()
+                limiter.clear()
                 waiting.clear()
                 busy.clear()
-        assert turns.busy == busy
-        assert all(turns.queues.values()), "an empty queue is kept"
-        assert sum(map(len, turns.queues.values())) == len(waiting)
+        assert limiter.in_flight == busy
+        assert all(limiter.queues.values()), "an empty queue is kept"
+        assert sum(map(len, limiter.queues.values())) == len(waiting)
 
 
 # ------------------------------------------------------------------------------------------------------------- a server
@@ -231,7 +231,7 @@ class Desk:
         else:
             await ws.send_bytes(encode(JoinError(request.crdt, request.room_id, code, "no")))
 
-    async def put_out(self, room_id: str) -> None:
+    async def evicted(self, room_id: str) -> None:
         """Put the client out of a room, and suggest to come back."""
         await self._ws.send_bytes(encode(RoomError(CrdtType.ELO, room_id, RoomErrorCode.REJOIN_SUGGESTED, "")))
 
@@ -281,7 +281,7 @@ async def all_joined(rooms: Sequence[Room]) -> None:
 @pytest.mark.parametrize("at_once", [1, 3, 40, 100])
 async def test_never_are_more_rooms_asked_for_than_may_be(at_once: int) -> None:
     """First joins and rejoins alike; and no fewer, as long as rooms wait; each is asked for once."""
-    async with desk() as server, client_of(server, joins_at_once=at_once) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=at_once) as client:
         rooms = [client.join(f"{number}", Nothing()) for number in range(40)]
         await all_joined(rooms)
         assert (server.most, len(server.asked), len(set(server.asked))) == (min(at_once, 40), 40, 40)
@@ -293,7 +293,7 @@ async def test_never_are_more_rooms_asked_for_than_may_be(at_once: int) -> None:
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize(
-    ("at_once", "asked"), [({}, 512), ({"joins_at_once": None}, 600), ({"joins_at_once": 600}, 600)]
+    ("at_once", "asked"), [({}, 512), ({"max_concurrent_joins": None}, 600), ({"max_concurrent_joins": 600}, 600)]
 )
 async def test_the_bound_is_512_unless_another_is_given_or_none(at_once: dict[str, Any], asked: int) -> None:
     """Of 600 rooms of a server that answers nothing."""
@@ -309,7 +309,7 @@ async def test_the_bound_is_512_unless_another_is_given_or_none(at_once: dict[st
 @pytest.mark.virtual_time
 async def test_rooms_joined_while_others_are_asked_for_wait_as_well() -> None:
     """With a connection a room is asked for at once, unless too many are."""
-    async with desk() as server, client_of(server, joins_at_once=2) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=2) as client:
         await client.wait_connected()
         rooms = [client.join(name, Nothing()) for name in "abcd"]
         assert [room.state for room in rooms] == ["joining", "joining", "queued", "queued"]
@@ -321,7 +321,7 @@ async def test_rooms_joined_while_others_are_asked_for_wait_as_well() -> None:
 @pytest.mark.virtual_time
 async def test_rooms_that_are_asked_for_again_wait_for_their_turn_too() -> None:
     """D-TIMEOUT: what was not answered in time counts as all others do, behind those that were not asked for yet."""
-    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
         rooms = [client.join(f"{number}", Nothing()) for number in range(6)]
         for _ in range(100):
             await asyncio.sleep(0.5)
@@ -332,7 +332,7 @@ async def test_rooms_that_are_asked_for_again_wait_for_their_turn_too() -> None:
 @pytest.mark.virtual_time
 async def test_a_room_that_is_asked_for_again_does_not_wait_for_nobody() -> None:
     """D-TIMEOUT: if no other is being asked for, it is its turn when its own wait is over."""
-    async with desk(None) as server, client_of(server, joins_at_once=1) as client:
+    async with desk(None) as server, client_of(server, max_concurrent_joins=1) as client:
         await client.wait_connected()
         client.join("a", Nothing())
         await asyncio.sleep(JOIN_TIMEOUT + 0.125 + 0.01)
@@ -342,12 +342,12 @@ async def test_a_room_that_is_asked_for_again_does_not_wait_for_nobody() -> None
 @pytest.mark.virtual_time
 async def test_rooms_that_the_server_has_asked_to_come_back_do_not_wait() -> None:
     """D-ROOMERR: at once is at once; but those who wait for a turn wait for these as well."""
-    async with desk() as server, client_of(server, joins_at_once=2) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=2) as client:
         rooms = [client.join(f"{number}", Nothing()) for number in range(6)]
         await all_joined(rooms)
         server.asked.clear()
         for room in rooms:
-            await server.put_out(room.id)
+            await server.evicted(room.id)
         await until(lambda: len(server.asked) == 6)
         late = client.join("late", Nothing())
         assert {room.state for room in rooms} == {"resyncing"}
@@ -359,14 +359,14 @@ async def test_rooms_that_the_server_has_asked_to_come_back_do_not_wait() -> Non
 @pytest.mark.virtual_time
 async def test_a_turn_that_is_not_needed_any_more_changes_nothing() -> None:
     """A late answer came while the room waited to ask again; what is under way when its turn comes is not meant."""
-    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
         await client.wait_connected()
         room, *others = [client.join(name, Nothing()) for name in "abcd"]
         await asyncio.sleep(JOIN_TIMEOUT + 2)
         assert room.state == "join_delayed"  # it would ask again, but it is the turn of c and d
         await server.let_in("a")
         await all_joined([room])
-        await server.put_out("a")
+        await server.evicted("a")
         await until(lambda: room.state == "resyncing")
         for name in "bcd":
             await server.let_in(name)
@@ -377,8 +377,8 @@ async def test_a_turn_that_is_not_needed_any_more_changes_nothing() -> None:
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "x", b"1"])
 def test_a_bound_that_makes_no_sense_is_refused(wrong: Any) -> None:
     """At once, and in words that say what to give."""
-    with pytest.raises(ValueError, match="joins_at_once must be a number of rooms, or None for no bound, not "):
-        Client("ws://127.0.0.1:1", joins_at_once=wrong)
+    with pytest.raises(ValueError, match="max_concurrent_joins must be a number of rooms, or None for no bound, not "):
+        Client("ws://127.0.0.1:1", max_concurrent_joins=wrong)
 
 
 @pytest.mark.parametrize("wrong", ["x", 1.5, None])
@@ -400,7 +400,7 @@ PRIORITIES = {"e": 0, "a": 9, "f": 0, "c": 3, "b": 9, "d": 3, "g": -5}
 async def test_rooms_of_a_higher_priority_are_asked_for_first(at_once: int | None) -> None:
     """First joins and rejoins alike; among equals the first that was joined."""
     async with desk() as server:
-        client = client_of(server, joins_at_once=at_once)
+        client = client_of(server, max_concurrent_joins=at_once)
         rooms = [client.join(name, Nothing(), priority=priority) for name, priority in PRIORITIES.items()]
         async with client:
             await all_joined(rooms)
@@ -414,7 +414,7 @@ async def test_rooms_of_a_higher_priority_are_asked_for_first(at_once: int | Non
 @pytest.mark.virtual_time
 async def test_a_room_that_comes_late_goes_before_those_of_a_lower_priority_that_wait() -> None:
     """It waits only for those that are being asked for."""
-    async with desk() as server, client_of(server, joins_at_once=1) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
         await client.wait_connected()
         rooms = [client.join(name, Nothing(), priority=priority) for name, priority in (("a", 0), ("c", 0), ("b", 1))]
         await all_joined(rooms)
@@ -427,7 +427,7 @@ async def test_a_room_that_comes_late_goes_before_those_of_a_lower_priority_that
 @pytest.mark.virtual_time
 async def test_a_room_that_is_left_while_it_waits_is_not_asked_for() -> None:
     """The server hears nothing of it, and those behind it lose nothing."""
-    async with desk() as server, client_of(server, joins_at_once=1) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
         rooms = {name: client.join(name, Nothing()) for name in "abcd"}
         await client.wait_connected()
         rooms["b"].leave()
@@ -440,7 +440,7 @@ async def test_a_room_that_is_left_while_it_waits_is_not_asked_for() -> None:
 @pytest.mark.virtual_time
 async def test_a_room_that_is_left_while_it_is_asked_for_makes_room() -> None:
     """At once, not when it would have been answered."""
-    async with desk(None) as server, client_of(server, joins_at_once=1) as client:
+    async with desk(None) as server, client_of(server, max_concurrent_joins=1) as client:
         await client.wait_connected()
         room, other = client.join("a", Nothing()), client.join("b", Nothing())
         room.leave()
@@ -452,7 +452,7 @@ async def test_a_room_that_is_left_while_it_is_asked_for_makes_room() -> None:
 @pytest.mark.virtual_time
 async def test_a_room_left_and_joined_again_while_it_waits_is_asked_for_once() -> None:
     """The one that was left had its place in the queue; it is another's now."""
-    async with desk() as server, client_of(server, joins_at_once=1) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
         await client.wait_connected()
         first = client.join("a", Nothing())
         client.join("b", Nothing()).leave()
@@ -464,7 +464,7 @@ async def test_a_room_left_and_joined_again_while_it_waits_is_asked_for_once() -
 @pytest.mark.virtual_time
 async def test_a_room_without_an_answer_makes_room_after_its_time() -> None:
     """D-TIMEOUT: a server that answers nothing keeps nobody waiting for longer than ten seconds a turn."""
-    async with desk(None) as server, client_of(server, joins_at_once=1) as client:
+    async with desk(None) as server, client_of(server, max_concurrent_joins=1) as client:
         await client.wait_connected()
         began = asyncio.get_running_loop().time()
         rooms = [client.join(name, Nothing()) for name in "abc"]
@@ -477,7 +477,7 @@ async def test_a_room_without_an_answer_makes_room_after_its_time() -> None:
 @pytest.mark.parametrize("code", [JoinErrorCode.AUTH_FAILED, JoinErrorCode.VERSION_UNKNOWN])
 async def test_a_room_that_is_refused_makes_room(code: JoinErrorCode) -> None:
     """Once it is refused for good, that is: another version is asked for in the same turn."""
-    async with desk() as server, client_of(server, joins_at_once=1) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
         server.refuses["a"] = code
         refused, other = client.join("a", Nothing()), client.join("b", Nothing())
         with pytest.raises(JoinRefused):
@@ -518,7 +518,7 @@ def fails_at_once() -> bytes:
 )
 async def test_a_room_that_cannot_be_asked_for_makes_room(adaptor: Nothing, auth: Any, state: str) -> None:
     """Nothing of this is the next one's business."""
-    async with desk() as server, client_of(server, joins_at_once=1) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
         await client.wait_connected()
         room, other = client.join("a", adaptor, auth=auth), client.join("b", Nothing())
         await until(lambda: other.state == "joining")
@@ -539,7 +539,7 @@ async def test_a_room_whose_credentials_are_awaited_has_its_turn_meanwhile() -> 
         return b"token"
 
     asking = most = 0
-    async with desk(0) as server, client_of(server, joins_at_once=3) as client:
+    async with desk(0) as server, client_of(server, max_concurrent_joins=3) as client:
         await all_joined([client.join(f"{number}", Nothing(), auth=token) for number in range(12)])
         assert most == 3
         assert server.most <= 3
@@ -548,7 +548,7 @@ async def test_a_room_whose_credentials_are_awaited_has_its_turn_meanwhile() -> 
 @pytest.mark.virtual_time
 async def test_rooms_that_wait_when_the_connection_is_lost_wait_for_the_next() -> None:
     """Those that were asked for do not count any more; nobody is asked for twice on the next connection."""
-    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
         rooms = [client.join(name, Nothing()) for name in "abcdef"]
         await until(lambda: server.asked == ["a", "b"])
         server.seconds = 0.5
@@ -562,7 +562,7 @@ async def test_rooms_that_wait_when_the_connection_is_lost_wait_for_the_next() -
 @pytest.mark.virtual_time
 async def test_nobody_has_a_turn_while_there_is_no_connection(caplog: pytest.LogCaptureFixture) -> None:
     """Rooms that hear of the loss late make no room for those that have heard of it."""
-    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
         rooms = [client.join(name, Nothing(), priority=name > "d") for name in "abcdef"]
         await until(lambda: server.asked == ["e", "f"])
         server.drop()
@@ -575,8 +575,8 @@ async def test_nobody_has_a_turn_while_there_is_no_connection(caplog: pytest.Log
 
 @pytest.mark.virtual_time
 async def test_rooms_that_wait_when_the_client_is_stopped_are_asked_for_when_it_is_started() -> None:
-    """D-STOP: the turns begin anew."""
-    async with desk(None) as server, client_of(server, joins_at_once=2) as client:
+    """D-STOP: the limiter begin anew."""
+    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
         rooms = [client.join(name, Nothing()) for name in "abcdef"]
         await until(lambda: server.asked == ["a", "b"])
         await client.close()
@@ -591,13 +591,13 @@ async def test_rooms_that_wait_when_the_client_is_stopped_are_asked_for_when_it_
 @pytest.mark.virtual_time
 async def test_of_a_queue_nothing_is_kept_once_all_have_had_their_turn() -> None:
     """Neither of those who were joined, nor of those who left."""
-    async with desk() as server, client_of(server, joins_at_once=1) as client:
+    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
         await client.wait_connected()
         rooms = [client.join(name, Nothing(), priority=number % 2) for number, name in enumerate("abcdef")]
         rooms.pop().leave()
         await all_joined(rooms)
-        turns = client._rooms._turns
-        assert (turns.queues, turns.busy) == ({}, set())
+        limiter = client._rooms._turns
+        assert (limiter.queues, limiter.in_flight) == ({}, set())
 
 
 # ---------------------------------------------------------------------------------------------------------------- pings
@@ -607,7 +607,7 @@ A_REQUEST = 1 / 1024  # seconds that the server takes for each
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("bound", [{}, {"joins_at_once": None}], ids=["by default", "without a bound"])
+@pytest.mark.parametrize("bound", [{}, {"max_concurrent_joins": None}], ids=["by default", "without a bound"])
 async def test_pings_get_through_while_ten_thousand_rooms_rejoin(bound: dict[str, Any]) -> None:
     """LIVE-2: a ping waits behind what is not answered yet, 512 requests; without a bound, behind all of them."""
     asyncio.get_running_loop().set_debug(False)  # it costs many times what is done here

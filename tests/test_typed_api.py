@@ -47,7 +47,7 @@ class Odd(ClientFSM):
     def is_offline(self) -> str:  # override
         return "no"
 
-    dial_failed = ClientFSM.timer_fell_due.first()  # assignment
+    dial_failed = ClientFSM.timer_fired.first()  # assignment
 
     @event(row(ClientFSM.connected))  # call-arg
     def token_expired(self) -> None: ...

@@ -112,8 +112,8 @@ async def test_d_guard_a_callback_that_raises_changes_nothing(
             client.retry_now()
             await room
             if kind == "on_message":
-                client._on_message.tell("one")
-                client._on_message.tell("two")
+                client._on_message.notify("one")
+                client._on_message.notify("two")
             while len(first) < 2 or first != second:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             assert await client.ping() > 0

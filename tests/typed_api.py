@@ -43,7 +43,7 @@ from reconnect_fsm.diagrams import sequence
 from reconnect_fsm.effects import Effect, StartTimer
 from reconnect_fsm.inspector import Inspector, inspect
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
-from reconnect_fsm.machine import ANY, REST, STAY, any_but, event, refuse, row, state
+from reconnect_fsm.machine import ANY, OTHERWISE, STAY, any_but, event, ignore, row, state
 from reconnect_fsm.recorder.recorder import Recording, Replay, Transition, replay, transitions_in
 from reconnect_fsm.status import Cause
 from reconnect_fsm.telemetry import AttemptEnded, Event, Metrics, instrument, observe
@@ -129,7 +129,7 @@ class Patient(ClientFSM):
     socket_closed = ClientFSM.socket_closed.first(
         row(ClientFSM.connected, to=banished, when=was_kicked, clause="RETRY-1"),
     )
-    timer_fell_due = ClientFSM.timer_fell_due.first(
+    timer_fired = ClientFSM.timer_fired.first(
         row(banished, to="retrying", when=[ClientFSM.is_online, "was_kicked"]),
     )
 
@@ -137,8 +137,8 @@ class Patient(ClientFSM):
         row(ClientFSM.connected, to=ClientFSM.connecting, do=ClientFSM.forget_attempts),
         row(ClientFSM.BETWEEN, to=STAY),
         row(any_but(*ClientFSM.STOPPED), to=STAY, when=was_kicked),
-        refuse(ANY, because="no token is in use", when="is_offline"),
-        refuse(REST, because="no token is in use"),
+        ignore(ANY, because="no token is in use", when="is_offline"),
+        ignore(OTHERWISE, because="no token is in use"),
     )
     def token_expired(self, seconds: float, why: str = "") -> None:
         """The token expires soon."""
@@ -165,7 +165,7 @@ def machines() -> None:
     assert_type(fsm.socket_closed(CloseInfo(1006, "kicked", lasted=3.0)), list[Effect])
     assert_type(fsm.token_expired(60.0, why="soon"), list[Effect])
     assert_type(Hasty().status, RoomStatus)
-    assert_type(Hasty().put_out(JoinRefused(1, "come back"), 100.0), list[Effect])
+    assert_type(Hasty().evicted(JoinRefused(1, "come back"), 100.0), list[Effect])
     for rule in Patient.rules:
         assert_type(rule.target, str | None)
         assert_type(rule.is_refusal, bool)
@@ -290,7 +290,7 @@ async def token() -> bytes:
 
 async def clients(adaptor: Adaptor) -> None:
     network: NetworkSource = ManualNetwork()
-    Client("ws://127.0.0.1:1", joins_at_once=None, max_piece=65_536, max_update_size=1 << 20)
+    Client("ws://127.0.0.1:1", max_concurrent_joins=None, max_piece=65_536, max_update_size=1 << 20)
     async with Client("ws://127.0.0.1:1", network=network, fsm=Patient, room_fsm=Hasty) as client:
         assert_type(client, Client)
         room = client.join("notes", Notebook())

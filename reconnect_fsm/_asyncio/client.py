@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from reconnect_fsm._asyncio.awaitables import Completion
 from reconnect_fsm._asyncio.connection import STOPPED, Connection
-from reconnect_fsm._asyncio.event_queue import Outcome
 from reconnect_fsm._asyncio.room_driver import MAX_UPDATE_SIZE, MIN_PIECE, Auth, Room, Rooms
 from reconnect_fsm._asyncio.transport.socket import Data, Session, Socket, UrlSource
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.effects import TellRooms
+from reconnect_fsm.effects import NotifyRooms
 from reconnect_fsm.errors import ProtocolError
 from reconnect_fsm.keepalive import PING, PONG, Keepalive
 from reconnect_fsm.loro_protocol import MAX_MESSAGE_SIZE
@@ -43,9 +43,8 @@ class Client(Connection):
 
     Parameters:
         room_fsm: the class of the rooms' machines, a subclass of `RoomFSM`.
-        joins_at_once: how many rooms may be asked for at the same time and not be answered yet; the others wait for
-            their turn, those of a higher priority first. Rejoins that the server asks for itself do not wait. None: no
-            bound.
+        max_concurrent_joins: the most join requests without an answer; further rooms wait for their turn, those of a
+            higher priority first. Rejoins that the server asks for itself do not wait. None: no limit.
         max_piece: the most bytes of a message that rooms send. It is halved, down to 16 KiB, each time the server or a
             gateway closes the connection with 1009 while updates are on their way (D-TOOBIG).
         max_update_size: the most bytes of one update, sent or received; larger ones are refused. As much again is held
@@ -64,7 +63,7 @@ class Client(Connection):
         close_timeout: float = 2.0,
         fsm: type[ClientFSM] = ClientFSM,
         room_fsm: type[RoomFSM] = RoomFSM,
-        joins_at_once: int | None = 512,
+        max_concurrent_joins: int | None = 512,
         max_piece: int = MAX_MESSAGE_SIZE,
         max_update_size: int = MAX_UPDATE_SIZE,
         **options: Any,
@@ -82,16 +81,18 @@ class Client(Connection):
         )
         if not (isinstance(room_fsm, type) and issubclass(room_fsm, RoomFSM)):
             raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
-        if joins_at_once is not None and (type(joins_at_once) is not int or joins_at_once < 1):
-            raise ValueError(f"joins_at_once must be a number of rooms, or None for no bound, not {joins_at_once!r}")
+        if max_concurrent_joins is not None and (type(max_concurrent_joins) is not int or max_concurrent_joins < 1):
+            raise ValueError(
+                f"max_concurrent_joins must be a number of rooms, or None for no bound, not {max_concurrent_joins!r}"
+            )
         for name, size in (("max_piece", max_piece), ("max_update_size", max_update_size)):
             if type(size) is not int or size < MIN_PIECE:
                 raise ValueError(f"{name} must be a number of bytes, at least {MIN_PIECE}, not {size!r}")
         self._rooms = Rooms(
-            self._pump,
+            self._dispatcher,
             self._own_task,
             lambda: room_fsm(self._retry),
-            joins_at_once,
+            max_concurrent_joins,
             self._retry.random.getrandbits,
             self._redaction,
             self._stopped_error,
@@ -126,7 +127,7 @@ class Client(Connection):
             auth: what the server asks for: bytes, or a function, plain or async, that is asked at each (re)join
                 (D-INTENT). If it raises `Unauthorized` the room goes to ``error``; after anything else it is tried
                 again.
-            priority: the higher, the sooner it is asked for when many rooms are (see ``joins_at_once``).
+            priority: the higher, the sooner it is asked for when many rooms are (see ``max_concurrent_joins``).
             on_status: called with every change of the room's status (JOIN-3, OBS-2).
 
         Raises TypeError or ValueError at once for arguments that cannot work, such as another adaptor than that of the
@@ -158,18 +159,18 @@ class Client(Connection):
         self._rooms.outlive_loop()
         super()._outlive_loop()
         if was_stopped:  # the loop may have ended before all rooms were told; those that were ignore it
-            self._tell_rooms(TellRooms("client_stopped", self.reason, self.cause, self._fsm.stop_kind))
+            self._notify_rooms(NotifyRooms("client_stopped", self.reason, self.cause, self._fsm.stop_kind))
 
-    def _close_requested(self, outcome: Outcome) -> None:
+    def _close_requested(self, completion: Completion) -> None:
         self._rooms.end_presence()
-        super()._close_requested(outcome)
+        super()._close_requested(completion)
 
     def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
         if self._is_current(socket) and info.code == MESSAGE_TOO_BIG and info.fault is None:
             self._rooms.too_big()
         super()._socket_closed(socket, info)
 
-    def _tell_rooms(self, effect: TellRooms) -> None:
+    def _notify_rooms(self, effect: NotifyRooms) -> None:
         link = self._socket if effect.event == "connection_opened" else None
         self._rooms.tell(effect.event, effect.why, link, effect.cause, effect.stop)
 
@@ -177,7 +178,7 @@ class Client(Connection):
         """Binary messages are the protocol's; text other than its ping and pong is passed on."""
         if isinstance(data, bytes):
             if len(data) > MAX_MESSAGE_SIZE:
-                self._rooms.complain(
+                self._rooms.warn_limited(
                     "dropped a message of %d bytes: the protocol's limit is %d", len(data), MAX_MESSAGE_SIZE
                 )
                 return None
@@ -185,7 +186,7 @@ class Client(Connection):
                 return self._rooms.received(data)
             except ProtocolError as error:
                 # Nothing else is lost by it: the connection and its rooms go on.
-                self._rooms.complain("dropped a malformed message of %d bytes: %s", len(data), error)
+                self._rooms.warn_limited("dropped a malformed message of %d bytes: %s", len(data), error)
         elif data == PING:
             if self._socket is not None:
                 self._socket.send_urgent(PONG)

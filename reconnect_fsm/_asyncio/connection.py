@@ -4,7 +4,7 @@ It decides nothing. It turns what happens (a dial ended, a frame came, a timer r
 facts for the machine, and runs the effects that the machine asks for. Its laws:
 
 1. Events run one at a time, each to its end, and never wait for long work; what came over a socket is handled in its
-   order, all of it before that socket's close (`Pump`).
+   order, all of it before that socket's close (`EventQueue`).
 2. A fact from a dial or socket that is no longer the current one is dropped, in one place (`_is_current`).
 3. Entering a state starts what lives in it, leaving stops it: the machine says so, the effects below do so.
 4. The state has changed, rooms have been told, resources are torn down; then listeners hear of it.
@@ -26,9 +26,10 @@ from weakref import ref
 
 from yarl import URL
 
-from reconnect_fsm._asyncio.dispatcher import Driver
-from reconnect_fsm._asyncio.event_queue import LazyCoroutine, Listeners, Outcome, Promise
-from reconnect_fsm._asyncio.timers import Deadline, Deadlines
+from reconnect_fsm._asyncio.awaitables import Completion, LazyCoroutine, Waiters
+from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._asyncio.listeners import Listeners
+from reconnect_fsm._asyncio.timers import Timer, TimerQueue
 from reconnect_fsm._asyncio.transport.socket import (
     AttemptFailed,
     Data,
@@ -53,6 +54,7 @@ from reconnect_fsm.effects import (
     Dial,
     Effect,
     FailWaiters,
+    NotifyRooms,
     NotifyStatus,
     Release,
     ReportOutage,
@@ -63,10 +65,9 @@ from reconnect_fsm.effects import (
     StopKeepalive,
     StopOutageTimer,
     StopTimer,
-    TellRooms,
 )
 from reconnect_fsm.errors import ClientStopped, NotConnected
-from reconnect_fsm.keepalive import PING, PONG, Beat, Counters, Heartbeat, Keepalive
+from reconnect_fsm.keepalive import PING, PONG, Counters, Heartbeat, Keepalive, KeepaliveAction
 from reconnect_fsm.machine import Event
 from reconnect_fsm.network import NetworkSource
 from reconnect_fsm.retry import RetryPolicy
@@ -83,7 +84,7 @@ from reconnect_fsm.status import (
 )
 
 if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most programs never do
-    from reconnect_fsm.recorder.explain import Account, SeenRoom
+    from reconnect_fsm.recorder.explain import Account, ExplainedRoom
     from reconnect_fsm.recorder.recorder import File, Recorder, Recording, Transition
 
 __all__ = ["Connection"]
@@ -136,8 +137,8 @@ class Connection:
         "_connect_timeout",
         "_connected",
         "_connections",
-        "_deadlines",
         "_dial",
+        "_dispatcher",
         "_ending",
         "_fsm",
         "_given_session",
@@ -156,18 +157,18 @@ class Connection:
         "_options",
         "_outage_timer",
         "_pong",
-        "_pump",
         "_redaction",
         "_retry",
         "_session",
         "_socket",
         "_thread",
         "_timer",
+        "_timers",
         "_timers_started",
         "_transitions_to_come",
         "_unsubscribe",
         "_url",
-        "_waiting_outcomes",
+        "_waiting_completions",
         "_was_started",
     )
 
@@ -209,7 +210,7 @@ class Connection:
         self._redaction = Redaction()
 
         self._fsm = fsm(self._retry)
-        self._pump = Driver()
+        self._dispatcher = Dispatcher()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
         # What is alive: at most one of each, started and stopped by effects alone
@@ -219,21 +220,21 @@ class Connection:
         self._timers_started = 0
         self._outage_timer: asyncio.TimerHandle | None = None
         self._heartbeat: Heartbeat | None = None
-        self._heartbeat_timer: Deadline | None = None
-        self._deadlines: Deadlines | None = None
+        self._heartbeat_timer: Timer | None = None
+        self._timers: TimerQueue | None = None
         self._session: Session | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._ending: set[asyncio.Task[Any]] = set()  # what was stopped and is not quite gone yet
 
         self._latency: float | None = None
-        self._connected: Promise[int] = Promise()  # CONN-5; kept with the number of the connection
+        self._connected: Waiters[int] = Waiters()  # CONN-5; kept with the number of the connection
         self._connections = 0
         self._given_up = 0  # the number of the last one that this program itself ended
         self._was_started = False
         self._transitions_to_come = 0  # of which the callbacks have not heard yet
         # Of what was asked for; those that nobody keeps are nobody's business
-        self._waiting_outcomes: list[ref[Outcome]] = []
-        self._pong: Promise[float] = Promise()
+        self._waiting_completions: list[ref[Completion]] = []
+        self._pong: Waiters[float] = Waiters()
         self._on_status: Listeners[StatusChange[ClientStatus]] = Listeners("on_status")
         self._on_transition: Listeners[StateChange] = Listeners("on_transition")
         self._on_latency: Listeners[float] = Listeners("on_latency")
@@ -311,9 +312,9 @@ class Connection:
         `connect` or `retry_now` starts it again.
         """
         self._check_loop()
-        outcome = Outcome()
-        self._pump.post(self._close_requested, outcome)
-        return LazyCoroutine(lambda: self._closed(outcome))
+        completion = Completion()
+        self._dispatcher.post(self._close_requested, completion)
+        return LazyCoroutine(lambda: self._closed(completion))
 
     def wait_connected(self) -> LazyCoroutine[None]:
         """Wait for the next time it is connected; return at once if it is now (CONN-5).
@@ -344,9 +345,9 @@ class Connection:
         if (stopped := self._stopped_error()) is not None:
             raise stopped
         if self.status is not ClientStatus.CONNECTED:
-            outcome = Outcome()
-            self._await_connection(outcome)
-            await outcome.wait()
+            completion = Completion()
+            self._await_connection(completion)
+            await completion.wait()
 
     async def ping(self, timeout: float = 5.0) -> float:
         """Send a ping and return the round trip in seconds. A ping that is in flight already is shared.
@@ -387,7 +388,7 @@ class Connection:
 
         What is known already changes nothing: a connection made by hand while offline outlives a second "offline".
         """
-        self._pump.post_from_any_thread(self._network_changed, online)
+        self._dispatcher.post_from_any_thread(self._network_changed, online)
 
     def tell(self, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Fire an event of a machine of your own: ``client.tell(MyFSM.metered_changed, True)`` (ANY-TELL).
@@ -401,7 +402,7 @@ class Connection:
         if event.name in ClientFSM.events:
             raise TypeError(f"{event.name} is an event that the client fires itself; tell() is for events of your own")
         told = event.arguments(*args, **kwargs)
-        self._pump.post_from_any_thread(self._fire, getattr(self._fsm, event.name), *told)
+        self._dispatcher.post_from_any_thread(self._fire, getattr(self._fsm, event.name), *told)
 
     # Whom you can have told (OBS-1, OBS-3)
 
@@ -427,12 +428,12 @@ class Connection:
         """Say in some sentences how things stand: why it is not connected, what happened last, and what comes next."""
         return str(self._account(self._all_rooms()))
 
-    def _account(self, rooms: Collection[SeenRoom] = ()) -> Account:
+    def _account(self, rooms: Collection[ExplainedRoom] = ()) -> Account:
         """The same in parts. Rooms that are not given are not counted; those refused lately are told all the same."""
         from reconnect_fsm.recorder.explain import account_of
 
         now, due = self._time() or 0.0, None if self._timer is None else self._timer.when()
-        return account_of(self._fsm, self._pump.log, now, due, self._connect_timeout, self._latency, rooms)
+        return account_of(self._fsm, self._dispatcher.log, now, due, self._connect_timeout, self._latency, rooms)
 
     def record(self, file: File, *, most: int = MOST_RECORDED, hide_rooms: bool = False) -> Recording:
         """Write all that the machines are told and do into a file, as JSON lines, from now on until it is closed.
@@ -447,7 +448,7 @@ class Connection:
         """
         from reconnect_fsm.recorder.recorder import Recording
 
-        return Recording(self._pump, self._recorder(hide_rooms), file, most, self._time())
+        return Recording(self._dispatcher, self._recorder(hide_rooms), file, most, self._time())
 
     def export(self, file: File, *, hide_rooms: bool = False) -> int:
         """Write the last steps, a few hundred that are always kept, as a recording; return how many they are.
@@ -456,13 +457,13 @@ class Connection:
         """
         from reconnect_fsm.recorder.recorder import export
 
-        return export(self._pump.log, self._recorder(hide_rooms), file, self._time())
+        return export(self._dispatcher.log, self._recorder(hide_rooms), file, self._time())
 
     def transitions(self) -> list[Transition]:
         """The last transitions, a few hundred that are always kept, of the client and its rooms."""
         from reconnect_fsm.recorder.recorder import transitions
 
-        return transitions(self._pump.log)
+        return transitions(self._dispatcher.log)
 
     def _recorder(self, hide_rooms: bool) -> Recorder:
         from reconnect_fsm.recorder.recorder import Recorder
@@ -479,7 +480,7 @@ class Connection:
             self._session or self._given_session,
         )
 
-    def _all_rooms(self) -> Collection[SeenRoom]:
+    def _all_rooms(self) -> Collection[ExplainedRoom]:
         return ()
 
     def _time(self) -> float | None:
@@ -489,32 +490,35 @@ class Connection:
 
     def _ask(self, fact: Callable[..., list[Effect]], *args: Any) -> LazyCoroutine[None]:
         self._bind()
-        outcome = Outcome()
-        self._pump.post(self._asked, outcome, fact, *args)
-        return LazyCoroutine(lambda: self._came_out(outcome))
+        completion = Completion()
+        self._dispatcher.post(self._on_request, completion, fact, *args)
+        return LazyCoroutine(lambda: self._came_out(completion))
 
-    def _await_connection(self, outcome: Outcome) -> None:
+    def _await_connection(self, completion: Completion) -> None:
         """Settle it when the client is connected or stops. Weak: a result that the caller dropped needs no delivery."""
-        self._waiting_outcomes = [*(each for each in self._waiting_outcomes if each() is not None), ref(outcome)]
+        self._waiting_completions = [
+            *(each for each in self._waiting_completions if each() is not None),
+            ref(completion),
+        ]
 
-    async def _came_out(self, outcome: Outcome) -> None:
+    async def _came_out(self, completion: Completion) -> None:
         self._check_loop()
-        await outcome.wait()
+        await completion.wait()
 
-    def _asked(self, outcome: Outcome, fact: Callable[..., list[Effect]], *args: Any) -> None:
+    def _on_request(self, completion: Completion, fact: Callable[..., list[Effect]], *args: Any) -> None:
         self._was_started = True
-        self._await_connection(outcome)
+        self._await_connection(completion)
         if self._network is not None and self._unsubscribe is None:
             # First what the source knows, then what was asked for: a person's word overrides the pause (CTRL-1).
             if self._subscribe(self._network):
-                self._pump.post(self._asked, outcome, fact, *args)
+                self._dispatcher.post(self._on_request, completion, fact, *args)
                 return
         else:
             self._fire(fact, *args)
             if self.status is ClientStatus.CONNECTED:
-                outcome.succeed()
-        if not outcome.done and (stopped := self._stopped_error()) is not None:
-            outcome.fail(stopped)  # D-STOP: it was stopped before, and still is
+                completion.succeed()
+        if not completion.done and (stopped := self._stopped_error()) is not None:
+            completion.fail(stopped)  # D-STOP: it was stopped before, and still is
 
     def _subscribe(self, network: NetworkSource) -> bool:
         """Hear from the source from now on; False if it cannot be, which is an error of the program's (D-ERROR)."""
@@ -522,7 +526,7 @@ class Connection:
         try:
             unsubscribe = call_user(what, network.subscribe, self.set_online)
         except UserCodeFailed as failed:
-            self._fire(self._fsm.broke, f"{failed}; the log tells where")
+            self._fire(self._fsm.faulted, f"{failed}; the log tells where")
             return False
         if not callable(unsubscribe):
             error = TypeError(
@@ -530,7 +534,7 @@ class Connection:
                 f"it returned {type(unsubscribe).__name__}"
             )
             report(what, error)
-            self._fire(self._fsm.broke, str(error))
+            self._fire(self._fsm.faulted, str(error))
             return False
         self._unsubscribe = unsubscribe
         return True
@@ -554,8 +558,8 @@ class Connection:
         if self._loop is not None and self.status not in STOPPED:
             self._check_loop()
         self._loop, self._thread = loop, threading.get_ident()
-        self._deadlines = Deadlines.shared(loop)
-        self._pump.bind(loop)
+        self._timers = TimerQueue.shared(loop)
+        self._dispatcher.bind(loop)
 
     def _check_loop(self) -> None:
         """Raise RuntimeError in another thread or event loop than the client's (D-THREAD)."""
@@ -579,11 +583,11 @@ class Connection:
         self._dial = self._socket = self._timer = self._outage_timer = self._heartbeat = self._heartbeat_timer = (
             self._session
         ) = None
-        self._loop = self._deadlines = None
+        self._loop = self._timers = None
         self._ending.clear()
-        self._pump.reset()
+        self._dispatcher.reset()
         self._transitions_to_come = 0
-        self._waiting_outcomes = []
+        self._waiting_completions = []
         self._connected.forget()
         self._pong.forget()
         if self.status not in STOPPED:
@@ -593,7 +597,7 @@ class Connection:
         """Tell the machine a fact and run the effects."""
         fsm, event = self._fsm, _name(fact)
         old = fsm.state
-        self._pump.fire("", fsm, event, args, RUN, Connection._broke, self)
+        self._dispatcher.fire("", fsm, event, args, RUN, Connection._faulted, self)
         if self._heartbeat is None:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))
         if fsm.state != old:
@@ -601,7 +605,7 @@ class Connection:
             now = fsm.status, fsm.reason, fsm.attempt, fsm.retry_in, fsm.cause, fsm.stop_kind
             change = StateChange(event, old, fsm.state, *now)
             self._transitions_to_come += 1
-            self._pump.schedule_call(self._tell_transition, change)
+            self._dispatcher.schedule_call(self._tell_transition, change)
 
     def _network_changed(self, online: bool) -> None:
         if online:
@@ -611,10 +615,10 @@ class Connection:
 
     def _tell_transition(self, change: StateChange) -> None:
         self._transitions_to_come -= 1
-        self._on_transition.tell(change)
+        self._on_transition.notify(change)
 
-    def _broke(self, what: str) -> None:
-        self._fire(self._fsm.broke, what)
+    def _faulted(self, what: str) -> None:
+        self._fire(self._fsm.faulted, what)
 
     def _is_current(self, source: asyncio.Task[Socket] | Socket) -> bool:
         """Whether a fact comes from the dial or socket that counts now; all others are dropped (law 2)."""
@@ -630,10 +634,10 @@ class Connection:
         if socket is not None:
             self._socket = socket
             socket.start(
-                lambda batch: self._heard(socket, batch),
-                lambda: self._heard(socket, ()),
-                lambda info: self._pump.schedule_call(self._socket_closed, socket, info),
-                self._pump.idle,
+                lambda batch: self._on_messages(socket, batch),
+                lambda: self._on_messages(socket, ()),
+                lambda info: self._dispatcher.schedule_call(self._socket_closed, socket, info),
+                self._dispatcher.idle,
             )
             self._fire(self._fsm.socket_opened)
             return
@@ -652,18 +656,18 @@ class Connection:
             self._fire(self._fsm.socket_closed, info)
             self._given_up = 0  # it was lost, and not given up by this program
 
-    def _heard(self, socket: Socket, messages: Sequence[Data]) -> None:
+    def _on_messages(self, socket: Socket, messages: Sequence[Data]) -> None:
         if self._is_current(socket) and self._heartbeat is not None:
             self._heartbeat.heard(self._now())
             if messages:
-                self._pump.schedule(self._take(socket, self._heartbeat, messages))
+                self._dispatcher.schedule(self._handle_messages(socket, self._heartbeat, messages))
 
-    def _take(self, socket: Socket, heartbeat: Heartbeat, messages: Sequence[Data]) -> Iterator[None]:
+    def _handle_messages(self, socket: Socket, heartbeat: Heartbeat, messages: Sequence[Data]) -> Iterator[None]:
         """Handle what came together, one message a step, for as long as the socket is the current one (D-ORDER)."""
         for data in messages:
             if socket is not self._socket:
                 return
-            if data == PONG and heartbeat.is_owed:
+            if data == PONG and heartbeat.awaits_pong:
                 self._ponged(heartbeat)
             else:
                 for _ in self._received(data) or ():
@@ -680,30 +684,30 @@ class Connection:
         if round_trip is not None:
             self._set_heartbeat_timer()
             self._latency = round_trip
-            self._pong.keep(round_trip)
+            self._pong.wake(round_trip)
             if self._on_latency:
-                self._pump.post(self._on_latency.tell, round_trip)
+                self._dispatcher.post(self._on_latency.notify, round_trip)
 
     def _received(self, data: Data) -> Iterator[object] | None:
         """A message came; return what is left to do for it, in steps. A client with rooms takes the binary ones."""
-        self._on_message.tell(data)
+        self._on_message.notify(data)
         return None
 
-    def _timer_fell_due(self, number: int) -> None:
+    def _timer_fired(self, number: int) -> None:
         if self._timer is not None and number == self._timers_started:  # else it was stopped while this waited
             self._timer = None
-            self._fire(self._fsm.timer_fell_due)
+            self._fire(self._fsm.timer_fired)
 
-    def _heart_beats(self, deadline: Deadline) -> None:
-        self._pump.post(self._heartbeat_due, deadline.when)
+    def _heart_beats(self, deadline: Timer) -> None:
+        self._dispatcher.post(self._heartbeat_due, deadline.when)
 
     def _heartbeat_due(self, due: float) -> None:
         heartbeat, socket = self._heartbeat, self._socket
         if heartbeat is None or socket is None:
             return
         now, counters = max(self._now(), due), socket.counters()  # asyncio may run a timer a little early
-        beat = heartbeat.tick(now, counters, socket.is_reading(counters) and not self._pump.has_work)
-        if beat is Beat.DEAD:
+        beat = heartbeat.tick(now, counters, socket.is_reading(counters) and not self._dispatcher.has_work)
+        if beat is KeepaliveAction.DEAD:
             why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"
             if heartbeat.is_deaf(now) and not heartbeat.is_silent:
                 why = f"the server has read nothing for {heartbeat.stuck_for(now):.0f} s: the connection is dead"
@@ -712,7 +716,7 @@ class Connection:
             socket.blame()
             self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted, fault=FaultKind.LIVENESS))
             return
-        if beat is Beat.PING:
+        if beat is KeepaliveAction.PING:
             self._send_ping(heartbeat, socket, counters)
         else:
             self._set_heartbeat_timer()
@@ -748,7 +752,7 @@ class Connection:
     def _start_dial(self, _: Dial) -> None:
         assert self._loop is not None
         self._dial = self._loop.create_task(self._open(), name="reconnect_fsm dial")
-        self._dial.add_done_callback(lambda dial: self._pump.post(self._dial_ended, dial))
+        self._dial.add_done_callback(lambda dial: self._dispatcher.post(self._dial_ended, dial))
 
     async def _open(self) -> Socket:
         if self._given_session is not None and self._given_session.closed:
@@ -783,7 +787,9 @@ class Connection:
         assert self._loop is not None
         self._stop_timer()
         self._timers_started += 1
-        self._timer = self._loop.call_later(effect.seconds, self._pump.post, self._timer_fell_due, self._timers_started)
+        self._timer = self._loop.call_later(
+            effect.seconds, self._dispatcher.post, self._timer_fired, self._timers_started
+        )
 
     def _stop_timer(self, _: StopTimer | None = None) -> None:
         if self._timer is not None:
@@ -793,7 +799,7 @@ class Connection:
     def _start_outage_timer(self, effect: StartOutageTimer) -> None:
         assert self._loop is not None
         self._stop_outage_timer()
-        self._outage_timer = self._loop.call_later(effect.seconds, self._pump.post, self._outage_lasted)
+        self._outage_timer = self._loop.call_later(effect.seconds, self._dispatcher.post, self._outage_lasted)
 
     def _stop_outage_timer(self, _: StopOutageTimer | None = None) -> None:
         if self._outage_timer is not None:
@@ -830,16 +836,16 @@ class Connection:
 
     def _announce_connected(self, _: AnnounceConnected) -> None:
         self._connections += 1
-        self._connected.keep(self._connections)
-        for outcome in self._settled_outcomes():
-            outcome.succeed()
+        self._connected.wake(self._connections)
+        for completion in self._settled_completions():
+            completion.succeed()
 
-    def _tell_rooms(self, effect: TellRooms) -> None:
+    def _notify_rooms(self, effect: NotifyRooms) -> None:
         """A connection has no rooms; a client does."""
 
     def _fail_waiters(self, effect: FailWaiters) -> None:
-        for outcome in self._settled_outcomes():
-            outcome.fail(effect.error)
+        for completion in self._settled_completions():
+            completion.fail(effect.error)
         self._pong.fail(effect.error)
 
     def _notify_status(self, effect: NotifyStatus) -> None:
@@ -861,13 +867,13 @@ class Connection:
                 "retry_in": change.retry_in,
             },
         )
-        self._pump.schedule_call(self._on_status.tell, change)  # law 4: the rooms are notified before
+        self._dispatcher.schedule_call(self._on_status.notify, change)  # law 4: the rooms are notified before
 
     # Helpers
 
-    def _settled_outcomes(self) -> list[Outcome]:
-        outcomes, self._waiting_outcomes = [each() for each in self._waiting_outcomes], []
-        return [outcome for outcome in outcomes if outcome is not None and not outcome.done]
+    def _settled_completions(self) -> list[Completion]:
+        completions, self._waiting_completions = [each() for each in self._waiting_completions], []
+        return [completion for completion in completions if completion is not None and not completion.done]
 
     def _now(self) -> float:
         assert self._loop is not None
@@ -879,7 +885,7 @@ class Connection:
         socket.send_urgent(PING)
 
     def _set_heartbeat_timer(self) -> None:
-        deadlines = self._deadlines
+        deadlines = self._timers
         if self._loop is None or deadlines is None:
             return
         if self._heartbeat_timer is not None:
@@ -887,9 +893,9 @@ class Connection:
             self._heartbeat_timer = None
         if self._heartbeat is not None and self._heartbeat.deadline is not None:
             # Pings of many connections go out together; how long a pong may take is not for them to shorten.
-            early = 0.0 if self._heartbeat.in_flight else min(PING_EARLY, 0.1 * self._keepalive.interval)
+            slack = 0.0 if self._heartbeat.in_flight else min(PING_EARLY, 0.1 * self._keepalive.interval)
             due = self._heartbeat.deadline
-            self._heartbeat_timer = deadlines.set_at(self._loop, due, self._heart_beats, early=early)
+            self._heartbeat_timer = deadlines.call_at(self._loop, due, self._heart_beats, slack=slack)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that ends by itself within a bound; `close` waits for it."""
@@ -917,15 +923,15 @@ class Connection:
             logger.error("%s does not end though it was cancelled; it is left behind", task.get_name())
             self._ending.discard(task)
 
-    def _close_requested(self, outcome: Outcome) -> None:
+    def _close_requested(self, completion: Completion) -> None:
         self._fire(self._fsm.close_requested)
-        self._pump.schedule_call(self._pump.end_recording)
-        outcome.succeed()
+        self._dispatcher.schedule_call(self._dispatcher.end_recording)
+        completion.succeed()
 
-    async def _closed(self, outcome: Outcome) -> None:
+    async def _closed(self, completion: Completion) -> None:
         self._check_loop()
-        await outcome.wait()
-        await self._pump.idle()  # all rooms and listeners have heard of it
+        await completion.wait()
+        await self._dispatcher.idle()  # all rooms and listeners have heard of it
         while self._ending:
             await self._ended(self._ending)
 
@@ -944,7 +950,7 @@ METHODS: Final[Mapping[type[Effect], str]] = {
     StartKeepalive: "_start_keepalive",
     StopKeepalive: "_stop_keepalive",
     AnnounceConnected: "_announce_connected",
-    TellRooms: "_tell_rooms",
+    NotifyRooms: "_notify_rooms",
     FailWaiters: "_fail_waiters",
     NotifyStatus: "_notify_status",
 }

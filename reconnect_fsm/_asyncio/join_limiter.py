@@ -1,4 +1,4 @@
-"""Whose turn it is to be asked for: after a reconnect ten thousand rooms do not ask at once."""
+"""Limits how many joins are in flight: after a reconnect, ten thousand rooms are not requested at once (JOIN-2)."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import heapq
 from collections import deque
 from typing import Generic, TypeVar
 
-__all__ = ["Turns"]
+__all__ = ["JoinLimiter"]
 
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
-    """A queue with priorities, and a bound on how many that have had their turn are not done yet."""
+class JoinLimiter(Generic[T]):
+    """A priority queue with a limit on how many of those it has let go are still in flight."""
 
-    def __init__(self, most: int | None) -> None:
-        """``most`` at once; None: no bound."""
-        self._most = float("inf") if most is None else most
+    def __init__(self, limit: int | None) -> None:
+        """``limit``: how many may be in flight at once; None: no limit."""
+        self._limit = float("inf") if limit is None else limit
         self.queues: dict[int, deque[T]] = {}
-        """Who waits, by priority; none is empty."""
+        """Those that wait, by priority; no queue in it is empty."""
         self._order: list[int] = []  # a heap of the priorities there are, the highest first, hence negative
-        self.busy: set[object] = set()
-        """Who has had a turn, its own or not, and is not done yet."""
+        self.in_flight: set[object] = set()
+        """Those that are in flight, whether they waited here or not."""
 
-    def wait(self, one: T, priority: int) -> None:
+    def enqueue(self, one: T, priority: int) -> None:
         """Queue up: the higher the priority, the sooner; among equals, first come, first served."""
         queue = self.queues.get(priority)
         if queue is None:
@@ -32,13 +32,13 @@ class Turns(Generic[T]):
         queue.append(one)
 
     @property
-    def has_place(self) -> bool:
-        """Whether one more may be busy."""
-        return len(self.busy) < self._most
+    def has_room(self) -> bool:
+        """Whether one more may be in flight."""
+        return len(self.in_flight) < self._limit
 
-    def next(self) -> T | None:
-        """Whose turn it is now; None if nobody waits, or too many are busy."""
-        if not self._order or not self.has_place:
+    def pop(self) -> T | None:
+        """Take out the one that is next; None if none waits, or the limit is reached."""
+        if not self._order or not self.has_room:
             return None
         priority = -self._order[0]
         one = self.queues[priority].popleft()
@@ -48,7 +48,7 @@ class Turns(Generic[T]):
         return one
 
     def clear(self) -> None:
-        """Nobody waits any more, and nobody is busy."""
+        """Forget all that wait and all that are in flight."""
         self.queues.clear()
         self._order.clear()
-        self.busy.clear()
+        self.in_flight.clear()

@@ -17,16 +17,18 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, 
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
+from reconnect_fsm._asyncio.awaitables import LazyCoroutine
 from reconnect_fsm._asyncio.credentials import ask, names_of, wait_for_answer
-from reconnect_fsm._asyncio.dispatcher import Driver
-from reconnect_fsm._asyncio.event_queue import LazyCoroutine, Listeners
-from reconnect_fsm._asyncio.join_limiter import Turns
-from reconnect_fsm._asyncio.timers import Deadline, Deadlines
+from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._asyncio.join_limiter import JoinLimiter
+from reconnect_fsm._asyncio.listeners import Listeners
+from reconnect_fsm._asyncio.timers import Timer, TimerQueue
 from reconnect_fsm._asyncio.user_code import UserCodeFailed, call_user, notify_user, report
 from reconnect_fsm._redaction import READ, Redaction
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.effects import (
     AbandonRequest,
+    DiscardUnsent,
     EndSession,
     FailWaiters,
     NotifyError,
@@ -36,7 +38,6 @@ from reconnect_fsm.effects import (
     StartTimer,
     StopTimer,
     Synchronise,
-    TakeBack,
     Untrack,
     VersionChoice,
 )
@@ -48,7 +49,7 @@ from reconnect_fsm.errors import (
     ReconnectError,
     Unauthorized,
     UpdatesRefused,
-    twin,
+    copy_error,
 )
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
@@ -125,7 +126,6 @@ class Room:
     """One document, shared through a room of the server. Made by `Client.join`; await it to wait until it is joined."""
 
     __slots__ = (
-        "_asked",
         "_auth",
         "_credentials",
         "_detach",
@@ -139,11 +139,12 @@ class Room:
         "_priority",
         "_reassembler",
         "_renewal",
+        "_request_number",
         "_rooms",
+        "_sent_auth",
         "_server_version",
         "_session",
         "_timer",
-        "_told",
         "_unacked",
         "_unacked_bytes",
         "_unsent",
@@ -174,24 +175,24 @@ class Room:
         self._listeners: Listeners[StatusChange[RoomStatus]] | None = None
         self._watch: Watch | None = None
         self._detach: Callable[[], None] | None = None
-        self._timer: Deadline | None = None
+        self._timer: Timer | None = None
         # What belongs to the request under way
         self._joined_after = 0  # how many things the rooms had been told of before it was there
-        self._asked = 0
-        self._told = b""  # the auth bytes that the server was told last
+        self._request_number = 0
+        self._sent_auth = b""  # the auth bytes that the server was told last
         self._credentials: asyncio.Task[None] | None = None
         self._in_flight = 0  # requests sent on this connection that have no answer yet
         # What belongs to the session
         self._permission: Permission | None = None
         self._session = 0  # counts them
-        self._renewal: Deadline | None = None
+        self._renewal: Timer | None = None
         self._unsent = False  # the adaptor holds more than it has passed on (D-ANYWAY)
         self._server_version = b""
         self._unacked: dict[int, Unacked] = NOTHING
         self._unacked_bytes = 0
         self._upload: Iterator[bytes] | None = None  # what the server lacked, and was not sent yet
         self._reassembler: Reassembler | None = None
-        self._fragments_due: Deadline | None = None
+        self._fragments_due: Timer | None = None
 
     def __repr__(self) -> str:
         return f"<Room {self.id!r} {self.crdt_type} {self.status.value}>"
@@ -257,7 +258,7 @@ class Room:
 
         Raises RuntimeError in another thread or event loop than the client's (D-THREAD).
         """
-        return self._when(lambda: self.status is RoomStatus.JOINED).__await__()
+        return self._wait_until(lambda: self.status is RoomStatus.JOINED).__await__()
 
     async def synced(self) -> None:
         """Wait until it `is_synced`, across reconnects too; edits that are not committed are committed first.
@@ -326,11 +327,11 @@ class Room:
 
     async def _until(self, true: Callable[[], bool]) -> None:
         """Wait until it is true, and still is when the waiting task gets its turn."""
-        await self._when(true)
+        await self._wait_until(true)
         while not _answer(true):
-            await self._when(true)
+            await self._wait_until(true)
 
-    async def _when(self, true: Callable[[], bool]) -> Room:
+    async def _wait_until(self, true: Callable[[], bool]) -> Room:
         self._rooms.check(self)
         if _answer(true):
             return self
@@ -345,7 +346,7 @@ class Room:
                 self._watch = None  # most messages then need not ask who waits
         return self
 
-    def _notice(self) -> None:
+    def _wake_waiters(self) -> None:
         """Something changed: wake those for whom it is true now, not when they get their turn."""
         if (watch := self._watch) is None:
             return
@@ -358,12 +359,12 @@ class Room:
                     waiter.set_exception(error)
         if watch.on_synced and (synced := self.is_synced) is not watch.was_synced:
             watch.was_synced = synced
-            self._rooms.later(watch.on_synced.tell, synced)
+            self._rooms.later(watch.on_synced.notify, synced)
 
     def _fail_waiters(self, error: Exception) -> None:
         for waiter in () if self._watch is None else self._watch.waiting:
             if not waiter.done():
-                waiter.set_exception(twin(error))
+                waiter.set_exception(copy_error(error))
 
 
 class Watch:
@@ -398,7 +399,7 @@ Unacked: TypeAlias = tuple[tuple[bytes, ...], list[bytes]]
 NOTHING: dict[int, Unacked] = {}  # stands for every empty dict; never written to
 NO_BATCH: Unacked = ((), [])
 
-Turn: TypeAlias = tuple["Room", Deadline | None]
+Turn: TypeAlias = tuple["Room", Timer | None]
 """A room that is to be asked for, and the timer that ran out for it, if it was asked for before."""
 Answer: TypeAlias = tuple[Permission, bytes, bytes]
 """What a JoinResponseOk says: the permission, the version of the server, and what is the application's."""
@@ -426,7 +427,7 @@ class Rooms:
 
     def __init__(
         self,
-        pump: Driver,
+        pump: Dispatcher,
         own: Callable[[asyncio.Task[Any]], None],
         make_fsm: Callable[[], RoomFSM],
         at_once: int | None,
@@ -441,19 +442,19 @@ class Rooms:
         not answered at the same time; ``client_stopped`` says why, while the client is stopped (D-STOP); ``check_loop``
         raises RuntimeError in another thread or event loop than the client's (D-THREAD); ``max_piece`` is the most
         bytes of a message that is sent, ``max_update_size`` those of one update in either direction."""
-        self._pump = pump
+        self._dispatcher = pump
         self._link: Link | None = None  # what the rooms know of; the client may have dropped it, or have another by now
         self._client_stopped = client_stopped
         self._check_loop = check_loop
         self._own = own
         self._make_fsm = make_fsm
         self._tracked: dict[bytes, Room] = {}  # by what their frames begin with
-        self._turns: Turns[Turn] = Turns(at_once)
+        self._limiter: JoinLimiter[Turn] = JoinLimiter(at_once)
         self._tells = 0  # that there were
         self._begun = 0  # the last one that the rooms have begun to hear of
         self._opened: str | None = None  # why there is a connection, if there is one
         self._will_admit = False  # that is scheduled, and has not begun
-        self._deadlines = Deadlines(pump.post)
+        self._timers = TimerQueue(pump.post)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._complaints = 0
         self._orphans: Counter[bytes] = Counter()  # answers to come, on this connection, for rooms that were left
@@ -469,7 +470,7 @@ class Rooms:
             RequestJoin: self._request_join,
             AbandonRequest: self._abandon_request,
             Synchronise: self._synchronise,
-            TakeBack: self._take_back,
+            DiscardUnsent: self._take_back,
             EndSession: self._end_session,
             SendLeave: self._send_leave,
             Untrack: self._untrack,
@@ -480,7 +481,7 @@ class Rooms:
         self._announced: set[Room] = set()  # by send(None), and the adaptor has no `unsent`
         self._random_bits = random_bits
         self._redaction = redaction
-        redaction.ask(lambda: (room._told for room in self._tracked.values()))
+        redaction.ask(lambda: (room._sent_auth for room in self._tracked.values()))
         self._last_batch_id: int | None = None
 
     def __iter__(self) -> Iterator[Room]:
@@ -516,26 +517,26 @@ class Rooms:
             room.on_status(on_status)
         room._detach = adaptor.attach(lambda update: self._local_update(room, update))
         self._tracked[header] = room
-        self._pump.post(self._join_requested, room)
+        self._dispatcher.post(self._join_requested, room)
         return room
 
     def leave(self, room: Room) -> None:
         """Untracked at once, so that a join that follows makes a new room, whatever waits in the queue."""
         self._check_loop()
         self._forget(room)
-        self._pump.post(self.fire, room, "leave_requested")
+        self._dispatcher.post(self.fire, room, "leave_requested")
 
     def check(self, room: Room) -> None:
         """Raise what an operation raises at once that would wait for the room: D-THREAD, D-STOP."""
         self._check_loop()
         if room._fsm.state in OVER:
-            raise twin(room._fsm.refusal)
+            raise copy_error(room._fsm.refusal)
         if (stopped := self._client_stopped()) is not None:
             raise stopped
 
     def resync(self, room: Room) -> None:
         """The program asks to compare versions (D-RESYNC)."""
-        self._pump.post(self.fire, room, "resync_requested")
+        self._dispatcher.post(self.fire, room, "resync_requested")
 
     def end_presence(self) -> None:
         """The program closes the client: take back what the others would see of it until it times out (D-PRESENCE)."""
@@ -548,9 +549,9 @@ class Rooms:
             return
         if self._max_piece > MIN_PIECE:
             self._set_piece(max(self._max_piece // 2, MIN_PIECE))
-            self.complain("a message was too big for the server: from now on they have %d bytes", self._max_piece)
+            self.warn_limited("a message was too big for the server: from now on they have %d bytes", self._max_piece)
         else:
-            self.complain("a message of at most %d bytes was too big for the server", self._max_piece)
+            self.warn_limited("a message of at most %d bytes was too big for the server", self._max_piece)
 
     def _set_piece(self, size: int) -> None:
         self._max_piece = size
@@ -574,7 +575,7 @@ class Rooms:
         """
         self._tells += 1
         ended = {"connection_lost": (cause,), "client_stopped": (cause, stop)}.get(event, ())
-        self._pump.schedule(self._tell_all(self._tells, event, why, link, ended))
+        self._dispatcher.schedule(self._tell_all(self._tells, event, why, link, ended))
 
     def _tell_all(
         self, number: int, event: str, why: str, link: Link | None, ended: tuple[Cause | StopKind | None, ...]
@@ -583,12 +584,12 @@ class Rooms:
         self._link = link
         self._orphans.clear()
         self._complaints = 0
-        self._turns.clear()
+        self._limiter.clear()
         self._opened = None if link is None else why
         if link is not None:
             for place, room in enumerate(tuple(self._tracked.values())):
                 if room._joined_after <= number:
-                    self._turns.wait((room, None), room._priority)
+                    self._limiter.enqueue((room, None), room._priority)
                 if place % QUEUED_A_STEP == QUEUED_A_STEP - 1:
                     yield
             yield from self._admit()
@@ -603,11 +604,11 @@ class Rooms:
     def _admit(self) -> Iterator[None]:
         """Let rooms ask, one after the other, until none waits for a turn or too many are busy."""
         self._will_admit = False
-        while (turn := self._turns.next()) is not None:
-            self._turn_came(turn)
+        while (turn := self._limiter.pop()) is not None:
+            self._on_admitted(turn)
             yield
 
-    def _turn_came(self, turn: Turn) -> None:
+    def _on_admitted(self, turn: Turn) -> None:
         room, deadline = turn
         assert self._opened is not None  # without a connection no room waits for a turn
         event: str = "connection_opened"
@@ -616,11 +617,11 @@ class Rooms:
             if deadline is not room._timer:
                 return  # it was stopped while this waited for its turn
             room._timer = None
-            event, args = "timer_fell_due", ()
-        self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
-        self._notice(room)
+            event, args = "timer_fired", ()
+        self._dispatcher.fire(room.id, room._fsm, event, args, self._run, self._faulted, room)
+        self._wake_waiters(room)
 
-    def complain(self, what: str, *args: object) -> None:
+    def warn_limited(self, what: str, *args: object) -> None:
         """Log what is wrong with the server's messages; a flood of them must not flood the log.
 
         An argument that is a function is called if the line is really logged: words cost something to be made fit.
@@ -639,7 +640,7 @@ class Rooms:
         self._loop = self._link = self._opened = None
         self._will_admit = False
         self._begun = self._tells
-        self._deadlines.forget()
+        self._timers.forget()
         for room in self._tracked.values():
             room._credentials = room._timer = room._fragments_due = room._renewal = None
             if room._watch is not None:
@@ -671,7 +672,7 @@ class Rooms:
             message = yield from decode_in_steps(frame)
             yield from self._received(message) or ()
         except ProtocolError as error:
-            self.complain("dropped a malformed message of %d bytes: %s", len(frame), error)
+            self.warn_limited("dropped a malformed message of %d bytes: %s", len(frame), error)
 
     def _received(self, message: Message) -> Iterator[object] | None:
         header = room_header(message.crdt, message.room_id)  # a length may be written in several ways
@@ -697,8 +698,8 @@ class Rooms:
                 self.fire(room, "join_refused", JoinRefused(message.code, words, app_code), self._now())
                 return _steps_of_words(message.message, message.app_code or "")
             case RoomError():
-                refusal = JoinRefused(message.code, self._redaction(message.message), put_out=True)
-                self.fire(room, "put_out", refusal, self._now())
+                refusal = JoinRefused(message.code, self._redaction(message.message), evicted=True)
+                self.fire(room, "evicted", refusal, self._now())
                 return _steps_of_words(message.message)
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 return self._reassemble(room, message)
@@ -714,7 +715,7 @@ class Rooms:
     def _join_requested(self, room: Room) -> None:
         room._joined_after = self._tells
         if self._opened is not None and self._begun == self._tells:  # else its turn comes when that is told
-            self._turns.wait((room, None), room._priority)
+            self._limiter.enqueue((room, None), room._priority)
         self.fire(room, "join_requested")
 
     def _send(self, frames: bytes | list[bytes]) -> None:
@@ -723,39 +724,39 @@ class Rooms:
 
     def fire(self, room: Room, event: str, *args: Any) -> None:
         """Tell a room's machine a fact and run the effects; then it may be somebody else's turn."""
-        self._pump.fire(room.id, room._fsm, event, args, self._run, self._broke, room)
-        self._notice(room)
-        self._take_turns()
+        self._dispatcher.fire(room.id, room._fsm, event, args, self._run, self._faulted, room)
+        self._wake_waiters(room)
+        self._admit_next()
 
-    def _notice(self, room: Room) -> None:
+    def _wake_waiters(self, room: Room) -> None:
         """Wake those for whom something has come true, once all is done that this event leads to."""
         watch = room._watch
         if watch is not None and (watch.waiting or watch.on_synced):
-            self._pump.post(room._notice)
+            self._dispatcher.post(room._wake_waiters)
 
     def later(self, job: Callable[..., None], *args: Any) -> None:
         """Do it in the loop's next turn: a document that is being edited, in whose callback we are, is locked."""
         if self._loop is None or self._loop.is_closed():
-            self._pump.post(job, *args)
+            self._dispatcher.post(job, *args)
         else:
-            self._loop.call_soon(self._pump.post, job, *args)
+            self._loop.call_soon(self._dispatcher.post, job, *args)
 
     def _fire_in_session(self, room: Room, session: int, event: str, *args: Any) -> None:
         """The same if that session still lasts."""
         if room._permission is not None and session == room._session:
             self.fire(room, event, *args)
 
-    def _take_turns(self) -> None:
-        if self._turns.queues and not self._will_admit and self._turns.has_place:
+    def _admit_next(self) -> None:
+        if self._limiter.queues and not self._will_admit and self._limiter.has_room:
             self._will_admit = True
-            self._pump.schedule(self._admit())
+            self._dispatcher.schedule(self._admit())
 
-    def _broke(self, room: Room, what: str) -> None:
-        self.fire(room, "broke", what)
+    def _faulted(self, room: Room, what: str) -> None:
+        self.fire(room, "faulted", what)
 
     def _adaptor_broke(self, room: Room, doing: str, error: BaseException) -> None:
         """An adaptor is the user's own code: it cannot take the connection or other rooms down with it."""
-        self._pump.post(self.fire, room, "broke", f"the adaptor raised {type(error).__name__} while {doing}")
+        self._dispatcher.post(self.fire, room, "faulted", f"the adaptor raised {type(error).__name__} while {doing}")
 
     # Effects
 
@@ -765,13 +766,13 @@ class Rooms:
     def _start_timer(self, room: Room, effect: StartTimer) -> None:
         assert self._loop is not None
         if room._timer is not None:
-            self._deadlines.cancel(room._timer)
-        when = self._pump.now + effect.seconds
-        room._timer = self._deadlines.set_at(self._loop, when, self._timer_fell_due, room)
+            self._timers.cancel(room._timer)
+        when = self._dispatcher.now + effect.seconds
+        room._timer = self._timers.call_at(self._loop, when, self._timer_fired, room)
 
     def _send_leave(self, room: Room, _: SendLeave) -> None:
         for _piece in range(PIECES_AT_LEAVE):  # the rest of what the server lacks, for there will be no other time
-            if not self._send_more(room):
+            if not self._send_next_chunk(room):
                 break
         self._take_back_presence(room)
         self._send(encode(Leave(room.crdt_type, room.id)))
@@ -782,31 +783,31 @@ class Rooms:
     def _notify_status(self, room: Room, effect: NotifyStatus) -> None:
         change = effect.change
         if change.new is RoomStatus.ERROR:
-            self.complain("room %r: %s → error: %s", room.id, change.old, change.reason)
+            self.warn_limited("room %r: %s → error: %s", room.id, change.old, change.reason)
         else:
             logger.debug("room %r: %s → %s: %s", room.id, change.old, change.new, change.reason)
         if room._listeners is not None:
-            self._pump.post(room._listeners.tell, change)
+            self._dispatcher.post(room._listeners.notify, change)
 
     def _notify_error(self, room: Room, effect: NotifyError) -> None:
         if room._watch is not None and room._watch.on_error:
-            self.later(room._watch.on_error.tell, effect.error)
+            self.later(room._watch.on_error.notify, effect.error)
         elif isinstance(effect.error, UpdatesRefused):  # of a room's end the log has heard
-            self.complain("room %r: %s", room.id, effect.error)
+            self.warn_limited("room %r: %s", room.id, effect.error)
 
-    def _timer_fell_due(self, deadline: Deadline, room: Room) -> None:
+    def _timer_fired(self, deadline: Timer, room: Room) -> None:
         if deadline is not room._timer:  # it was stopped while this waited for its turn
             return
-        if room in self._turns.busy:  # the server had its time
+        if room in self._limiter.in_flight:  # the server had its time
             room._timer = None
-            self.fire(room, "timer_fell_due")
+            self.fire(room, "timer_fired")
         elif self._opened is not None:  # it may ask again, when it is its turn; else it will hear of the loss next
-            self._turns.wait((room, deadline), room._priority)
-            self._take_turns()
+            self._limiter.enqueue((room, deadline), room._priority)
+            self._admit_next()
 
     def _stop_timer(self, room: Room, _: StopTimer | None = None) -> None:
         if room._timer is not None:
-            self._deadlines.cancel(room._timer)
+            self._timers.cancel(room._timer)
             room._timer = None
 
     def _untrack(self, room: Room, _: Untrack) -> None:
@@ -832,7 +833,7 @@ class Rooms:
     def _request_join(self, room: Room, effect: RequestJoin) -> None:
         """D-INTENT: auth and version are taken now, not when join was called."""
         self._abandon_request(room)
-        self._turns.busy.add(room)
+        self._limiter.in_flight.add(room)
         auth, choice = room._auth, effect.version
         if not isinstance(auth, bytes):
             given: Any
@@ -840,17 +841,17 @@ class Rooms:
                 given = ask(f"the auth function of room {room.id!r}", auth)
             except UserCodeFailed as failed:
                 # Posted: an effect never fires a fact itself.
-                self._pump.post(self._credentials_failed, room, room._asked, failed.error)
+                self._dispatcher.post(self._credentials_failed, room, room._request_number, failed.error)
                 return
             if inspect.isawaitable(given):
                 assert self._loop is not None
-                asking = self._await_credentials(room, room._asked, choice, given)
+                asking = self._await_credentials(room, room._request_number, choice, given)
                 room._credentials = self._loop.create_task(asking, name="reconnect_fsm credentials")
                 if inspect.iscoroutine(given):  # one that was cancelled before its first step would warn
                     room._credentials.add_done_callback(lambda _: given.close())
                 return
             if isinstance(given, Unauthorized):
-                self._pump.post(self._credentials_failed, room, room._asked, given)
+                self._dispatcher.post(self._credentials_failed, room, room._request_number, given)
                 return
             auth = given
         self._send_join_request(room, choice, auth)
@@ -860,37 +861,37 @@ class Rooms:
         try:
             auth = await wait_for_answer(f"the auth function of room {room.id!r}", given)
         except UserCodeFailed as failed:
-            self._pump.post(self._credentials_failed, room, asked, failed.error)
+            self._dispatcher.post(self._credentials_failed, room, asked, failed.error)
             return
         if isinstance(auth, Unauthorized):
-            self._pump.post(self._credentials_failed, room, asked, auth)
+            self._dispatcher.post(self._credentials_failed, room, asked, auth)
         else:
-            self._pump.post(self._credentials_came, room, asked, choice, auth)
+            self._dispatcher.post(self._credentials_came, room, asked, choice, auth)
 
     def _credentials_came(self, room: Room, asked: int, choice: VersionChoice, auth: object) -> None:
-        if asked == room._asked:
+        if asked == room._request_number:
             room._credentials = None
             self._send_join_request(room, choice, auth)
 
     def _credentials_failed(self, room: Room, asked: int, error: BaseException) -> None:
-        if asked == room._asked:
+        if asked == room._request_number:
             room._credentials = None
             what = f"the auth function raised {names_of(error)}"
             self.fire(room, "credentials_failed", what, isinstance(error, Unauthorized))
 
     def _abandon_request(self, room: Room, _: AbandonRequest | None = None) -> None:
-        room._asked += 1
+        room._request_number += 1
         if room._credentials is not None:
             room._credentials.cancel()
             self._own(room._credentials)
             room._credentials = None
-        self._turns.busy.discard(room)
+        self._limiter.in_flight.discard(room)
 
     def _send_join_request(self, room: Room, choice: VersionChoice, auth: object) -> None:
         if not isinstance(auth, bytes):
             what = f"the auth function returned {type(auth).__name__} instead of bytes"
             logger.error("room %r: %s", room.id, what)
-            self._pump.post(self.fire, room, "broke", what)
+            self._dispatcher.post(self.fire, room, "faulted", what)
             return
         try:
             if choice is CURRENT:
@@ -902,7 +903,7 @@ class Rooms:
             return
         if version is None:
             refusal = JoinRefused(JoinErrorCode.VERSION_UNKNOWN, "the adaptor has no other version")
-            self._pump.post(self.fire, room, "join_refused", refusal, self._now())
+            self._dispatcher.post(self.fire, room, "join_refused", refusal, self._now())
             return
         try:
             frame = join_request(room._header, auth, version)
@@ -910,10 +911,10 @@ class Rooms:
                 frame = encode(JoinRequest(room.crdt_type, room.id, auth, version))
         except ProtocolError as error:  # auth and version are too much for one message, or the version is no bytes
             logger.error("room %r: it cannot be asked for: %s", room.id, error)
-            self._pump.post(self.fire, room, "broke", f"it cannot be asked for: {error}")
+            self._dispatcher.post(self.fire, room, "faulted", f"it cannot be asked for: {error}")
             return
         if auth:
-            room._told = auth
+            room._sent_auth = auth
             self._redaction.learn(auth, "room")
         room._in_flight += 1
         self._send(frame)
@@ -943,7 +944,7 @@ class Rooms:
 
     def _begin_session(self, room: Room) -> None:
         adaptor = room.adaptor
-        if hasattr(adaptor, "take_back"):
+        if hasattr(adaptor, "discard_unsent"):
             self._present[room] = None
         if getattr(adaptor, "renew_interval", None) is not None:
             self._set_renewal(room)
@@ -963,10 +964,10 @@ class Rooms:
 
     def _continue_upload(self, room: Room) -> None:
         """Send more of what the server lacks, unless much of it waits for an Ack: then that goes on."""
-        if room._unacked_bytes < UPLOAD_AHEAD and self._send_more(room):
+        if room._unacked_bytes < UPLOAD_AHEAD and self._send_next_chunk(room):
             self.later(self._continue_upload, room)
 
-    def _send_more(self, room: Room) -> bool:
+    def _send_next_chunk(self, room: Room) -> bool:
         """Send about as much as one message holds; False if there is no more."""
         if room._upload is None:
             if not room._unsent or room._permission is None:
@@ -1006,10 +1007,10 @@ class Rooms:
         if room._unacked or room._upload is not None or room._unsent:
             return
         if room._fsm.in_doubt:
-            self._pump.post(self._fire_in_session, room, room._session, "acks_complete")
-        self._notice(room)
+            self._dispatcher.post(self._fire_in_session, room, room._session, "acks_complete")
+        self._wake_waiters(room)
 
-    def _take_back(self, room: Room, _: TakeBack | None = None) -> None:
+    def _take_back(self, room: Room, _: DiscardUnsent | None = None) -> None:
         room._upload = None
         for _updates, unwritten in room._unacked.values():
             unwritten.clear()
@@ -1023,7 +1024,7 @@ class Rooms:
         self._watch_fragments(room)
         self._present.pop(room, None)
         if room._renewal is not None:
-            self._deadlines.cancel(room._renewal)
+            self._timers.cancel(room._renewal)
             room._renewal = None
 
     # Presence (D-PRESENCE)
@@ -1035,9 +1036,9 @@ class Rooms:
         except UserCodeFailed:
             return
         if interval is not None:
-            room._renewal = self._deadlines.set(self._loop, max(float(interval), MIN_RENEWAL), self._renew, room)
+            room._renewal = self._timers.call_later(self._loop, max(float(interval), MIN_RENEWAL), self._renew, room)
 
-    def _renew(self, deadline: Deadline, room: Room) -> None:
+    def _renew(self, deadline: Timer, room: Room) -> None:
         if deadline is room._renewal:
             room._renewal = None
             adaptor: Any = room.adaptor
@@ -1050,7 +1051,7 @@ class Rooms:
         del self._present[room]
         try:
             adaptor: Any = room.adaptor
-            updates = list(room._ask("asked to take back its own", adaptor.take_back))
+            updates = list(room._ask("asked to take back its own", adaptor.discard_unsent))
         except UserCodeFailed:
             return
         if updates and room._permission == "write":
@@ -1062,7 +1063,7 @@ class Rooms:
         """An edit was made here, in whatever thread; or, if None, there is more that the adaptor did not pass on."""
         if update is None and not hasattr(room.adaptor, "unsent"):
             self._announced.add(room)  # an adaptor of the user's, round one of ours: `missing_from` has it, too
-        self._pump.post_from_any_thread(self._send_local_update, room, update)
+        self._dispatcher.post_from_any_thread(self._send_local_update, room, update)
 
     def _note_unsent(self, room: Room) -> None:
         if not room._unsent:
@@ -1082,7 +1083,7 @@ class Rooms:
             return
         watch = room._watch
         if watch is not None and watch.was_synced and watch.on_synced:
-            self.later(room._notice)
+            self.later(room._wake_waiters)
         if room._permission != "write":
             self.fire(room, "upload_refused", UpdateStatusCode.PERMISSION_DENIED)
             self.later(self._refused, room, (update,), UpdateStatusCode.PERMISSION_DENIED)
@@ -1116,7 +1117,7 @@ class Rooms:
             self.fire(room, "acks_overdue", self._now())
         elif room._upload is None:
             self._continue_upload(room)
-        self._notice(room)
+        self._wake_waiters(room)
 
     def _send_in_session(self, room: Room, session: int, update: bytes) -> None:
         if session == room._session and room._permission is not None:
@@ -1135,7 +1136,7 @@ class Rooms:
         try:
             batches = split(room.crdt_type, room.id, updates, self._new_batch_id, self._payload, self._max_update_size)
         except ValueError as error:
-            self.complain("room %r: %s", room.id, error)
+            self.warn_limited("room %r: %s", room.id, error)
             self._refuse_here(room, updates, UpdateStatusCode.PAYLOAD_TOO_LARGE, edited)
             return
         for batch in batches:
@@ -1147,7 +1148,7 @@ class Rooms:
         event: tuple[Any, ...] = ("upload_refused", status)
         if edited:
             event = "batch_refused", status, "an update is too large to be sent", self._now()
-        self._pump.post(self._fire_in_session, room, room._session, *event)
+        self._dispatcher.post(self._fire_in_session, room, room._session, *event)
 
     def _send_batch(self, room: Room, batch_id: int, updates: tuple[bytes, ...], frames: list[bytes]) -> None:
         if room._unacked is NOTHING:
@@ -1217,13 +1218,13 @@ class Rooms:
         try:
             applied = call_user(APPLYING, _apply, room.adaptor, updates)
         except UserCodeFailed as failed:
-            self.complain(
+            self.warn_limited(
                 "room %r: refused a batch from the server: its adaptor raised %s", room.id, type(failed.error).__name__
             )
             return UpdateStatusCode.INVALID_UPDATE
         if isinstance(applied, ValueError):  # they are bad, as adaptors say it
             what = "room %r: refused a batch from the server: %s"
-            self.complain(what, room.id, partial(self._redaction, applied))
+            self.warn_limited(what, room.id, partial(self._redaction, applied))
             return UpdateStatusCode.INVALID_UPDATE
         return None if applied is False else UpdateStatusCode.OK
 
@@ -1234,7 +1235,7 @@ class Rooms:
         elif verdict is not UpdateStatusCode.OK:
             self._refuse(room, batch_id, verdict)
             self.fire(room, "updates_lost", verdict, "an update of the server's could not be applied", self._now())
-        self._notice(room)
+        self._wake_waiters(room)
 
     def _refuse(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
         if (
@@ -1276,15 +1277,15 @@ class Rooms:
         """Have one deadline for the batch that is due first, and none if nothing is awaited."""
         due, room._fragments_due = room._fragments_due, None
         if due is not None:
-            self._deadlines.cancel(due)
+            self._timers.cancel(due)
         at = None if room._reassembler is None else room._reassembler.next_deadline()
         self._fragmented.discard(room)
         if at is not None:
             self._fragmented.add(room)
             assert self._loop is not None
-            room._fragments_due = self._deadlines.set_at(self._loop, at, self._fragments_fell_due, room)
+            room._fragments_due = self._timers.call_at(self._loop, at, self._fragments_timed_out, room)
 
-    def _fragments_fell_due(self, deadline: Deadline, room: Room) -> None:
+    def _fragments_timed_out(self, deadline: Timer, room: Room) -> None:
         if deadline is room._fragments_due and room._reassembler is not None:
             self._expire_fragments(room, room._reassembler, max(self._now(), deadline.when))
             self._watch_fragments(room)
@@ -1294,10 +1295,12 @@ class Rooms:
             self._refuse_batch(room, refusal)
 
     def _refuse_batch(self, room: Room, refusal: Refusal) -> None:
-        self.complain("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
+        self.warn_limited("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
         why = "a batch from the server never came whole"
-        self._pump.post(self._fire_in_session, room, room._session, "updates_lost", refusal.status, why, self._now())
+        self._dispatcher.post(
+            self._fire_in_session, room, room._session, "updates_lost", refusal.status, why, self._now()
+        )
 
     def _now(self) -> float:
         assert self._loop is not None

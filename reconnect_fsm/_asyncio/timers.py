@@ -8,60 +8,62 @@ from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-__all__ = ["Deadline", "Deadlines"]
+__all__ = ["Timer", "TimerQueue"]
 
 SLICE: Final = 128  # that run before the event loop gets its turn
 
 
-class Deadline:
+class Timer:
     """One thing that is due at a time, unless it is cancelled."""
 
-    __slots__ = ("args", "early", "job", "when")
+    __slots__ = ("args", "job", "slack", "when")
 
-    def __init__(self, when: float, job: Callable[..., None], args: tuple[Any, ...], early: float) -> None:
+    def __init__(self, when: float, job: Callable[..., None], args: tuple[Any, ...], slack: float) -> None:
         self.when = when
         """When it is due. The clock may say a little less when it runs: asyncio may run a timer early."""
         self.job: Callable[..., None] | None = job
         self.args = args
-        self.early = early
+        self.slack = slack
 
 
-class Deadlines:
+class TimerQueue:
     """A heap of deadlines of one event loop. Times are the loop's, in seconds."""
 
     def __init__(self, run: Callable[..., None]) -> None:
         """``run(job, deadline, *args)`` is called for each deadline that has come."""
         self._run = run
-        self._heap: list[tuple[float, int, Deadline]] = []
+        self._heap: list[tuple[float, int, Timer]] = []
         self._count = 0  # of all there ever were: keeps those of the same time in order
         self._live = 0
         self._timer: asyncio.Handle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @staticmethod
-    def shared(loop: asyncio.AbstractEventLoop) -> Deadlines:
+    def shared(loop: asyncio.AbstractEventLoop) -> TimerQueue:
         """Those that everybody in this loop uses, for as long as somebody keeps them; here a job is just called."""
         found = _shared.get(id(loop))
         if found is None or found._loop is not loop:  # ids come again
-            found = _shared[id(loop)] = Deadlines(_call)
+            found = _shared[id(loop)] = TimerQueue(_call)
             found._loop = loop
         return found
 
     def __len__(self) -> int:
         return self._live
 
-    def set(self, loop: asyncio.AbstractEventLoop, seconds: float, job: Callable[..., None], *args: Any) -> Deadline:
+    def call_later(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, job: Callable[..., None], *args: Any
+    ) -> Timer:
         """Have ``job(deadline, *args)`` run in so many seconds."""
-        return self.set_at(loop, loop.time() + seconds, job, *args)
+        return self.call_at(loop, loop.time() + seconds, job, *args)
 
-    def set_at(
-        self, loop: asyncio.AbstractEventLoop, when: float, job: Callable[..., None], *args: Any, early: float = 0.0
-    ) -> Deadline:
+    def call_at(
+        self, loop: asyncio.AbstractEventLoop, when: float, job: Callable[..., None], *args: Any, slack: float = 0.0
+    ) -> Timer:
         """Have ``job(deadline, *args)`` run at that time.
 
-        Or up to ``early`` seconds before, if another is due then: waking the loop costs more than most jobs do.
+        Or up to ``slack`` seconds before, if another is due then: waking the loop costs more than most jobs do.
         """
-        deadline = Deadline(when, job, args, early)
+        deadline = Timer(when, job, args, slack)
         self._count += 1
         self._live += 1
         heapq.heappush(self._heap, (when, self._count, deadline))
@@ -75,7 +77,7 @@ class Deadlines:
         self._live = 0
         self._timer = None
 
-    def cancel(self, deadline: Deadline) -> None:
+    def cancel(self, deadline: Timer) -> None:
         """It is not to run; cancelling what has run or was cancelled does nothing."""
         if deadline.job is None:
             return
@@ -103,7 +105,7 @@ class Deadlines:
         now = max(loop.time(), at)  # asyncio may run a timer a little early
         left = SLICE
         try:
-            while left and self._heap and self._heap[0][0] - self._heap[0][2].early <= now:
+            while left and self._heap and self._heap[0][0] - self._heap[0][2].slack <= now:
                 left -= 1
                 _, _, deadline = heapq.heappop(self._heap)
                 job, deadline.job = deadline.job, None
@@ -123,4 +125,4 @@ def _call(job: Callable[..., None], *args: Any) -> None:
 
 
 # By the loop's id, and weak: what is kept here must not keep a loop that is abandoned, nor what lived in it.
-_shared: WeakValueDictionary[int, Deadlines] = WeakValueDictionary()
+_shared: WeakValueDictionary[int, TimerQueue] = WeakValueDictionary()

@@ -12,7 +12,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar, TypeVarTuple, Unpack
 
-__all__ = ["FaultCounter", "UserCodeFailed", "What", "await_user", "call_user", "is_fault", "notify_user", "report"]
+from reconnect_fsm.errors import is_fault
+
+__all__ = ["FaultCounter", "UserCodeFailed", "What", "await_user", "call_user", "notify_user", "raised", "report"]
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -39,14 +41,6 @@ class FaultCounter:
 
     def __init__(self) -> None:
         self.faults = 0
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether what a plain function raised is a fault of it, and not a wish to end the program.
-
-    A CancelledError is one, too: nothing was awaited, so it can only be that of some other task's ``result()``.
-    """
-    return not isinstance(error, KeyboardInterrupt | SystemExit)
 
 
 def call_user(what: What, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
@@ -114,3 +108,8 @@ def report(what: What, error: BaseException, times: int = 1) -> None:
 
 def _words(what: What) -> str:
     return what if isinstance(what, str) else what[0].format(*what[1:])
+
+
+def raised(what: str, error: BaseException) -> str:
+    """In words for a reason: the error's class alone, for its message may hold secrets."""
+    return f"{what} raised {type(error).__name__}; the log tells where"

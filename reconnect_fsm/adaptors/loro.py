@@ -24,7 +24,7 @@ from loro import (
     VersionVector,
 )
 
-from reconnect_fsm._asyncio.user_code import is_fault
+from reconnect_fsm.errors import is_fault
 from reconnect_fsm.loro_protocol.messages import FRAGMENT_SIZE, CrdtType, UpdateStatusCode
 
 if TYPE_CHECKING:  # only loro's stub has it

@@ -422,7 +422,7 @@ class Screen:
         """Something changed its state, and has this status now."""
         old, new = f"{change.old!s:>12}", f"{change.new!s:<12}"
         text = change.reason
-        if isinstance(change, StateChange) and change.event == "timer_fell_due":  # its reason is that of the wait
+        if isinstance(change, StateChange) and change.event == "timer_fired":  # its reason is that of the wait
             text = f"retry {change.attempt}"
         if change.retry_in is not None:
             text += " " + f"(retry {change.attempt} in {change.retry_in:.2f} s)".replace(" ", UNBROKEN)

@@ -15,7 +15,7 @@ from rich.text import Text
 from reconnect_fsm.cli.observer import News, Observer, WatchedRoom
 from reconnect_fsm.cli.views import counted, in_words, rooms_of, size, why
 from reconnect_fsm.recorder.explain import duration
-from reconnect_fsm.status import ClientStatus, RoomStatus, presentable
+from reconnect_fsm.status import ClientStatus, RoomStatus, sanitized
 
 __all__ = ["Live", "picture", "sparkline"]
 
@@ -93,7 +93,7 @@ def _status(observer: Observer) -> Text:
 
 
 def _words(observer: Observer, width: int) -> list[Text]:
-    words = Text(presentable(observer.explained(), MOST_WORDS * width)).wrap(Console(width=width), width - 2)
+    words = Text(sanitized(observer.explained(), MOST_WORDS * width)).wrap(Console(width=width), width - 2)
     lines = [_line(f"  {each.plain.rstrip()}") for each in words if each.plain]
     if len(lines) > MOST_WORDS:
         lines[MOST_WORDS - 1 :] = [lines[MOST_WORDS - 1].append(" …")]
@@ -136,7 +136,7 @@ def _rooms(rooms: Sequence[WatchedRoom], width: int, most: int) -> list[Text]:
 def _room(watched: WatchedRoom, width: int, names: int) -> Text:
     room, status = watched.room, str(watched.room.status)
     line = _line(f"{SIGNS[status]} ", STYLES[status])
-    line.append(_fitting(presentable(room.id), names))
+    line.append(_fitting(sanitized(room.id), names))
     line.append(f" {status:<12} ", STYLES[status])
     if room.status is not RoomStatus.JOINED:
         return line.append(room.reason)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from reconnect_fsm._asyncio.transport.socket import check_url
 from reconnect_fsm.loro_protocol import CrdtType
-from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusChange, presentable
+from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusChange, sanitized
 
 if TYPE_CHECKING:
     from reconnect_fsm._asyncio.client import Client
@@ -42,7 +42,7 @@ def shown_url(url: str) -> str:
 
 def beginning(contents: object) -> str:
     """The first characters of some contents as JSON, in one line."""
-    return presentable(json.dumps(contents, ensure_ascii=False, default=repr), MOST_VALUE)
+    return sanitized(json.dumps(contents, ensure_ascii=False, default=repr), MOST_VALUE)
 
 
 @dataclass
@@ -215,7 +215,7 @@ class Observer:
             logger.propagate = propagates
 
     def logged(self, level: str, message: str) -> None:
-        self._tell("log", level=level, message=presentable(message, MOST_VALUE))
+        self._tell("log", level=level, message=sanitized(message, MOST_VALUE))
 
     def _tell(self, kind: str, **what: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -188,6 +188,6 @@ async def _misbehave(
 
 
 def _shown(room_id: str) -> str:
-    from reconnect_fsm.status import presentable
+    from reconnect_fsm.status import sanitized
 
-    return presentable(room_id)
+    return sanitized(room_id)

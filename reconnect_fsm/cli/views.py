@@ -70,7 +70,7 @@ def in_words(news: News) -> str | None:
 
 def why(news: Mapping[str, Any]) -> str:
     """The reason of a change, and when the next attempt is due."""
-    if news.get("event") == "timer_fell_due":  # its reason is still that of the wait
+    if news.get("event") == "timer_fired":  # its reason is still that of the wait
         return f"attempt {news['attempt']}"
     due = news.get("retry_in")
     return str(news["reason"]) if due is None else f"{news['reason']}; attempt {news['attempt']} in {due:.1f} s"

@@ -24,7 +24,7 @@ __all__ = ["PAGE", "Census", "Query"]
 PAGE: Final = 50  # rooms to a page
 SLICE: Final = 1000  # rooms looked at before the loop gets its turn: about a millisecond
 LEFT: Final = RoomFSM.left.name  # no tracked room is
-REFUSED: Final = 10_000  # rooms in `error` that are remembered, the latest
+REFUSED: Final = 10_000  # rooms in `error` that are named_context, the latest
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def _faults(server: EmbeddedServer, client: Client, join: Callable[[], None]) ->
     def ignore_joins(ignore: bool) -> None:
         server.ignore_joins = ignore
 
-    async def put_out() -> None:
+    async def evicted() -> None:
         for room in client.rooms[:1]:
             out = RoomError(room.crdt_type, room.id, RoomErrorCode.EVICTED, "put out by the demo")
             await server.send(room.id, room.crdt_type, out)
@@ -138,6 +138,6 @@ def _faults(server: EmbeddedServer, client: Client, join: Callable[[], None]) ->
         "Accept dials": lambda: server.refuse_upgrades(None),
         "Ignore joins": lambda: ignore_joins(True),
         "Answer joins": lambda: ignore_joins(False),
-        "Put the client out of a room": put_out,
+        "Put the client out of a room": evicted,
         "Join all rooms again": join,
     }

@@ -167,12 +167,12 @@ def earlier(client: Connection) -> list[tuple[float, StateChange]]:
                 step.event, step.old, step.new, ClientStatus(step.status), step.reason, step.attempt, step.retry_in
             ),
         )
-        for step in transitions(step for step in client._pump.log if step[2] is client._fsm)
+        for step in transitions(step for step in client._dispatcher.log if step[2] is client._fsm)
         if step.old != step.new
     ][-TRANSITIONS:]
 
 
 def last_fact(client: Connection) -> object:
     """Another object after each fact that the client or one of its rooms was told."""
-    log = client._pump.log
+    log = client._dispatcher.log
     return log[-1] if log else None

@@ -63,8 +63,8 @@ class Reassembler:
 
     A refusal is final: what was received of the batch is let go, and the rest of its fragments is ignored in silence,
     as are those that come again for a batch that is complete. Only a new header begins it anew. For this the last
-    `MAX_SETTLED` batch ids are remembered; a fragment of a batch never heard of, or settled so long ago that it is
-    forgotten, is refused once and remembered. Thus one frame never costs more than one Ack, and a batch that goes
+    `MAX_SETTLED` batch ids are named_context; a fragment of a batch never heard of, or settled so long ago that it is
+    forgotten, is refused once and named_context. Thus one frame never costs more than one Ack, and a batch that goes
     wrong costs one in all.
     """
 
@@ -79,7 +79,7 @@ class Reassembler:
     TIMEOUT: Final = 10.0
     """Seconds from the header to the last fragment; fragments do not extend it, unless an idle timeout is given."""
     MAX_SETTLED: Final = 64
-    """How many batch ids are remembered after their batch is complete or refused."""
+    """How many batch ids are named_context after their batch is complete or refused."""
 
     def __init__(self, max_batch_bytes: int | None = None, idle_timeout: float | None = None) -> None:
         """``idle_timeout``: the seconds from one fragment to the next, instead of `TIMEOUT` for all of them."""

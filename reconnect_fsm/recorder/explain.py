@@ -29,7 +29,7 @@ from itertools import compress
 from operator import attrgetter
 from typing import Final, Protocol
 
-from reconnect_fsm._asyncio.dispatcher import Step
+from reconnect_fsm._steps import Step
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import Dial
 from reconnect_fsm.recorder.format import shortened
@@ -37,7 +37,7 @@ from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import ClientStatus, RoomStatus
 
-__all__ = ["Account", "SeenRoom", "account_of"]
+__all__ = ["Account", "ExplainedRoom", "account_of"]
 
 LAST: Final = 5  # of what happened, are told
 MOST_REASONS: Final = 5  # of rooms, are told
@@ -47,7 +47,7 @@ LONGEST: Final = 240  # characters of a reason
 STATE_AND_REASON: Final = attrgetter("_fsm.state", "_fsm.reason")  # of a room
 
 
-class SeenRoom(Protocol):
+class ExplainedRoom(Protocol):
     """What is told of a room."""
 
     _fsm: RoomFSM
@@ -93,7 +93,7 @@ def account_of(
     due: float | None,
     connect_timeout: float,
     latency: float | None,
-    rooms: Collection[SeenRoom],
+    rooms: Collection[ExplainedRoom],
 ) -> Account:
     """Say how things stand. Times are in seconds of the loop; ``due`` is when the machine's timer runs out."""
     own = [step for step in steps if not step[1]]
@@ -208,7 +208,7 @@ def _lately(own: Sequence[Step], now: float) -> str:
     return "" if not told else "What happened last: " + " ".join(reversed(told[-LAST:]))
 
 
-def _of(rooms: Collection[SeenRoom]) -> Iterable[str]:
+def _of(rooms: Collection[ExplainedRoom]) -> Iterable[str]:
     """The rooms by status, and the reasons of those that are not joined."""
     if not rooms:
         return
@@ -233,7 +233,7 @@ def _of(rooms: Collection[SeenRoom]) -> Iterable[str]:
         yield f"And {len(others) - MOST_REASONS:,} more reasons."
 
 
-def _name_some(rooms: Iterable[SeenRoom], names: Mapping[tuple[str, str], list[str]]) -> None:
+def _name_some(rooms: Iterable[ExplainedRoom], names: Mapping[tuple[str, str], list[str]]) -> None:
     """Add the ids of the first rooms in each state and for each reason."""
     short = dict(names)
     for room in compress(rooms, map(short.__contains__, map(STATE_AND_REASON, rooms))):

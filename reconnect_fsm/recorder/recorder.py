@@ -4,7 +4,7 @@ A driver keeps the last steps of its machines anyway: `Connection.export` writes
 writes every step from now on. Both begin with a header, then comes one line a step::
 
     {"recording": "reconnect_fsm", "format": 1, "library": "1.0", "python": "3.11.2", "policy": {…}, …}
-    {"at": 12.5, "machine": "client", "event": "timer_fell_due", "args": [], "old": "waiting", "new": "retrying", …}
+    {"at": 12.5, "machine": "client", "event": "timer_fired", "args": [], "old": "waiting", "new": "retrying", …}
 
 `replay` tells fresh machines the same facts and compares what they do.
 
@@ -28,7 +28,8 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import Any, Final, Self, TextIO, TypeAlias
 
-from reconnect_fsm._asyncio.dispatcher import Driver, Step, remembered
+from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._steps import Step, named_context
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import RequestJoin, StartKeepalive, StartTimer
 from reconnect_fsm.keepalive import Keepalive
@@ -48,7 +49,7 @@ from reconnect_fsm.recorder.format import (
 from reconnect_fsm.recorder.replay import Divergence, Replay, UnreadableRecording, replay, transitions_in
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.status import presentable
+from reconnect_fsm.status import sanitized
 
 __all__ = [
     "CLIENT",
@@ -152,7 +153,7 @@ class Recorder:
             "effects": [encoded(each, text) for each in effects],
         }
         if is_new and memory is not None:
-            named = islice(remembered(fsm, memory).items(), MOST_ITEMS)
+            named = islice(named_context(fsm, memory).items(), MOST_ITEMS)
             told["memory"] = {key: encoded(each, text if hasattr(base, key) else private) for key, each in named}
         return self._line(told)
 
@@ -205,7 +206,7 @@ class _Hidden:
         if name is None:
             digest = hashlib.blake2s(room.encode(errors="replace"), key=self._key, digest_size=6)
             name = f"room-{digest.hexdigest()}"
-            for each in (room, presentable(room)):  # as it is, and as it comes back
+            for each in (room, sanitized(room)):  # as it is, and as it comes back
                 self._names[each] = name
                 if len(each) not in self._lengths:
                     self._lengths = sorted({*self._lengths, len(each)}, reverse=True)
@@ -279,8 +280,8 @@ class Recording:
     writing fails, which is logged; the client is never harmed.
     """
 
-    def __init__(self, driver: Driver, recorder: Recorder, file: File, most: int, now: float | None) -> None:
-        if driver.tap is not None:
+    def __init__(self, driver: Dispatcher, recorder: Recorder, file: File, most: int, now: float | None) -> None:
+        if driver.sink is not None:
             raise RuntimeError("this client is being recorded already: close that recording first")
         if not most >= LEAST:
             raise ValueError(f"most must be a number of bytes, {LEAST:,} at least, not {most!r}")
@@ -294,7 +295,7 @@ class Recording:
         """Steps written so far."""
         self.ended: str | None = None
         """Why it has ended, in words; None as long as it goes on."""
-        driver.tap = self
+        driver.sink = self
         recorder.expect(driver.log)
         self._guarded(lambda: self._write(recorder.header(now)))
 
@@ -315,7 +316,7 @@ class Recording:
         """The driver says: the client is closed."""
         self._guarded(lambda: self._end("closed with the client"))
 
-    def told(self, step: Step) -> None:
+    def step(self, step: Step) -> None:
         """The driver says: a machine was told a fact."""
         self._guarded(lambda: self._add(step))
 
@@ -338,7 +339,7 @@ class Recording:
     def _end(self, why: str) -> None:
         if self.ended is None:
             self.ended = why
-            self._driver.tap = None
+            self._driver.sink = None
             try:
                 self._write(self._recorder.end(why, self.steps))
                 self._file.flush()

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from reconnect_fsm._asyncio.dispatcher import HANDLES, broken
-from reconnect_fsm._asyncio.user_code import is_fault
+from reconnect_fsm._asyncio.dispatcher import broken
+from reconnect_fsm._steps import NOT_CONTEXT
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.errors import ReconnectError
+from reconnect_fsm.errors import ReconnectError, is_fault
 from reconnect_fsm.recorder.format import (
     CLIENT,
     FORMAT,
@@ -38,7 +38,7 @@ from reconnect_fsm.recorder.format import (
 )
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.status import CloseInfo, presentable
+from reconnect_fsm.status import CloseInfo, sanitized
 
 __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions_in"]
 
@@ -55,7 +55,7 @@ class UnreadableRecording(ReconnectError, ValueError):
     """A line is none of a recording, or of one that this version cannot read; ``line`` counts from 1."""
 
     def __init__(self, line: int, what: str) -> None:
-        super().__init__(f"line {line}: {presentable(what, LONGEST)}")
+        super().__init__(f"line {line}: {sanitized(what, LONGEST)}")
         self.line = line
 
 
@@ -219,7 +219,7 @@ class Divergence:
     before: tuple[str, ...] = ()
     """The machine's last steps before it, in words."""
     is_certain: bool = True
-    """False if not all that the machine remembered is known, so that this may be no difference between versions."""
+    """False if not all that the machine named_context is known, so that this may be no difference between versions."""
 
     def __str__(self) -> str:
         lines = [f"line {self.line}: {self.machine} goes another way on {self.event}"]
@@ -257,7 +257,7 @@ class Replay:
 
 def _printable(lines: list[str]) -> str:
     """Whoever made the file must not command the terminal."""
-    return "\n".join(presentable(line, 2 * LONGEST) for each in lines for line in each.split("\n"))
+    return "\n".join(sanitized(line, 2 * LONGEST) for each in lines for line in each.split("\n"))
 
 
 @dataclass(slots=True)
@@ -290,7 +290,7 @@ class _Recorded:
         waits = [each.get("seconds") for each in effects if each.get("is") == "StartTimer"]
         self._wait = next((float(each) for each in reversed(waits) if isinstance(each, int | float)), None)
         raised = re.match(r"the machine \S+ raised (\w+);", told.reason) if told.new != told.old else None
-        self._fault = raised[1] if raised and told.event != "broke" else ""
+        self._fault = raised[1] if raised and told.event != "faulted" else ""
         changes = [as_object(each.get("change")) or {} for each in effects]
         self._was_refused = any((as_object(each.get("stop")) or {}).get("name") == "REFUSED" for each in changes)
 
@@ -372,8 +372,8 @@ class _Run:
             machine = self.machines[told.machine] = self._begun(told)
         if machine.is_over:
             return
-        now = self._told_again(machine, told)
-        then = _deed(told.old, told.new, told.effects)
+        now = self._replay_step(machine, told)
+        then = _describe(told.old, told.new, told.effects)
         if now is not None:
             machine.is_over = True
             recorded = f"{then}: {told.reason}" if self.words else then
@@ -382,7 +382,7 @@ class _Run:
             )
         machine.before = (*machine.before, f"line {told.line}: {told.event}: {then}")[-BEFORE:]
 
-    def _told_again(self, machine: _Machine, told: _Told) -> str | None:
+    def _replay_step(self, machine: _Machine, told: _Told) -> str | None:
         """Tell the machine the fact; return what it does, in words, if that is something else than was recorded."""
         fsm = machine.fsm
         if told.old not in fsm.states:
@@ -407,9 +407,9 @@ class _Run:
             effects, raised = broken(fsm, error), f"; it raised {error!r}"
         done = [encoded(each, same) for each in effects]
         if fsm.state != told.new or self._shape(done) != self._shape(told.effects):
-            return _deed(told.old, fsm.state, done) + raised
+            return _describe(told.old, fsm.state, done) + raised
         if self.words and shortened(fsm.reason, LONGEST) != told.reason:
-            return f"{_deed(told.old, fsm.state, done)}: {fsm.reason}"
+            return f"{_describe(told.old, fsm.state, done)}: {fsm.reason}"
         return None
 
     def _decoded(self, told: _Told, value: Json) -> Any:
@@ -430,7 +430,7 @@ class _Run:
         if told.old in fsm.states:
             fsm.jump_to(fsm.states[told.old])
         for name, each in memory.items():
-            if name in HANDLES or name.startswith("__") or name in fsm.events:
+            if name in NOT_CONTEXT or name.startswith("__") or name in fsm.events:
                 raise UnreadableRecording(told.line, f"no machine remembers something called {_brief(name)}")
             if not is_whole(each):
                 machine.is_known &= is_fresh  # it is what a machine begins with, then
@@ -465,7 +465,7 @@ class _Run:
 
 WORDS: Final[dict[str, tuple[str, ...]]] = {
     "StatusChange": ("reason",),
-    "TellRooms": ("why",),
+    "NotifyRooms": ("why",),
     "ReportOutage": ("why", "next"),
     "ClientStopped": ("words", "reason"),
     "JoinRefused": ("words", "message"),
@@ -482,7 +482,7 @@ def _without_words(value: Json, wording: dict[str, tuple[str, ...]]) -> Json:
     return {key: _without_words(each, wording) for key, each in told.items() if key not in left_out}
 
 
-def _deed(old: str, new: str, effects: Iterable[Json]) -> str:
+def _describe(old: str, new: str, effects: Iterable[Json]) -> str:
     """A step in words: the states, and what was asked for."""
     asked = ", ".join(shortened(in_words(each)) for each in effects)
     return f"{old} → {new}" + (f"; {shortened(asked, 600)}" if asked else "") if old != new or asked else f"stays {old}"

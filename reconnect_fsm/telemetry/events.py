@@ -12,9 +12,9 @@ from typing import Any, Final, Literal, TypeAlias
 
 from reconnect_fsm._asyncio.client import Client
 from reconnect_fsm._asyncio.connection import Connection
-from reconnect_fsm._asyncio.dispatcher import Step
-from reconnect_fsm._asyncio.event_queue import Listeners
+from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._steps import Step
 from reconnect_fsm.effects import (
     AnnounceConnected,
     CancelDial,
@@ -93,7 +93,7 @@ class ConnectionLost(Event):
     """How long it was open, in seconds."""
     cause: str
     """The fact that ended it, by the name it has in `ClientFSM`: ``socket_closed``, ``pong_missed``, ``went_offline``,
-    ``close_requested``, ``retry_requested``, ``broke``."""
+    ``close_requested``, ``retry_requested``, ``faulted``."""
     close: CloseInfo | None = None
     """How it ended, if this program did not end it."""
 
@@ -132,7 +132,7 @@ class JoinEnded(Event):
     outcome: Literal["joined", "refused", "abandoned"]
     """"abandoned": the connection was lost, the client stopped, or the room was left before there was an answer."""
     error: str | None = None
-    """Why it was refused: the code's name (``auth_failed``, …), or the fact's (``credentials_failed``, ``broke``)."""
+    """Why it was refused: the code's name (``auth_failed``, …), or the fact's (``credentials_failed``, ``faulted``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class _Watch:
         self._client = client
         self._listeners: Listeners[Event] = Listeners("telemetry.observe")
         self._listeners.add(callback)
-        self._tell = self._listeners.tell
+        self._tell = self._listeners.notify
         self._dialing: float | None = None  # since when
         self._connected: float | None = None
         self._joining: dict[Room, float] = {}
@@ -206,7 +206,7 @@ class _Watch:
         self._tell(StatusCounted(at, None, client.status, "", client.reason))
         for room in client.rooms if isinstance(client, Client) else ():
             self._count(at, room, room.status)
-        self._stop = client._pump.observers.add(self._took), client.on_latency(self._ponged)
+        self._stop = client._dispatcher.observers.add(self._took), client.on_latency(self._ponged)
         return self._end
 
     def _end(self) -> None:

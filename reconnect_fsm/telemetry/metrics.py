@@ -58,9 +58,7 @@ ATTEMPT = Instrument("reconnect_fsm.attempt.duration", "histogram", "s", "How lo
 LOST = Instrument(
     "reconnect_fsm.connections.lost", "counter", "{connection}", "Connections that ended without being asked to."
 )
-CONNECTION = Instrument(
-    "reconnect_fsm.connection.duration", "histogram", "s", "How long connections lasted.", AGES
-)
+CONNECTION = Instrument("reconnect_fsm.connection.duration", "histogram", "s", "How long connections lasted.", AGES)
 PING = Instrument("reconnect_fsm.ping.duration", "histogram", "s", "Round trips of pings.", MOMENTS)
 ROOMS = Instrument("reconnect_fsm.room.count", "up_down_counter", "{room}", "Tracked rooms by status.")
 JOINS = Instrument("reconnect_fsm.joins", "counter", "{join}", "Joins, and joins again, that were begun.")

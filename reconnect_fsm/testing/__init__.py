@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from reconnect_fsm.testing import leaks, virtual_time
-    from reconnect_fsm.testing import EmbeddedServer
+    from reconnect_fsm.testing.embedded_server import EmbeddedServer
     from reconnect_fsm.testing.machines import (
         AliveWatch,
         ClientWatch,
@@ -111,7 +111,7 @@ __all__ = [
 ]
 
 _NAMES: Final = {
-    ".embedded_server": "EmbeddedServer",
+    "embedded_server": "EmbeddedServer",
     "machines": "AliveWatch ClientWatch Fault MachineFault Moment RoomWatch StatusWatch Watch check_machine",
     "proxy": "ChaosProxy Counts Direction",
     "schedules": "Explored ShuffledLoop every_schedule many_schedules",

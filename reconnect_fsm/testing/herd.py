@@ -390,7 +390,7 @@ class _Herd:
 
     def rang(self, client: _Client) -> None:
         client.timer = 0
-        self.tell(client, client.fsm.timer_fell_due())
+        self.tell(client, client.fsm.timer_fired())
 
     def opened(self, client: _Client) -> None:
         client.dial = 0

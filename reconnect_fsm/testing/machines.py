@@ -38,6 +38,7 @@ from reconnect_fsm.effects import (
     Effect,
     EndSession,
     FailWaiters,
+    NotifyRooms,
     NotifyStatus,
     Release,
     RequestJoin,
@@ -49,7 +50,6 @@ from reconnect_fsm.effects import (
     StopOutageTimer,
     StopTimer,
     Synchronise,
-    TellRooms,
     Untrack,
 )
 from reconnect_fsm.errors import JoinRefused
@@ -112,7 +112,7 @@ FACTS: Mapping[str, list[Arguments]] = {
     "retry_requested": [(), (True,)],
     "went_online": [(), (100.0,)],
     "pong_missed": [(CloseInfo(1006),)],
-    "broke": [("a guard raised",)],
+    "faulted": [("a guard raised",)],
     "connection_opened": [("connected",)],
     "connection_lost": [("lost",)],
     "client_stopped": [("closed",)],
@@ -124,7 +124,7 @@ FACTS: Mapping[str, list[Arguments]] = {
         (JoinRefused(0x7F, "slowly", "rate_limited"), 100.0),
     ],
     "credentials_failed": [("the auth function raised", False), ("the auth function raised", True)],
-    "put_out": [(JoinRefused(1, "rejoin"), 100.0), (JoinRefused(2, "evicted"), 101.0)],
+    "evicted": [(JoinRefused(1, "rejoin"), 100.0), (JoinRefused(2, "evicted"), 101.0)],
     "batch_refused": [
         (UpdateStatusCode.RATE_LIMITED, "refused", 100.0),
         (UpdateStatusCode.INVALID_UPDATE, "refused", 100.0),
@@ -237,7 +237,7 @@ class ClientWatch(AliveWatch):
         "dial_failed": ("dial", ""),
         "socket_closed": ("socket", ""),
         "pong_missed": ("socket", "socket"),
-        "timer_fell_due": ("timer", ""),
+        "timer_fired": ("timer", ""),
     }
     BEGINS = {  # noqa: RUF012
         Dial: ("dial", ()),
@@ -260,11 +260,11 @@ class ClientWatch(AliveWatch):
         started = moment.old_status in self.STOPPED and status not in self.STOPPED
         lost = moment.entered and moment.old_status is ClientStatus.CONNECTED
         yield from moment.miscounted({Release: stopped, AnnounceConnected: opened})
-        if not (moment.event == "broke" and not moment.entered and moment.count(FailWaiters) == 1):  # in error again
+        if not (moment.event == "faulted" and not moment.entered and moment.count(FailWaiters) == 1):  # in error again
             yield from moment.miscounted({FailWaiters: stopped})
         was, is_ = moment.old_status in self.UNDER_WAY, status in self.UNDER_WAY
         yield from moment.miscounted({StartOutageTimer: is_ and not was, StopOutageTimer: was and not is_})
-        told = [each.event for each in moment.effects if isinstance(each, TellRooms)]
+        told = [each.event for each in moment.effects if isinstance(each, NotifyRooms)]
         due = {
             "client_stopped": stopped,
             "connection_opened": opened,
@@ -282,7 +282,7 @@ class RoomWatch(AliveWatch):
 
     tracked: bool = True
 
-    FACTS = {"timer_fell_due": ("timer", "")}  # noqa: RUF012
+    FACTS = {"timer_fired": ("timer", "")}  # noqa: RUF012
     BEGINS = {  # noqa: RUF012 - a comparison of versions is made, or waited for, in a session
         RequestJoin: ("request", ["session"]),
         Synchronise: ("session", ["session"]),
@@ -307,7 +307,7 @@ class RoomWatch(AliveWatch):
             yield "a request is made without a deadline"
         over = moment.entered and moment.fsm.state in {each.name for each in RoomFSM.OVER}
         stopped = moment.entered and status is RoomStatus.DISCONNECTED
-        yield from moment.miscounted({Untrack: over, FailWaiters: over or stopped, TellRooms: False})
+        yield from moment.miscounted({Untrack: over, FailWaiters: over or stopped, NotifyRooms: False})
         if moment.count(SendLeave) > over:
             yield "the server is told that we leave, and we do not"
 
@@ -559,10 +559,10 @@ def _answers(rules: Sequence[Rule], given: Mapping[str, bool]) -> Iterator[tuple
     yield dict(given), None
 
 
-def _tell(fsm: FSM[Any], event: str, args: Arguments, **remembered: Any) -> tuple[FSM[Any], Sequence[Effect]]:
+def _tell(fsm: FSM[Any], event: str, args: Arguments, **named_context: Any) -> tuple[FSM[Any], Sequence[Effect]]:
     """A copy of the machine that was told a fact, and the effects."""
     told: Any = copy.copy(fsm)
-    for name, value in remembered.items():
+    for name, value in named_context.items():
         setattr(told, name, value)
     effects: Sequence[Effect] = getattr(told, event)(*args)
     return told, effects

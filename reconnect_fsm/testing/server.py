@@ -453,7 +453,7 @@ class ScriptedServer(EmbeddedServer):
             attempt = _attempt(connection.transport)
             for fails in attempt.acts:
                 if isinstance(fails, RoomFails):
-                    attempt.later(fails.after, attempt.put_out, fails, (request.crdt, request.room_id))
+                    attempt.later(fails.after, attempt.evicted, fails, (request.crdt, request.room_id))
         return refusal
 
 
@@ -571,7 +571,7 @@ class _Attempt(asyncio.Protocol):
                 self.wire.go_on()
             elif isinstance(act, RoomFails):
                 for key in list(self._connection.rooms if self._connection is not None else ()):
-                    self.later(act.after, self.put_out, act, key)
+                    self.later(act.after, self.evicted, act, key)
             elif isinstance(act, _OnWire) and act.at is not None:
                 self.wire.mark(self.wire.sent + act.at, act)
             elif isinstance(act, _TIMED):
@@ -620,7 +620,7 @@ class _Attempt(asyncio.Protocol):
                 return
         self.note(act)
 
-    def put_out(self, act: RoomFails, key: _RoomKey) -> None:
+    def evicted(self, act: RoomFails, key: _RoomKey) -> None:
         """Put the client out of a room, if it is in it still."""
         connection = self._connection
         if connection is not None and key in connection.rooms and act.room_id in (None, key[1]):

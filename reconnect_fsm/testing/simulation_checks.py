@@ -310,7 +310,7 @@ class Witness:
 
     def _check_wait_kept(self, change: StateChange) -> None:
         wait, self._wait = self._wait, None
-        if wait is None or change.event != "timer_fell_due":
+        if wait is None or change.event != "timer_fired":
             return
         began, length, stalled = wait
         late = self.loop.time() - began - length
@@ -471,7 +471,7 @@ class Witness:
     def check_quiet(self) -> None:
         """When everybody waits: nothing is half done."""
         client, status = self.client, self.client.status
-        if client._pump._running:
+        if client._dispatcher._running:
             self.fail("never-wedged", f"{self.name}: everybody waits, but its queue of facts is not empty")
         if self.told is not status or self.told_state != client.state:
             self.fail(
@@ -589,7 +589,7 @@ class Witness:
             self.fail("room-is-true", f"{who} is {room.status} while the client is {status}")
 
     def _awaits_turn(self, room: Room) -> bool:
-        queues = self.client._rooms._turns.queues.values()
+        queues = self.client._rooms._limiter.queues.values()
         return any(waiting is room for queue in queues for waiting, _ in queue)
 
     def _check_books(self) -> None:
@@ -605,10 +605,8 @@ class Witness:
         rooms = self.client._rooms
         every = [(room._timer, room._fragments_due, room._renewal) for room in tracked]
         timers = sum(timer is not None for timers in every for timer in timers)
-        if not rooms._turns.queues and len(rooms._deadlines) != timers:  # of who awaits a turn, the timer ran out
-            self.fail(
-                "room-never-wedged", f"{self.name}: {len(rooms._deadlines)} deadlines for {timers} timers of rooms"
-            )
+        if not rooms._limiter.queues and len(rooms._timers) != timers:  # of who awaits a turn, the timer ran out
+            self.fail("room-never-wedged", f"{self.name}: {len(rooms._timers)} deadlines for {timers} timers of rooms")
 
     # Operations
 
@@ -659,7 +657,7 @@ def machines_timer(args: tuple[Any, ...]) -> Connection | None:
     """The client for whose machine a timer with these arguments is, if any."""
     job = args[0] if args else None
     owner = getattr(job, "__self__", None)
-    return owner if isinstance(owner, Connection) and getattr(job, "__name__", "") == "_timer_fell_due" else None
+    return owner if isinstance(owner, Connection) and getattr(job, "__name__", "") == "_timer_fired" else None
 
 
 def _is_set(timer: asyncio.TimerHandle) -> bool:

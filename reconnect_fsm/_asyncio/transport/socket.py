@@ -37,9 +37,9 @@ from reconnect_fsm._asyncio.transport.failures import (
 )
 from reconnect_fsm._asyncio.transport.resolver import Resolver
 from reconnect_fsm._asyncio.transport.url import check_url, with_params
-from reconnect_fsm._asyncio.user_code import is_fault, report
+from reconnect_fsm._asyncio.user_code import report
 from reconnect_fsm._redaction import Redaction
-from reconnect_fsm.errors import InvalidURL, NotConnected, Unauthorized
+from reconnect_fsm.errors import InvalidURL, NotConnected, Unauthorized, is_fault
 from reconnect_fsm.keepalive import Counters
 from reconnect_fsm.status import AttemptFailure, CloseInfo, FailureKind, FaultKind
 
