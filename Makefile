@@ -15,8 +15,8 @@ BENCH := $(VENV)/.installed-bench
 # The half that decides; every branch of it is tested.
 comma := ,
 empty :=
-PURE  := $(addprefix reconnect_fsm/,status.py errors.py machine.py lean.py client_fsm.py room_fsm.py effects.py retry.py \
-         keepalive.py redaction.py turns.py loro_protocol/*)
+PURE  := $(addprefix reconnect_fsm/,status.py errors.py machine.py _fast_transitions.py client_fsm.py room_fsm.py effects.py retry.py \
+         keepalive.py _redaction.py _asyncio/join_limiter.py loro_protocol/*)
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 # `pyright` would fetch a node of its own where there is none, and ask whether there is a newer version of itself.

@@ -3,8 +3,8 @@
 A stock trigger makes an `EventData` and a partial, asks of each callback whether it is a name, a property or the path
 of a function, and logs a dozen lines that nobody reads. Here every guard and action is the name of a method that takes
 nothing, and nothing is passed on: a fifth of the time. They are set through the hooks that ``transitions`` has for it.
-What is called, in which order, what is returned and what is raised is the same; ``tests/test_lean.py`` compares the
-two on random machines.
+What is called, in which order, what is returned and what is raised is the same:
+``tests/machines/test_fast_transitions.py`` compares the two on random machines.
 """
 
 from __future__ import annotations

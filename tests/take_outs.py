@@ -226,7 +226,7 @@ NAMED: Final[dict[str, str]] = {
     "too_big_1009_for_ever": "test_rooms.py::test_d_toobig_pieces_are_halved_until_they_are_taken",
     "tls_reasons_in_wrong_words": "test_handshake.py::test_d_words_alerts_of_tls_speak_for_themselves",
     "session_settings_dropped": "test_handshake.py::test_d_session_each_setting_works_as_in_ws_connect",
-    "retry_after_ignored": "test_transport.py::test_d_http_retry_after_counts_for_every_refusal",
+    "retry_after_ignored": "test_socket.py::test_d_http_retry_after_counts_for_every_refusal",
     "waits_from_another_thread": "test_order.py::test_d_thread_calls_and_waits_from_another_thread_raise",
     "certificate_fails_for_a_while": "test_client_fsm.py::test_d_http_a_certificate_that_did_verify_once_is_a_failed_attempt",  # noqa: E501
     "second_address_never_tried": "test_resolver.py::test_net_addr_the_second_address_is_tried",

@@ -470,7 +470,7 @@ class Rooms:
             RequestJoin: self._request_join,
             AbandonRequest: self._abandon_request,
             Synchronise: self._synchronise,
-            DiscardUnsent: self._take_back,
+            DiscardUnsent: self._discard_unsent,
             EndSession: self._end_session,
             SendLeave: self._send_leave,
             Untrack: self._untrack,
@@ -933,7 +933,7 @@ class Rooms:
         if room._permission is None:
             self._begin_session(room)
         else:
-            self._take_back(room)
+            self._discard_unsent(room)
             room._unacked, room._unacked_bytes = NOTHING, 0
         room._permission, room._server_version, room.extra = self._answer
         self._begin_upload(room, "asked for what the server lacks", room.adaptor.missing_from, room._server_version)
@@ -944,7 +944,7 @@ class Rooms:
 
     def _begin_session(self, room: Room) -> None:
         adaptor = room.adaptor
-        if hasattr(adaptor, "discard_unsent"):
+        if hasattr(adaptor, "take_back"):
             self._present[room] = None
         if getattr(adaptor, "renew_interval", None) is not None:
             self._set_renewal(room)
@@ -1010,7 +1010,7 @@ class Rooms:
             self._dispatcher.post(self._fire_in_session, room, room._session, "acks_complete")
         self._wake_waiters(room)
 
-    def _take_back(self, room: Room, _: DiscardUnsent | None = None) -> None:
+    def _discard_unsent(self, room: Room, _: DiscardUnsent | None = None) -> None:
         room._upload = None
         for _updates, unwritten in room._unacked.values():
             unwritten.clear()
@@ -1051,7 +1051,7 @@ class Rooms:
         del self._present[room]
         try:
             adaptor: Any = room.adaptor
-            updates = list(room._ask("asked to take back its own", adaptor.discard_unsent))
+            updates = list(room._ask("asked to take back its own", adaptor.take_back))
         except UserCodeFailed:
             return
         if updates and room._permission == "write":

@@ -3,7 +3,7 @@
 A line is ``fact(arguments) | old state → new state | effects in order``. After a change that is meant, write them anew
 and read the difference::
 
-    UPDATE_GOLDEN=1 pytest tests/test_client_fsm.py tests/test_room_fsm.py -k golden
+    UPDATE_GOLDEN=1 pytest tests/machines/test_client_fsm.py tests/machines/test_room_fsm.py -k golden
 """
 
 from __future__ import annotations
