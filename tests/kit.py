@@ -19,7 +19,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-__all__ = ["PATIENCE", "States", "Statuses", "hold", "patience", "until"]
+from reconnect_fsm import ClientFSM, RoomFSM
+from reconnect_fsm.effects import Effect
+
+__all__ = ["PATIENCE", "Idle", "States", "Statuses", "hold", "patience", "until"]
 
 PATIENCE: Final = 60.0
 """Seconds for what must come: only a test that fails waits so long. Well below pytest's own timeout of a test."""
@@ -121,3 +124,16 @@ def _source(condition: Callable[[], object]) -> str:
         return " ".join(inspect.getsource(condition).split())
     except (OSError, TypeError):
         return repr(condition)
+
+
+class Idle:
+    """A subject of the dispatcher that runs no effect: for tests of what is logged and recorded."""
+
+    def __init__(self, fsm: ClientFSM | RoomFSM, name: str = "") -> None:
+        self.fsm, self.name = fsm, name
+
+    def run_effect(self, effect: Effect) -> None:
+        """It has nothing to run it on."""
+
+    def event_done(self, event: str, old_state: str) -> None:
+        """Nothing follows."""

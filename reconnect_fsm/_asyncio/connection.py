@@ -18,16 +18,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self
 from weakref import ref
 
 from yarl import URL
 
 from reconnect_fsm._asyncio.awaitables import Completion, LazyCoroutine, Waiters
-from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._asyncio.dispatcher import Dispatcher, RunsEffects, runs
 from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm._asyncio.timers import Timer, TimerQueue
 from reconnect_fsm._asyncio.transport.socket import (
@@ -101,7 +100,7 @@ MOST_RECORDED = 50_000_000  # bytes of a recording
 MAX_MSG_SIZE = 4 * 1024 * 1024  # bytes; what aiohttp allows by default
 
 
-class Connection:
+class Connection(RunsEffects):
     """A WebSocket that stays connected.
 
     ::
@@ -286,7 +285,7 @@ class Connection:
 
         Raises RuntimeError outside a running event loop.
         """
-        self._ask(self._fsm.start_requested)
+        self._ask(ClientFSM.start_requested)
 
     def connect(self, reset_backoff: bool = False) -> LazyCoroutine[None]:
         """Make sure that it is connected or on its way: if it waits, is paused or is stopped, it dials now (CTRL-1).
@@ -294,14 +293,14 @@ class Connection:
         ``reset_backoff`` makes the waits begin anew at their shortest. Acts at once. The result may be awaited: it
         returns once connected and raises ClientStopped if the client stops instead.
         """
-        return self._ask(self._fsm.connect_requested, reset_backoff)
+        return self._ask(ClientFSM.connect_requested, reset_backoff)
 
     def retry_now(self, reset_backoff: bool = False) -> LazyCoroutine[None]:
         """Force a fresh attempt now: a dial under way or a connection is dropped for it (CTRL-1, D-FORCE).
 
         Acts at once; ``reset_backoff`` and the result are as those of `connect`.
         """
-        return self._ask(self._fsm.retry_requested, reset_backoff)
+        return self._ask(ClientFSM.retry_requested, reset_backoff)
 
     def close(self) -> LazyCoroutine[None]:
         """Stop (CTRL-2). Acts at once (D-NOW); await the result to know that no task, timer or socket is left.
@@ -402,7 +401,7 @@ class Connection:
         if event.name in ClientFSM.events:
             raise TypeError(f"{event.name} is an event that the client fires itself; tell() is for events of your own")
         told = event.arguments(*args, **kwargs)
-        self._dispatcher.post_from_any_thread(self._fire, getattr(self._fsm, event.name), *told)
+        self._dispatcher.post_from_any_thread(self._fire, event, *told)
 
     # Whom you can have told (OBS-1, OBS-3)
 
@@ -488,10 +487,10 @@ class Connection:
 
     # Facts
 
-    def _ask(self, fact: Callable[..., list[Effect]], *args: Any) -> LazyCoroutine[None]:
+    def _ask(self, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> LazyCoroutine[None]:
         self._bind()
         completion = Completion()
-        self._dispatcher.post(self._on_request, completion, fact, *args)
+        self._dispatcher.post(self._on_request, completion, event, *args, *kwargs.values())
         return LazyCoroutine(lambda: self._came_out(completion))
 
     def _await_connection(self, completion: Completion) -> None:
@@ -505,16 +504,16 @@ class Connection:
         self._check_loop()
         await completion.wait()
 
-    def _on_request(self, completion: Completion, fact: Callable[..., list[Effect]], *args: Any) -> None:
+    def _on_request(self, completion: Completion, event: Event[...], *args: Any) -> None:
         self._was_started = True
         self._await_connection(completion)
         if self._network is not None and self._unsubscribe is None:
             # First what the source knows, then what was asked for: a person's word overrides the pause (CTRL-1).
             if self._subscribe(self._network):
-                self._dispatcher.post(self._on_request, completion, fact, *args)
+                self._dispatcher.post(self._on_request, completion, event, *args)
                 return
         else:
-            self._fire(fact, *args)
+            self._fire(event, *args)
             if self.status is ClientStatus.CONNECTED:
                 completion.succeed()
         if not completion.done and (stopped := self._stopped_error()) is not None:
@@ -526,7 +525,7 @@ class Connection:
         try:
             unsubscribe = call_user(what, network.subscribe, self.set_online)
         except UserCodeFailed as failed:
-            self._fire(self._fsm.faulted, f"{failed}; the log tells where")
+            self._fire(ClientFSM.faulted, f"{failed}; the log tells where")
             return False
         if not callable(unsubscribe):
             error = TypeError(
@@ -534,7 +533,7 @@ class Connection:
                 f"it returned {type(unsubscribe).__name__}"
             )
             report(what, error)
-            self._fire(self._fsm.faulted, str(error))
+            self._fire(ClientFSM.faulted, str(error))
             return False
         self._unsubscribe = unsubscribe
         return True
@@ -591,34 +590,42 @@ class Connection:
         self._connected.forget()
         self._pong.forget()
         if self.status not in STOPPED:
-            self._fire(self._fsm.close_requested)
+            self._fire(ClientFSM.close_requested)
 
-    def _fire(self, fact: Callable[..., list[Effect]], *args: Any) -> None:
-        """Tell the machine a fact and run the effects."""
-        fsm, event = self._fsm, _name(fact)
-        old = fsm.state
-        self._dispatcher.fire("", fsm, event, args, RUN, Connection._faulted, self)
+    def _fire(self, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
+        self._dispatcher.fire(self, event, *args, **kwargs)
+
+    def event_done(self, event: str, old_state: str) -> None:
+        """An event of the machine is complete; of the dispatcher's."""
+        fsm = self._fsm
         if self._heartbeat is None:
             self._pong.fail(NotConnected("the connection was lost before the pong came"))
-        if fsm.state != old:
-            logger.debug("%s: %s → %s: %s", event, old, fsm.state, fsm.reason)
+        if fsm.state != old_state:
+            logger.debug("%s: %s → %s: %s", event, old_state, fsm.state, fsm.reason)
             now = fsm.status, fsm.reason, fsm.attempt, fsm.retry_in, fsm.cause, fsm.stop_kind
-            change = StateChange(event, old, fsm.state, *now)
+            change = StateChange(event, old_state, fsm.state, *now)
             self._transitions_to_come += 1
             self._dispatcher.schedule_call(self._tell_transition, change)
 
+    @property
+    def name(self) -> str:
+        """For the dispatcher: it is no room."""
+        return ""
+
+    @property
+    def fsm(self) -> ClientFSM:
+        """For the dispatcher: the machine."""
+        return self._fsm
+
     def _network_changed(self, online: bool) -> None:
         if online:
-            self._fire(self._fsm.went_online, self._time())
+            self._fire(ClientFSM.went_online, self._time())
         else:
-            self._fire(self._fsm.went_offline)
+            self._fire(ClientFSM.went_offline)
 
     def _tell_transition(self, change: StateChange) -> None:
         self._transitions_to_come -= 1
         self._on_transition.notify(change)
-
-    def _faulted(self, what: str) -> None:
-        self._fire(self._fsm.faulted, what)
 
     def _is_current(self, source: asyncio.Task[Socket] | Socket) -> bool:
         """Whether a fact comes from the dial or socket that counts now; all others are dropped (law 2)."""
@@ -639,7 +646,7 @@ class Connection:
                 lambda info: self._dispatcher.schedule_call(self._socket_closed, socket, info),
                 self._dispatcher.idle,
             )
-            self._fire(self._fsm.socket_opened)
+            self._fire(ClientFSM.socket_opened)
             return
         error = None if dial.cancelled() else dial.exception()
         if isinstance(error, AttemptFailed):
@@ -647,13 +654,13 @@ class Connection:
         else:  # not foreseen; a failed attempt all the same, never a wedged client
             what = "the attempt was cancelled" if error is None else f"could not connect: {type(error).__name__}"
             failure = AttemptFailure(FailureKind.NETWORK, what)
-        self._fire(self._fsm.dial_failed, failure, self._now())
+        self._fire(ClientFSM.dial_failed, failure, self._now())
 
     def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
         if self._is_current(socket):
             if info.lasted < self._retry.stable_after:
                 socket.blame()
-            self._fire(self._fsm.socket_closed, info)
+            self._fire(ClientFSM.socket_closed, info)
             self._given_up = 0  # it was lost, and not given up by this program
 
     def _on_messages(self, socket: Socket, messages: Sequence[Data]) -> None:
@@ -696,7 +703,7 @@ class Connection:
     def _timer_fired(self, number: int) -> None:
         if self._timer is not None and number == self._timers_started:  # else it was stopped while this waited
             self._timer = None
-            self._fire(self._fsm.timer_fired)
+            self._fire(ClientFSM.timer_fired)
 
     def _heart_beats(self, deadline: Timer) -> None:
         self._dispatcher.post(self._heartbeat_due, deadline.when)
@@ -714,7 +721,7 @@ class Connection:
             elif not heartbeat.was_ever_answered:
                 why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"
             socket.blame()
-            self._fire(self._fsm.pong_missed, CloseInfo(1006, why, socket.lasted, fault=FaultKind.LIVENESS))
+            self._fire(ClientFSM.pong_missed, CloseInfo(1006, why, socket.lasted, fault=FaultKind.LIVENESS))
             return
         if beat is KeepaliveAction.PING:
             self._send_ping(heartbeat, socket, counters)
@@ -725,7 +732,7 @@ class Connection:
 
     def run_effect(self, effect: Effect) -> None:
         """Run one effect of the machine. Override it to run effects of your own; call this one for the rest."""
-        run = METHODS.get(type(effect))
+        run = self.runners.get(type(effect))
         if run is None:
             logger.error(
                 "%s is no effect that %s knows how to run: override run_effect",
@@ -735,6 +742,7 @@ class Connection:
         else:
             getattr(self, run)(effect)
 
+    @runs(Release)
     def _release(self, _: Release) -> None:
         unsubscribe, self._unsubscribe = self._unsubscribe, None
         if unsubscribe is not None:
@@ -749,6 +757,7 @@ class Connection:
         if session is not None:
             self._own(self._close_session(session, set(self._ending)))
 
+    @runs(Dial)
     def _start_dial(self, _: Dial) -> None:
         assert self._loop is not None
         self._dial = self._loop.create_task(self._open(), name="reconnect_fsm dial")
@@ -771,18 +780,21 @@ class Connection:
             max_retry_after=self._retry.max_retry_after,
         )
 
+    @runs(CancelDial)
     def _cancel_dial(self, _: CancelDial | None = None) -> None:
         dial, self._dial = self._dial, None
         if dial is not None:
             dial.cancel()
             self._own_task(dial)
 
+    @runs(CloseSocket)
     def _close_socket(self, effect: CloseSocket) -> None:
         socket, self._socket = self._socket, None
         if socket is not None:
             self._given_up = self._connections
             self._own(socket.close(effect.code, effect.reason))
 
+    @runs(StartTimer)
     def _start_timer(self, effect: StartTimer) -> None:
         assert self._loop is not None
         self._stop_timer()
@@ -791,16 +803,19 @@ class Connection:
             effect.seconds, self._dispatcher.post, self._timer_fired, self._timers_started
         )
 
+    @runs(StopTimer)
     def _stop_timer(self, _: StopTimer | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    @runs(StartOutageTimer)
     def _start_outage_timer(self, effect: StartOutageTimer) -> None:
         assert self._loop is not None
         self._stop_outage_timer()
         self._outage_timer = self._loop.call_later(effect.seconds, self._dispatcher.post, self._outage_lasted)
 
+    @runs(StopOutageTimer)
     def _stop_outage_timer(self, _: StopOutageTimer | None = None) -> None:
         if self._outage_timer is not None:
             self._outage_timer.cancel()
@@ -809,8 +824,9 @@ class Connection:
     def _outage_lasted(self) -> None:
         if self._outage_timer is not None:
             self._outage_timer = None
-            self._fire(self._fsm.outage_lasted)
+            self._fire(ClientFSM.outage_lasted)
 
+    @runs(ReportOutage)
     def _report_outage(self, effect: ReportOutage) -> None:
         server = _server(self._url)
         logger.warning(
@@ -821,33 +837,40 @@ class Connection:
             extra={"server": server, "reason": effect.why, "attempt": effect.attempt},
         )
 
+    @runs(ReportRecovery)
     def _report_recovery(self, _: ReportRecovery) -> None:
         server = _server(self._url)
         logger.info("%sthe outage is over: the connection has lasted", f"{server}: " if server else "")
 
+    @runs(StartKeepalive)
     def _start_keepalive(self, _: StartKeepalive) -> None:
         counters = None if self._socket is None else self._socket.counters()
         self._heartbeat = Heartbeat(self._keepalive, self._now(), counters)
         self._set_heartbeat_timer()
 
+    @runs(StopKeepalive)
     def _stop_keepalive(self, _: StopKeepalive | None = None) -> None:
         self._heartbeat = None
         self._set_heartbeat_timer()
 
+    @runs(AnnounceConnected)
     def _announce_connected(self, _: AnnounceConnected) -> None:
         self._connections += 1
         self._connected.wake(self._connections)
         for completion in self._settled_completions():
             completion.succeed()
 
+    @runs(NotifyRooms)
     def _notify_rooms(self, effect: NotifyRooms) -> None:
         """A connection has no rooms; a client does."""
 
+    @runs(FailWaiters)
     def _fail_waiters(self, effect: FailWaiters) -> None:
         for completion in self._settled_completions():
             completion.fail(effect.error)
         self._pong.fail(effect.error)
 
+    @runs(NotifyStatus)
     def _notify_status(self, effect: NotifyStatus) -> None:
         change = effect.change
         server = _server(self._url)
@@ -924,7 +947,7 @@ class Connection:
             self._ending.discard(task)
 
     def _close_requested(self, completion: Completion) -> None:
-        self._fire(self._fsm.close_requested)
+        self._fire(ClientFSM.close_requested)
         self._dispatcher.schedule_call(self._dispatcher.end_recording)
         completion.succeed()
 
@@ -936,43 +959,9 @@ class Connection:
             await self._ended(self._ending)
 
 
-METHODS: Final[Mapping[type[Effect], str]] = {
-    Release: "_release",
-    Dial: "_start_dial",
-    CancelDial: "_cancel_dial",
-    CloseSocket: "_close_socket",
-    StartTimer: "_start_timer",
-    StopTimer: "_stop_timer",
-    StartOutageTimer: "_start_outage_timer",
-    StopOutageTimer: "_stop_outage_timer",
-    ReportOutage: "_report_outage",
-    ReportRecovery: "_report_recovery",
-    StartKeepalive: "_start_keepalive",
-    StopKeepalive: "_stop_keepalive",
-    AnnounceConnected: "_announce_connected",
-    NotifyRooms: "_notify_rooms",
-    FailWaiters: "_fail_waiters",
-    NotifyStatus: "_notify_status",
-}
-"""The method that runs an effect. By name, for a client tells rooms, and a connection has none."""
-
-
-def _run(connection: Connection, effect: Effect) -> None:
-    connection.run_effect(effect)
-
-
-RUN: Final = defaultdict[type, Callable[[Connection, Any], None]](lambda: _run)  # whatever it is: it may be overridden
-
-
 def _check_type(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {value!r}")
-
-
-def _name(fact: Callable[..., list[Effect]]) -> str:
-    """The event's name, for logs and `StateChange`."""
-    event: Any = getattr(fact, "func", None)  # an event is bound to its machine with functools.partial
-    return str(event.__self__.name) if event is not None else repr(fact)
 
 
 def _server(url: UrlSource) -> str:

@@ -1,10 +1,10 @@
-"""What the drivers of both machines have in common: facts are told one at a time, and the effects run."""
+"""Fires events in machines, one at a time, and has the effects run: what the drivers of both machines share."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, ParamSpec, Protocol, TypeVar
 
 from reconnect_fsm._asyncio.event_queue import EventQueue
 from reconnect_fsm._asyncio.listeners import Listeners
@@ -13,59 +13,76 @@ from reconnect_fsm._steps import Step, StepSink, context_of
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.errors import is_fault
+from reconnect_fsm.machine import Event
 from reconnect_fsm.room_fsm import RoomFSM
 
-__all__ = ["Dispatcher", "broken"]
+__all__ = ["Dispatcher", "RunsEffects", "Subject", "broken", "runs"]
 
-T = TypeVar("T")
+P = ParamSpec("P")
+Method = TypeVar("Method", bound=Callable[..., None])
 
-LOG: Final = 400  # of the last steps that are kept
-OLDER: Final = 100  # and of the client's own before them, which what its rooms do must not push out
+MAX_STEPS: Final = 400  # of the log
+MAX_OLDER_STEPS: Final = 100  # of the client's own, older than those, which the steps of its rooms must not push out
+
+
+class Subject(Protocol):
+    """What a machine belongs to: a connection, or a room."""
+
+    @property
+    def name(self) -> str:
+        """The room's id; "" for a connection."""
+        ...
+
+    @property
+    def fsm(self) -> ClientFSM | RoomFSM:
+        """The machine."""
+        ...
+
+    def run_effect(self, effect: Effect) -> None:
+        """Run one effect that an event of the machine asked for. Fires no event itself: it may post one."""
+        ...
+
+    def event_done(self, event: str, old_state: str) -> None:
+        """The event is complete, and its effects were run."""
+        ...
 
 
 class Dispatcher(EventQueue):
-    """Runs jobs one at a time, and tells machines facts; keeps the last steps that they took."""
+    """Fires events, each to its end, and keeps the last steps that the machines took."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log: list[Step] = []
-        """The last steps, `LOG` of them, and before those the last `OLDER` of the client's own that are older."""
+        """The last `MAX_STEPS` steps, and before those the last `MAX_OLDER_STEPS` of the client's own."""
         self._older = 0  # how many those are
         self.now = 0.0
-        """When the last fact was told, in the loop's seconds."""
+        """When the last event fired, in the loop's seconds."""
         self.sink: StepSink | None = None
-        """Who records it, if somebody does."""
+        """The recorder, if there is one."""
         self.observers: Listeners[tuple[Step, Any]] = Listeners("an observer of steps")
-        """Are told of every step and whose it was (a connection or a room), before its effects are run."""
+        """Called with every step and its subject, before the effects are run."""
 
-    def fire(
-        self,
-        whose: str,
-        fsm: ClientFSM | RoomFSM,
-        event: str,
-        args: tuple[Any, ...],
-        run: Mapping[type, Callable[[T, Any], None]],
-        faulted: Callable[[T, str], None],
-        subject: T,
-    ) -> None:
-        """Tell a machine a fact and run the effects. The only place where either happens.
+    def fire(self, subject: Subject, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Fire an event in the subject's machine and run the effects. The only place where either happens.
 
-        ``run[type(effect)](subject, effect)`` runs one. If it raises, ``faulted(subject, what)`` fires the next event.
+        A subclass of the machine may have rows of its own for the event, so that it is looked up by name there. If an
+        effect raises, the machine's event `faulted` fires next (D-ERROR).
         """
+        fsm, name = subject.fsm, event.name
         old = fsm.state
-        memory = None if whose and self.sink is None else context_of(fsm)
+        context = None if subject.name and self.sink is None else context_of(fsm)
         try:
-            effects = fsm.events[event].fire(fsm, *args)
+            effects = fsm.events[name].fire(fsm, *args, **kwargs)
         except BaseException as error:
             if not is_fault(error):
                 raise
-            report(f"{type(fsm).__name__}, on {event} in state {old},", error)
+            report(f"{type(fsm).__name__}, on {name} in state {old},", error)
             effects = broken(fsm, error)
         if (loop := self._loop or _running_loop()) is not None:
             self.now = loop.time()
-        step = (self.now, whose, fsm, event, args, old, fsm.state, fsm.reason, fsm.attempt, effects, memory)
+        step = (self.now, subject.name, fsm, name, args, old, fsm.state, fsm.reason, fsm.attempt, effects, context)
         self.log.append(step)
-        if len(self.log) > LOG + self._older:
+        if len(self.log) > MAX_STEPS + self._older:
             self._forget_one()
         if self.sink is not None:
             notify_user("the recorder", self.sink.step, step)
@@ -73,18 +90,24 @@ class Dispatcher(EventQueue):
             self.observers.notify((step, subject))
         for effect in effects:
             try:
-                run[type(effect)](subject, effect)
+                subject.run_effect(effect)
             except BaseException as error:
                 if not is_fault(error):
                     raise
-                report(f"running {type(effect).__name__}", error)  # its repr may tell a secret of the user's
-                self.post(faulted, subject, raised(f"running {type(effect).__name__}", error))
+                what = f"running {type(effect).__name__}"  # not its repr, which may hold a secret of the user's
+                report(what, error)
+                self.post(self.fire, subject, fsm.events["faulted"], raised(what, error))
+        subject.event_done(name, old)
+
+    def post_event(self, subject: Subject, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Fire the event now, or as soon as the one under way is complete (law 1)."""
+        self.post(self.fire, subject, event, *args, *kwargs.values())
 
     def _forget_one(self) -> None:
         """One for one: if many were let go at once, Python would search through the new ones for garbage."""
         if self.log[self._older][1]:
             del self.log[self._older]
-        elif self._older < OLDER:
+        elif self._older < MAX_OLDER_STEPS:
             self._older += 1
         else:
             del self.log[0]
@@ -96,7 +119,7 @@ class Dispatcher(EventQueue):
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """The one of whoever asks: a room may be joined before the client is started."""
+    """The caller's loop: a room may be joined before the client is started."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -104,7 +127,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def broken(fsm: ClientFSM | RoomFSM, error: BaseException) -> list[Effect]:
-    """Something of the user's own raised (D-ERROR). If the way to `error` raises too, nobody is asked."""
+    """Code of the user's machine raised (D-ERROR). If `faulted` raises too, the state is forced."""
     what = raised(f"the machine {type(fsm).__name__}", error)
     try:
         return fsm.faulted(what, True) if isinstance(fsm, ClientFSM) else fsm.faulted(what)
@@ -113,3 +136,27 @@ def broken(fsm: ClientFSM | RoomFSM, error: BaseException) -> list[Effect]:
             raise
         report(f"{type(fsm).__name__}, on its way to error,", again)
         return fsm.force_error(what)
+
+
+def runs(effect: type[Effect]) -> Callable[[Method], Method]:
+    """Declare that the method below runs this effect: its last argument is the effect."""
+
+    def declare(method: Method) -> Method:
+        method.__dict__["runs"] = effect
+        return method
+
+    return declare
+
+
+class RunsEffects:
+    """The base of what runs effects: it knows which of its methods runs which one, see `runs`."""
+
+    __slots__ = ()
+
+    runners: ClassVar[Mapping[type[Effect], str]] = {}
+    """The name of the method that runs each effect; by name, so that a subclass may override it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        methods = {name: getattr(method, "__dict__", {}) for name, method in vars(cls).items()}
+        cls.runners = {**cls.runners, **{about["runs"]: name for name, about in methods.items() if "runs" in about}}

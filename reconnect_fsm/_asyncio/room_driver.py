@@ -12,14 +12,14 @@ import contextlib
 import inspect
 import logging
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, ParamSpec, Protocol, TypeAlias
 
 from reconnect_fsm._asyncio.awaitables import LazyCoroutine
 from reconnect_fsm._asyncio.credentials import ask, names_of, wait_for_answer
-from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._asyncio.dispatcher import Dispatcher, RunsEffects, runs
 from reconnect_fsm._asyncio.join_limiter import JoinLimiter
 from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm._asyncio.timers import Timer, TimerQueue
@@ -29,6 +29,7 @@ from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.effects import (
     AbandonRequest,
     DiscardUnsent,
+    Effect,
     EndSession,
     FailWaiters,
     NotifyError,
@@ -85,10 +86,13 @@ from reconnect_fsm.loro_protocol.frames import (
     read_update,
     single_update,
 )
+from reconnect_fsm.machine import Event
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import Cause, RoomStatus, StatusChange, StopKind
 
 __all__ = ["Auth", "Room", "Rooms"]
+
+P = ParamSpec("P")
 
 logger = logging.getLogger("reconnect_fsm")
 
@@ -211,6 +215,26 @@ class Room:
     def reason(self) -> str:
         """Why it is in its present state, in words that hold no secrets."""
         return self._fsm.reason
+
+    # As a subject of the dispatcher
+
+    @property
+    def name(self) -> str:
+        """The room's id."""
+        return self.id
+
+    @property
+    def fsm(self) -> RoomFSM:
+        """The machine."""
+        return self._fsm
+
+    def run_effect(self, effect: Effect) -> None:
+        """Run one effect of the machine."""
+        self._rooms.run_effect(self, effect)
+
+    def event_done(self, event: str, old_state: str) -> None:
+        """An event of the machine is complete."""
+        self._rooms.event_done(self)
 
     def on_status(self, callback: Callable[[StatusChange[RoomStatus]], object]) -> Callable[[], None]:
         """Call the function on every change of the room's status (OBS-2). Returns one that ends it."""
@@ -422,7 +446,7 @@ class Link(Protocol):
         ...
 
 
-class Rooms:
+class Rooms(RunsEffects):
     """The tracked rooms of one client (REJOIN-1)."""
 
     def __init__(
@@ -463,21 +487,8 @@ class Rooms:
         self._set_piece(max_piece)
         self._max_update_size = max_update_size
         self._fragmented: set[Room] = set()  # rooms with batches that have not come whole
-        self._run = defaultdict[type, Callable[[Room, Any], None]](lambda: self._unknown)
-        self._run |= {
-            StartTimer: self._start_timer,
-            StopTimer: self._stop_timer,
-            RequestJoin: self._request_join,
-            AbandonRequest: self._abandon_request,
-            Synchronise: self._synchronise,
-            DiscardUnsent: self._discard_unsent,
-            EndSession: self._end_session,
-            SendLeave: self._send_leave,
-            Untrack: self._untrack,
-            FailWaiters: self._fail_waiters,
-            NotifyStatus: self._notify_status,
-            NotifyError: self._notify_error,
-        }
+        # Bound once: a room's effects are run ten thousand times after a reconnect
+        self._run = {effect: getattr(self, method) for effect, method in self.runners.items()}
         self._announced: set[Room] = set()  # by send(None), and the adaptor has no `unsent`
         self._random_bits = random_bits
         self._redaction = redaction
@@ -524,7 +535,7 @@ class Rooms:
         """Untracked at once, so that a join that follows makes a new room, whatever waits in the queue."""
         self._check_loop()
         self._forget(room)
-        self._dispatcher.post(self.fire, room, "leave_requested")
+        self._dispatcher.post_event(room, RoomFSM.leave_requested)
 
     def check(self, room: Room) -> None:
         """Raise what an operation raises at once that would wait for the room: D-THREAD, D-STOP."""
@@ -536,7 +547,7 @@ class Rooms:
 
     def resync(self, room: Room) -> None:
         """The program asks to compare versions (D-RESYNC)."""
-        self._dispatcher.post(self.fire, room, "resync_requested")
+        self._dispatcher.post_event(room, RoomFSM.resync_requested)
 
     def end_presence(self) -> None:
         """The program closes the client: take back what the others would see of it until it times out (D-PRESENCE)."""
@@ -598,28 +609,25 @@ class Rooms:
             if room._joined_after >= number:
                 continue  # it was not there when this happened
             room._in_flight = 0
-            self.fire(room, event, why, *ended)
+            self._dispatcher.fire(room, RoomFSM.events[event], why, *ended)
             yield
 
     def _admit(self) -> Iterator[None]:
         """Let rooms ask, one after the other, until none waits for a turn or too many are busy."""
-        self._will_admit = False
+        self._will_admit = True
         while (turn := self._limiter.pop()) is not None:
             self._on_admitted(turn)
             yield
+        self._will_admit = False
 
     def _on_admitted(self, turn: Turn) -> None:
-        room, deadline = turn
+        room, timer = turn
         assert self._opened is not None  # without a connection no room waits for a turn
-        event: str = "connection_opened"
-        args: tuple[str, ...] = (self._opened,)
-        if deadline is not None:
-            if deadline is not room._timer:
-                return  # it was stopped while this waited for its turn
+        if timer is None:
+            self._dispatcher.fire(room, RoomFSM.connection_opened, self._opened)
+        elif timer is room._timer:  # else it was stopped while this waited for its turn
             room._timer = None
-            event, args = "timer_fired", ()
-        self._dispatcher.fire(room.id, room._fsm, event, args, self._run, self._faulted, room)
-        self._wake_waiters(room)
+            self._dispatcher.fire(room, RoomFSM.timer_fired)
 
     def warn_limited(self, what: str, *args: object) -> None:
         """Log what is wrong with the server's messages; a flood of them must not flood the log.
@@ -695,11 +703,13 @@ class Rooms:
                 room._server_version = message.receiver_version or b""
                 app_code = None if message.app_code is None else self._redaction(message.app_code)
                 words = self._redaction(message.message)
-                self.fire(room, "join_refused", JoinRefused(message.code, words, app_code), self._now())
+                self._dispatcher.fire(
+                    room, RoomFSM.join_refused, JoinRefused(message.code, words, app_code), self._now()
+                )
                 return _steps_of_words(message.message, message.app_code or "")
             case RoomError():
                 refusal = JoinRefused(message.code, self._redaction(message.message), evicted=True)
-                self.fire(room, "evicted", refusal, self._now())
+                self._dispatcher.fire(room, RoomFSM.evicted, refusal, self._now())
                 return _steps_of_words(message.message)
             case DocUpdateFragmentHeader() | DocUpdateFragment():
                 return self._reassemble(room, message)
@@ -710,21 +720,20 @@ class Rooms:
     def _accepted(self, room: Room, answer: Answer) -> None:
         room._in_flight = max(room._in_flight - 1, 0)
         self._answer = answer
-        self.fire(room, "join_accepted")
+        self._dispatcher.fire(room, RoomFSM.join_accepted)
 
     def _join_requested(self, room: Room) -> None:
         room._joined_after = self._tells
         if self._opened is not None and self._begun == self._tells:  # else its turn comes when that is told
             self._limiter.enqueue((room, None), room._priority)
-        self.fire(room, "join_requested")
+        self._dispatcher.fire(room, RoomFSM.join_requested)
 
     def _send(self, frames: bytes | list[bytes]) -> None:
         if self._link is not None:
             self._link.send(frames)
 
-    def fire(self, room: Room, event: str, *args: Any) -> None:
-        """Tell a room's machine a fact and run the effects; then it may be somebody else's turn."""
-        self._dispatcher.fire(room.id, room._fsm, event, args, self._run, self._faulted, room)
+    def event_done(self, room: Room) -> None:
+        """An event of the room's machine is complete: then it may be the turn of another."""
         self._wake_waiters(room)
         self._admit_next()
 
@@ -741,28 +750,35 @@ class Rooms:
         else:
             self._loop.call_soon(self._dispatcher.post, job, *args)
 
-    def _fire_in_session(self, room: Room, session: int, event: str, *args: Any) -> None:
-        """The same if that session still lasts."""
+    def _post_in_session(self, room: Room, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Fire the event as soon as the one under way is complete, if the present session lasts until then."""
+        self._dispatcher.post(self._fire_in_session, room, room._session, event, *args, *kwargs.values())
+
+    def _fire_in_session(self, room: Room, session: int, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Fire the event if that session still lasts."""
         if room._permission is not None and session == room._session:
-            self.fire(room, event, *args)
+            self._dispatcher.fire(room, event, *args, **kwargs)
 
     def _admit_next(self) -> None:
         if self._limiter.queues and not self._will_admit and self._limiter.has_room:
             self._will_admit = True
             self._dispatcher.schedule(self._admit())
 
-    def _faulted(self, room: Room, what: str) -> None:
-        self.fire(room, "faulted", what)
-
     def _adaptor_broke(self, room: Room, doing: str, error: BaseException) -> None:
         """An adaptor is the user's own code: it cannot take the connection or other rooms down with it."""
-        self._dispatcher.post(self.fire, room, "faulted", f"the adaptor raised {type(error).__name__} while {doing}")
+        self._dispatcher.post_event(room, RoomFSM.faulted, f"the adaptor raised {type(error).__name__} while {doing}")
 
     # Effects
 
-    def _unknown(self, room: Room, effect: Any) -> None:
-        logger.error("%s is no effect that rooms know how to run", type(effect).__name__)
+    def run_effect(self, room: Room, effect: Effect) -> None:
+        """Run one effect of the room's machine."""
+        run = self._run.get(type(effect))
+        if run is None:
+            logger.error("%s is no effect that rooms know how to run", type(effect).__name__)
+        else:
+            run(room, effect)
 
+    @runs(StartTimer)
     def _start_timer(self, room: Room, effect: StartTimer) -> None:
         assert self._loop is not None
         if room._timer is not None:
@@ -770,6 +786,7 @@ class Rooms:
         when = self._dispatcher.now + effect.seconds
         room._timer = self._timers.call_at(self._loop, when, self._timer_fired, room)
 
+    @runs(SendLeave)
     def _send_leave(self, room: Room, _: SendLeave) -> None:
         for _piece in range(PIECES_AT_LEAVE):  # the rest of what the server lacks, for there will be no other time
             if not self._send_next_chunk(room):
@@ -777,9 +794,11 @@ class Rooms:
         self._take_back_presence(room)
         self._send(encode(Leave(room.crdt_type, room.id)))
 
+    @runs(FailWaiters)
     def _fail_waiters(self, room: Room, effect: FailWaiters) -> None:
         room._fail_waiters(effect.error)
 
+    @runs(NotifyStatus)
     def _notify_status(self, room: Room, effect: NotifyStatus) -> None:
         change = effect.change
         if change.new is RoomStatus.ERROR:
@@ -789,6 +808,7 @@ class Rooms:
         if room._listeners is not None:
             self._dispatcher.post(room._listeners.notify, change)
 
+    @runs(NotifyError)
     def _notify_error(self, room: Room, effect: NotifyError) -> None:
         if room._watch is not None and room._watch.on_error:
             self.later(room._watch.on_error.notify, effect.error)
@@ -800,16 +820,18 @@ class Rooms:
             return
         if room in self._limiter.in_flight:  # the server had its time
             room._timer = None
-            self.fire(room, "timer_fired")
+            self._dispatcher.fire(room, RoomFSM.timer_fired)
         elif self._opened is not None:  # it may ask again, when it is its turn; else it will hear of the loss next
             self._limiter.enqueue((room, deadline), room._priority)
             self._admit_next()
 
+    @runs(StopTimer)
     def _stop_timer(self, room: Room, _: StopTimer | None = None) -> None:
         if room._timer is not None:
             self._timers.cancel(room._timer)
             room._timer = None
 
+    @runs(Untrack)
     def _untrack(self, room: Room, _: Untrack) -> None:
         self._forget(room)
         self._stop_timer(room)
@@ -830,6 +852,7 @@ class Rooms:
 
     # Asking
 
+    @runs(RequestJoin)
     def _request_join(self, room: Room, effect: RequestJoin) -> None:
         """D-INTENT: auth and version are taken now, not when join was called."""
         self._abandon_request(room)
@@ -877,8 +900,9 @@ class Rooms:
         if asked == room._request_number:
             room._credentials = None
             what = f"the auth function raised {names_of(error)}"
-            self.fire(room, "credentials_failed", what, isinstance(error, Unauthorized))
+            self._dispatcher.fire(room, RoomFSM.credentials_failed, what, isinstance(error, Unauthorized))
 
+    @runs(AbandonRequest)
     def _abandon_request(self, room: Room, _: AbandonRequest | None = None) -> None:
         room._request_number += 1
         if room._credentials is not None:
@@ -891,7 +915,7 @@ class Rooms:
         if not isinstance(auth, bytes):
             what = f"the auth function returned {type(auth).__name__} instead of bytes"
             logger.error("room %r: %s", room.id, what)
-            self._dispatcher.post(self.fire, room, "faulted", what)
+            self._dispatcher.post_event(room, RoomFSM.faulted, what)
             return
         try:
             if choice is CURRENT:
@@ -903,7 +927,7 @@ class Rooms:
             return
         if version is None:
             refusal = JoinRefused(JoinErrorCode.VERSION_UNKNOWN, "the adaptor has no other version")
-            self._dispatcher.post(self.fire, room, "join_refused", refusal, self._now())
+            self._dispatcher.post_event(room, RoomFSM.join_refused, refusal, self._now())
             return
         try:
             frame = join_request(room._header, auth, version)
@@ -911,7 +935,7 @@ class Rooms:
                 frame = encode(JoinRequest(room.crdt_type, room.id, auth, version))
         except ProtocolError as error:  # auth and version are too much for one message, or the version is no bytes
             logger.error("room %r: it cannot be asked for: %s", room.id, error)
-            self._dispatcher.post(self.fire, room, "faulted", f"it cannot be asked for: {error}")
+            self._dispatcher.post_event(room, RoomFSM.faulted, f"it cannot be asked for: {error}")
             return
         if auth:
             room._sent_auth = auth
@@ -929,6 +953,7 @@ class Rooms:
 
     # In session
 
+    @runs(Synchronise)
     def _synchronise(self, room: Room, _: Synchronise) -> None:
         if room._permission is None:
             self._begin_session(room)
@@ -1007,14 +1032,16 @@ class Rooms:
         if room._unacked or room._upload is not None or room._unsent:
             return
         if room._fsm.in_doubt:
-            self._dispatcher.post(self._fire_in_session, room, room._session, "acks_complete")
+            self._post_in_session(room, RoomFSM.acks_complete)
         self._wake_waiters(room)
 
+    @runs(DiscardUnsent)
     def _discard_unsent(self, room: Room, _: DiscardUnsent | None = None) -> None:
         room._upload = None
         for _updates, unwritten in room._unacked.values():
             unwritten.clear()
 
+    @runs(EndSession)
     def _end_session(self, room: Room, _: EndSession | None = None) -> None:
         room._permission = None
         room._session += 1
@@ -1085,7 +1112,7 @@ class Rooms:
         if watch is not None and watch.was_synced and watch.on_synced:
             self.later(room._wake_waiters)
         if room._permission != "write":
-            self.fire(room, "upload_refused", UpdateStatusCode.PERMISSION_DENIED)
+            self._dispatcher.fire(room, RoomFSM.upload_refused, UpdateStatusCode.PERMISSION_DENIED)
             self.later(self._refused, room, (update,), UpdateStatusCode.PERMISSION_DENIED)
         elif (room._fsm.in_doubt and room._fsm.keeps_edits_back) or self._is_overdue(room):
             self._note_unsent(room)
@@ -1112,9 +1139,9 @@ class Rooms:
         if session != room._session or room._permission is None:
             return
         if room._fsm.keeps_edits_back:  # the comparison brings it
-            self.fire(room, "edited_in_doubt", self._now())
+            self._dispatcher.fire(room, RoomFSM.edited_in_doubt, self._now())
         elif self._is_overdue(room):
-            self.fire(room, "acks_overdue", self._now())
+            self._dispatcher.fire(room, RoomFSM.acks_overdue, self._now())
         elif room._upload is None:
             self._continue_upload(room)
         self._wake_waiters(room)
@@ -1145,10 +1172,11 @@ class Rooms:
     def _refuse_here(self, room: Room, updates: Sequence[bytes], status: UpdateStatusCode, edited: bool) -> None:
         """They cannot be sent. A comparison may bring an edit in smaller pieces; what it has to send is as it is."""
         self._refused(room, updates, status)
-        event: tuple[Any, ...] = ("upload_refused", status)
         if edited:
-            event = "batch_refused", status, "an update is too large to be sent", self._now()
-        self._dispatcher.post(self._fire_in_session, room, room._session, *event)
+            why = "an update is too large to be sent"
+            self._post_in_session(room, RoomFSM.batch_refused, status, why, self._now())
+        else:
+            self._post_in_session(room, RoomFSM.upload_refused, status)
 
     def _send_batch(self, room: Room, batch_id: int, updates: tuple[bytes, ...], frames: list[bytes]) -> None:
         if room._unacked is NOTHING:
@@ -1173,7 +1201,9 @@ class Rooms:
         room._unacked_bytes -= sum(map(len, updates))
         if status is not UpdateStatusCode.OK:
             self._refused(room, updates, status)
-            self.fire(room, "batch_refused", status, f"the server refused an update: {status.name}", self._now())
+            self._dispatcher.fire(
+                room, RoomFSM.batch_refused, status, f"the server refused an update: {status.name}", self._now()
+            )
         if room._upload is not None:
             self._continue_upload(room)
         elif not room._unacked and (room._watch is not None or room._fsm.in_doubt):
@@ -1231,10 +1261,12 @@ class Rooms:
     def _applied(self, room: Room, batch_id: int, verdict: UpdateStatusCode | None) -> None:
         if verdict is None:
             why = "an update of the server's waits for others that have not come"
-            self.fire(room, "updates_lost", UpdateStatusCode.OK, why, self._now())
+            self._dispatcher.fire(room, RoomFSM.updates_lost, UpdateStatusCode.OK, why, self._now())
         elif verdict is not UpdateStatusCode.OK:
             self._refuse(room, batch_id, verdict)
-            self.fire(room, "updates_lost", verdict, "an update of the server's could not be applied", self._now())
+            self._dispatcher.fire(
+                room, RoomFSM.updates_lost, verdict, "an update of the server's could not be applied", self._now()
+            )
         self._wake_waiters(room)
 
     def _refuse(self, room: Room, batch_id: int, status: UpdateStatusCode) -> None:
@@ -1298,9 +1330,7 @@ class Rooms:
         self.warn_limited("room %r: refused a batch of fragments from the server: %s", room.id, refusal.why)
         self._refuse(room, refusal.batch_id, refusal.status)
         why = "a batch from the server never came whole"
-        self._dispatcher.post(
-            self._fire_in_session, room, room._session, "updates_lost", refusal.status, why, self._now()
-        )
+        self._post_in_session(room, RoomFSM.updates_lost, refusal.status, why, self._now())
 
     def _now(self) -> float:
         assert self._loop is not None

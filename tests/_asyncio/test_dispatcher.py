@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from reconnect_fsm import ClientFSM, ClientStopped, Connection, RoomFSM
-from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Dispatcher
+from reconnect_fsm._asyncio.dispatcher import MAX_OLDER_STEPS, MAX_STEPS, Dispatcher
 from reconnect_fsm._steps import Step
 from reconnect_fsm.effects import Dial, Effect, FailWaiters, NotifyRooms, NotifyStatus, Release, RequestJoin, StartTimer
 
@@ -18,33 +17,36 @@ BROKEN = "the machine {} raised LookupError; the log tells where"
 
 
 class Desk:
-    """Runs effects by writing them down, and raises on those that it is told to."""
+    """A subject that writes its effects down, and raises on those that it is told to."""
 
-    def __init__(self, fsm: ClientFSM | RoomFSM | None = None, whose: str = "") -> None:
-        self.driver = Dispatcher()
+    def __init__(self, fsm: ClientFSM | RoomFSM | None = None, name: str = "") -> None:
+        self.dispatcher = Dispatcher()
         self.fsm = fsm or ClientFSM()
-        self.whose = whose
+        self.name = name
         self.ran: list[Effect] = []
         self.raises: dict[type, BaseException] = {}
-        self.broken: list[str] = []
-        self._run: dict[type, Callable[[Desk, Any], None]] = dict.fromkeys(Effect.__subclasses__(), Desk._ran)
+        self.done: list[tuple[str, str]] = []
 
-    def _ran(self, effect: Effect) -> None:
+    def run_effect(self, effect: Effect) -> None:
         self.ran.append(effect)
         if type(effect) in self.raises:
             raise self.raises[type(effect)]
 
-    def _faulted(self, what: str) -> None:
-        self.broken.append(what)
-        self.fire("faulted", what)
+    def event_done(self, event: str, old_state: str) -> None:
+        self.done.append((event, old_state))
+
+    @property
+    def faults(self) -> list[str]:
+        """What `faulted` was fired with, in order."""
+        return [args[0] for _, event, args, *_ in map(told, self.dispatcher.log) if event == "faulted"]
 
     def tell(self, event: str, *args: Any) -> None:
-        """Tell the machine a fact, as a job."""
-        self.driver.post(self.fire, event, *args)
+        """Post an event."""
+        self.dispatcher.post_event(self, self.fsm.events[event], *args)
 
     def fire(self, event: str, *args: Any) -> None:
-        """The same, now: for those who run in a job."""
-        self.driver.fire(self.whose, self.fsm, event, args, self._run, Desk._faulted, self)
+        """Fire it now: inside another event."""
+        self.dispatcher.fire(self, self.fsm.events[event], *args)
 
     @property
     def kinds(self) -> list[str]:
@@ -66,12 +68,13 @@ def effects(step: Step) -> list[Effect]:
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def test_a_fact_is_told_and_its_effects_are_run_in_order() -> None:
-    """All of them, once."""
+def test_an_event_fires_and_its_effects_run_in_order() -> None:
+    """All of them, once; then the subject is told that the event is done."""
     desk = Desk()
     desk.tell("start_requested")
+    assert desk.done == [("start_requested", "disconnected")]
     assert desk.fsm.state == "connecting"
-    assert desk.ran == effects(desk.driver.log[0])
+    assert desk.ran == effects(desk.dispatcher.log[0])
     assert "Dial" in desk.kinds
 
 
@@ -82,12 +85,12 @@ def test_a_step_says_what_was_told_and_what_came_of_it() -> None:
     desk.tell("connect_requested", True)
     room = Desk(RoomFSM(), "notes")
     room.tell("join_requested")
-    assert [told(step) for step in desk.driver.log] == [
+    assert [told(step) for step in desk.dispatcher.log] == [
         ("", "start_requested", (), "disconnected", "connecting", "started"),
         ("", "connect_requested", (True,), "connecting", "connecting", "started"),
     ]
-    assert effects(desk.driver.log[1]) == []
-    assert [told(step) for step in room.driver.log] == [
+    assert effects(desk.dispatcher.log[1]) == []
+    assert [told(step) for step in room.dispatcher.log] == [
         ("notes", "join_requested", (), "disconnected", "queued", "asked to join")
     ]
 
@@ -97,37 +100,40 @@ async def test_a_step_says_when() -> None:
     """In the loop's seconds, which are those of `now`; before there is a loop it is zero."""
     desk = Desk()
     desk.tell("went_offline")
-    desk.driver.bind(asyncio.get_running_loop())
+    desk.dispatcher.bind(asyncio.get_running_loop())
     began = asyncio.get_running_loop().time()
     await asyncio.sleep(7)
     desk.tell("went_online")
-    assert [step[0] for step in desk.driver.log] == [0.0, pytest.approx(began + 7)]
-    assert desk.driver.now == desk.driver.log[-1][0]
+    assert [step[0] for step in desk.dispatcher.log] == [0.0, pytest.approx(began + 7)]
+    assert desk.dispatcher.now == desk.dispatcher.log[-1][0]
 
 
 def test_the_log_is_bounded_and_holds_the_last_steps() -> None:
-    """`LOG` of them, and `OLDER` of the client's own before those."""
+    """`MAX_STEPS` of them, and `MAX_OLDER_STEPS` of the client's own before those."""
     desk = Desk()
-    for number in range(5 * LOG):
+    for number in range(5 * MAX_STEPS):
         desk.tell("connect_requested", number)
-        assert len(desk.driver.log) == min(number + 1, LOG + OLDER)
-    numbers = [told(step)[2][0] for step in desk.driver.log]
-    assert numbers == list(range(4 * LOG - OLDER, 5 * LOG))
+        assert len(desk.dispatcher.log) == min(number + 1, MAX_STEPS + MAX_OLDER_STEPS)
+    numbers = [told(step)[2][0] for step in desk.dispatcher.log]
+    assert numbers == list(range(4 * MAX_STEPS - MAX_OLDER_STEPS, 5 * MAX_STEPS))
 
 
 @pytest.mark.parametrize("every", [2, 10, 50])
 def test_what_rooms_do_does_not_push_out_the_clients_own_steps(every: int) -> None:
-    """The last `OLDER` of its own that are not among the last `LOG` of all stay, in order."""
-    desk, room = Desk(), RoomFSM()
+    """The last `MAX_OLDER_STEPS` of its own that are not among the last `MAX_STEPS` of all stay, in order."""
+    desk, room = Desk(), Desk(RoomFSM(), "notes")
     steps: list[tuple[str, int]] = []
-    for number in range(OLDER * every + 3 * LOG):
-        whose, fsm = ("notes", room) if number % every else ("", desk.fsm)
-        steps.append((whose, number))
-        desk.driver.fire(whose, fsm, "faulted", (number,), desk._run, Desk._faulted, desk)
+    for number in range(MAX_OLDER_STEPS * every + 3 * MAX_STEPS):
+        subject = room if number % every else desk
+        steps.append((subject.name, number))
+        desk.dispatcher.fire(subject, subject.fsm.events["faulted"], number)
         if number % 97:
             continue
-        older = [step for step in steps[:-LOG] if not step[0]]
-        assert [(told(step)[0], told(step)[2][0]) for step in desk.driver.log] == older[-OLDER:] + steps[-LOG:]
+        older = [step for step in steps[:-MAX_STEPS] if not step[0]]
+        logged = [(told(step)[0], told(step)[2][0]) for step in desk.dispatcher.log]
+        assert logged == older[-MAX_OLDER_STEPS:] + steps[-MAX_STEPS:]
+            -MAX_STEPS:
+        ]
 
 
 async def test_a_connection_keeps_its_steps() -> None:
@@ -150,9 +156,9 @@ def test_an_effect_that_raises_is_the_next_fact(error: BaseException, caplog: py
     desk.raises[Dial] = error
     desk.tell("start_requested")
     what = f"running Dial raised {type(error).__name__}; the log tells where"
-    assert desk.broken == [what]
+    assert desk.faults == [what]
     assert (desk.fsm.state, desk.fsm.reason) == ("error", what)
-    first, second = desk.driver.log
+    first, second = desk.dispatcher.log
     assert told(second)[1:5] == ("faulted", (what,), "connecting", "error")
     assert desk.ran == effects(first) + effects(second)
     assert [record.exc_info is not None for record in caplog.records] == [True]
@@ -165,10 +171,10 @@ def test_a_fault_of_an_effect_waits_its_turn() -> None:
 
     def job() -> None:
         desk.fire("start_requested")
-        assert desk.broken == []
+        assert desk.faults == []
         assert desk.fsm.state == "connecting"
 
-    desk.driver.post(job)
+    desk.dispatcher.post(job)
     assert desk.fsm.state == "error"
 
 
@@ -177,7 +183,7 @@ def test_each_effect_that_raises_is_told() -> None:
     desk = Desk()
     desk.raises = {Dial: LookupError(), FailWaiters: LookupError(), Release: LookupError()}
     desk.tell("start_requested")
-    assert [what.split()[1] for what in desk.broken] == ["Dial", "Release", "FailWaiters"]
+    assert [what.split()[1] for what in desk.faults] == ["Dial", "Release", "FailWaiters"]
     assert (desk.fsm.state, desk.fsm.reason) == ("error", "running Dial raised LookupError; the log tells where")
 
 
@@ -211,8 +217,8 @@ def test_a_machine_that_raises_is_in_error() -> None:
     assert "Dial" not in desk.kinds
     (stopped,) = [effect.error for effect in desk.ran if isinstance(effect, FailWaiters)]
     assert isinstance(stopped, ClientStopped)
-    assert len(desk.driver.log) == 1
-    assert told(desk.driver.log[0])[1:5] == ("start_requested", (), "disconnected", "error")
+    assert len(desk.dispatcher.log) == 1
+    assert told(desk.dispatcher.log[0])[1:5] == ("start_requested", (), "disconnected", "error")
 
 
 def test_a_machine_that_raises_again_on_its_way_to_error_is_not_asked_any_more(
@@ -229,7 +235,7 @@ def test_a_machine_that_raises_again_on_its_way_to_error_is_not_asked_any_more(
         "BreaksTwice, on its way to error, raised LookupError",
     ]
     desk.tell("went_offline")  # and it goes on to be told what happens
-    assert told(desk.driver.log[-1])[1:5] == ("went_offline", (), "error", "error")
+    assert told(desk.dispatcher.log[-1])[1:5] == ("went_offline", (), "error", "error")
 
 
 def test_a_room_that_raises_again_is_untracked() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit import Idle
 from reconnect_fsm import Client, ClientFSM, CloseInfo, RetryPolicy, RoomFSM, RoomStatus
 from reconnect_fsm._asyncio.dispatcher import Dispatcher
 from reconnect_fsm.inspector.demo import Onlooker
@@ -41,18 +42,17 @@ class Run:
     """A real machine that is told facts at given times, in seconds."""
 
     def __init__(self, policy: RetryPolicy | None = None) -> None:
-        self.driver = Dispatcher()
+        self.dispatcher = Dispatcher()
         self.fsm = ClientFSM(policy or Fixed())
 
     def tell(self, at: float, event: str, *args: Any) -> Run:
-        ignored: Any = defaultdict[type, Callable[..., None]](lambda: lambda *_: None)
-        self.driver.now = at
-        self.driver.fire("", self.fsm, event, args, ignored, lambda *_: None, None)
+        self.dispatcher.now = at
+        self.dispatcher.fire(Idle(self.fsm), self.fsm.events[event], *args)
         return self
 
     def account(self, now: float, due: float | None = None, latency: float | None = None) -> Account:
         """All that it says."""
-        return account_of(self.fsm, self.driver.log, now, due, 10.0, latency, ())
+        return account_of(self.fsm, self.dispatcher.log, now, due, 10.0, latency, ())
 
 
 def connected(policy: RetryPolicy | None = None) -> Run:
@@ -146,9 +146,8 @@ def test_a_refused_room_is_told_of() -> None:
     """The client tracks it no more; the log remembers it for a while."""
     run = connected()
     room = RoomFSM(Fixed())
-    ignored: Any = defaultdict[type, Callable[..., None]](lambda: lambda *_: None)
-    run.driver.now = 2.0
-    run.driver.fire("notes", room, "faulted", ("its adaptor raised ValueError",), ignored, lambda *_: None, None)
+    run.dispatcher.now = 2.0
+    run.dispatcher.fire(Idle(room, "notes"), RoomFSM.faulted, "its adaptor raised ValueError")
     assert (
         str(run.account(5.0)).splitlines()[-1]
         == "Room 'notes' was refused or put out 3.0 s ago: its adaptor raised ValueError."

@@ -11,7 +11,6 @@ import io
 import json
 import stat
 import weakref
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -24,8 +23,9 @@ from test_hostile_server import MIRRORS, SECRET, Sponge, patience
 
 import faulty
 from faulty import eventually
+from kit import Idle
 from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connection, JoinRefused, RetryPolicy, RoomFSM
-from reconnect_fsm._asyncio.dispatcher import LOG, OLDER, Dispatcher
+from reconnect_fsm._asyncio.dispatcher import MAX_OLDER_STEPS, MAX_STEPS, Dispatcher
 from reconnect_fsm.diagrams.timeline import sequence
 from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, NotifyRooms, StartTimer, VersionChoice
 from reconnect_fsm.keepalive import Keepalive
@@ -61,17 +61,16 @@ class Run:
     """Machines that are told facts, recorded into a string, without a network."""
 
     def __init__(self, fsm: type[ClientFSM] = ClientFSM, policy: RetryPolicy | None = None, **options: Any) -> None:
-        self.driver = Dispatcher()
+        self.dispatcher = Dispatcher()
         self.policy = policy or RetryPolicy()
         self.client = fsm(self.policy)
         self.file = io.StringIO()
         recorder = Recorder(fsm, RoomFSM, self.policy, Keepalive(), sanitized, options.get("hide_rooms", False))
-        self.recording = Recording(self.driver, recorder, self.file, options.get("most", 10**6), 0.0)
+        self.recording = Recording(self.dispatcher, recorder, self.file, options.get("most", 10**6), 0.0)
 
     def tell(self, event: str, *args: Any, room: RoomFSM | None = None, name: str = "notes") -> None:
-        whose, fsm = ("", self.client) if room is None else (name, room)
-        run: Any = defaultdict[type, Callable[..., None]](lambda: lambda *_: None)
-        self.driver.fire(whose, fsm, event, args, run, lambda *_: None, None)
+        subject = Idle(self.client) if room is None else Idle(room, name)
+        self.dispatcher.fire(subject, subject.fsm.events[event], *args)
 
     def again(self) -> Run:
         """The same machines, recorded from now on into another string."""
@@ -79,7 +78,7 @@ class Run:
         begun = copy.copy(self)
         begun.file = io.StringIO()
         recorder = Recorder(type(self.client), RoomFSM, self.policy, Keepalive(), sanitized, False)
-        begun.recording = Recording(self.driver, recorder, begun.file, 10**6, 0.0)
+        begun.recording = Recording(self.dispatcher, recorder, begun.file, 10**6, 0.0)
         return begun
 
     @property
@@ -127,7 +126,7 @@ def test_each_step_is_a_line() -> None:
         "reason": "the network dropped it", "attempt": 1,
     }  # fmt: skip
     assert lost["args"] == [{"is": "CloseInfo", "code": 1006, "reason": "the network dropped it", "lasted": 7.25}]
-    assert [lost["retry_in"]] == [each.seconds for each in run.driver.log[2][9] if isinstance(each, StartTimer)]
+    assert [lost["retry_in"]] == [each.seconds for each in run.dispatcher.log[2][9] if isinstance(each, StartTimer)]
     assert [effect["is"] for effect in lost["effects"]] == [
         "StopKeepalive", "StopTimer", "CloseSocket", "NotifyRooms", "StartTimer", "StartOutageTimer", "NotifyStatus",
     ]  # fmt: skip
@@ -183,7 +182,7 @@ def test_hidden_ids_are_hidden_wherever_a_server_says_them(name: str) -> None:
     run = Run()
     run.recording.close()
     recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, True, [name])
-    Recording(run.driver, recorder, run.file, 10**6, 0.0)
+    Recording(run.dispatcher, recorder, run.file, 10**6, 0.0)
     said = sanitized(f"the room ({name}) is full")
     run.tell("start_requested")
     run.tell("socket_opened")
@@ -320,7 +319,7 @@ def test_a_recording_has_a_bound() -> None:
         run.tell("went_online")
     assert len(run.file.getvalue()) <= 20_000
     assert run.recording.ended == "it has reached its limit of 20,000 bytes"
-    assert run.driver.sink is None
+    assert run.dispatcher.sink is None
     again = replay(run.lines)
     assert again.steps == run.recording.steps > 20
     assert again.notes == ("the recording ended early: it has reached its limit of 20,000 bytes",)
@@ -341,7 +340,7 @@ def test_a_recording_that_cannot_be_written_harms_nobody(error: Exception, caplo
     run = Run()
     run.recording.close()
     recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, False)
-    recording = Recording(run.driver, recorder, Full(), 10**6, None)
+    recording = Recording(run.dispatcher, recorder, Full(), 10**6, None)
     an_outage(run)
     assert run.client.state == "connected"
     assert recording.ended == f"writing it raised {type(error).__name__}"
@@ -364,24 +363,24 @@ async def test_the_last_steps_can_be_exported_at_any_time(tmp_path: Path) -> Non
 
 
 def test_a_flood_of_rooms_does_not_push_out_the_clients_own_steps() -> None:
-    """Its last `OLDER` are kept, however much its rooms do; and what begins in the middle replays exactly."""
+    """Its last `MAX_OLDER_STEPS` are kept, however much its rooms do; and what begins in the middle replays exactly."""
     run = Run()
     run.recording.close()
     for number in range(150):
         an_outage(run) if number == 0 else run.tell("retry_requested")
     room = RoomFSM()
     run.tell("join_requested", room=room)
-    for _ in range(3 * LOG):
+    for _ in range(3 * MAX_STEPS):
         run.tell("connection_opened", "connected", room=room)
         run.tell("connection_lost", "lost", room=room)
-    own = [step for step in run.driver.log if not step[1]]
-    assert len(own) == OLDER
-    assert len(run.driver.log) == LOG + OLDER
+    own = [step for step in run.dispatcher.log if not step[1]]
+    assert len(own) == MAX_OLDER_STEPS
+    assert len(run.dispatcher.log) == MAX_STEPS + MAX_OLDER_STEPS
     assert own[-1][3] == "retry_requested"
     file = io.StringIO()
-    export(run.driver.log, Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, False), file, 0.0)
+    export(run.dispatcher.log, Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, False), file, 0.0)
     again = replay(file.getvalue().splitlines(), words=True)
-    assert (again.steps, again.divergences) == (LOG + OLDER, ())
+    assert (again.steps, again.divergences) == (MAX_STEPS + MAX_OLDER_STEPS, ())
 
 
 @pytest.mark.virtual_time
@@ -473,7 +472,7 @@ async def test_no_secret_is_recorded(mirror: str) -> None:
         async with client:
             client.join("r", Sponge(), auth=SECRET.encode())
             await eventually(lambda: recording.steps > 5)
-            client._fire(client._fsm.token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
+            client._fire(type(client._fsm).token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
             await asyncio.sleep(0.1)
             client.export(last)
             explained.append(client.explain())
