@@ -132,8 +132,6 @@ def test_what_rooms_do_does_not_push_out_the_clients_own_steps(every: int) -> No
         older = [step for step in steps[:-MAX_STEPS] if not step[0]]
         logged = [(told(step)[0], told(step)[2][0]) for step in desk.dispatcher.log]
         assert logged == older[-MAX_OLDER_STEPS:] + steps[-MAX_STEPS:]
-            -MAX_STEPS:
-        ]
 
 
 async def test_a_connection_keeps_its_steps() -> None:
