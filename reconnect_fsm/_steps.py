@@ -1,4 +1,7 @@
-"""What is known of one step of a machine: the event, the states, the effects, and the context before it."""
+"""What is known of one step of a machine: the event, the states, the effects, and the context before it.
+
+Beside it what a driver and a replay do alike when a machine of the user's raises.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from weakref import WeakKeyDictionary
 
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import Effect
+from reconnect_fsm.errors import is_fault
 from reconnect_fsm.room_fsm import RoomFSM
 
-__all__ = ["NOT_CONTEXT", "Context", "Step", "StepSink", "context_of", "named_context"]
+__all__ = ["NOT_CONTEXT", "Context", "Step", "StepLog", "StepSink", "broken", "context_of", "named_context", "raised"]
 
 Context: TypeAlias = tuple[Any, ...]
 """What a machine remembers besides its state; `named_context` gives it names."""
@@ -25,13 +29,20 @@ known: always of a client, of a room only while it is recorded."""
 
 
 class StepSink(Protocol):
-    """Whoever records what a driver does; it must not raise."""
+    """Receives the steps of a driver, for a recording; it must not raise."""
 
     def step(self, step: Step) -> None:
-        """A machine was told a fact; the effects are run next."""
+        """An event has fired; its effects are run next."""
 
     def closed(self) -> None:
-        """The client is closed, and all its rooms have heard of it."""
+        """The client is closed, and all its rooms were notified."""
+
+
+class StepLog(Protocol):
+    """What keeps the last steps of a client's machines, and passes the next ones on."""
+
+    log: list[Step]
+    sink: StepSink | None
 
 
 def context_of(fsm: ClientFSM | RoomFSM) -> Context:
@@ -70,3 +81,22 @@ def _slots(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]
         names = [name for name in names if name not in NOT_CONTEXT]
         found = SLOTS[kind] = tuple(names), attrgetter(*names)
     return found
+
+
+def raised(what: str, error: BaseException) -> str:
+    """In words for a reason: the error's class alone, for its message may hold secrets."""
+    return f"{what} raised {type(error).__name__}; the log tells where"
+
+
+def broken(
+    fsm: ClientFSM | RoomFSM, error: BaseException, report: Callable[[str, BaseException], object]
+) -> list[Effect]:
+    """The effects after code of the user's machine raised (D-ERROR). If `faulted` raises too, the state is forced."""
+    what = raised(f"the machine {type(fsm).__name__}", error)
+    try:
+        return fsm.faulted(what, True) if isinstance(fsm, ClientFSM) else fsm.faulted(what)
+    except BaseException as again:
+        if not is_fault(again):
+            raise
+        report(f"{type(fsm).__name__}, on its way to error,", again)
+        return fsm.force_error(what)

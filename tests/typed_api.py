@@ -356,7 +356,7 @@ def awaitable(room: Room) -> Generator[Any, None, Room]:
 
 async def shown(client: Client, connection: Connection, path: Path) -> None:
     assert_type(client.explain(), str)
-    with client.record(path, most=10**6, hide_rooms=True) as recording:
+    with client.record(path, max_bytes=10**6, hide_rooms=True) as recording:
         assert_type(recording, Recording)
         assert_type(recording.ended, str | None)
     assert_type(connection.export(path), int)

@@ -143,9 +143,8 @@ class Client(Connection):
         from reconnect_fsm.recorder.recorder import Recorder
 
         self._learn_secrets()
-        kinds = type(self._fsm), type(self._rooms._make_fsm())
-        known = [room.id for room in self.rooms]
-        return Recorder(*kinds, self._retry, self._keepalive, self._rooms._redaction, hide_rooms, known)
+        data = self._header_data(type(self._rooms._make_fsm()))
+        return Recorder(data, self._rooms._redaction, hide_rooms=hide_rooms, rooms=[room.id for room in self.rooms])
 
     def _all_rooms(self) -> Collection[Room]:
         return self.rooms

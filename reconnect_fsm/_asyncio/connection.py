@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self
@@ -84,7 +85,7 @@ from reconnect_fsm.status import (
 
 if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most programs never do
     from reconnect_fsm.recorder.explain import Account, ExplainedRoom
-    from reconnect_fsm.recorder.recorder import File, Recorder, Recording, Transition
+    from reconnect_fsm.recorder.recorder import File, HeaderData, Recorder, Recording, Transition
 
 __all__ = ["Connection"]
 
@@ -96,7 +97,7 @@ STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 BYTES_A_STEP = 8 * 1024  # of a message that is handled
 PING_EARLY = 0.1  # seconds before its time that a ping may go out, if somebody else's does
 SLICES = 5  # of a wait for tasks to end: a stall of our own loop, after which all is overdue, is one of them
-MOST_RECORDED = 50_000_000  # bytes of a recording
+MAX_RECORDED = 50_000_000  # bytes of a recording
 MAX_MSG_SIZE = 4 * 1024 * 1024  # bytes; what aiohttp allows by default
 
 
@@ -434,20 +435,21 @@ class Connection(RunsEffects):
         now, due = self._time() or 0.0, None if self._timer is None else self._timer.when()
         return account_of(self._fsm, self._dispatcher.log, now, due, self._connect_timeout, self._latency, rooms)
 
-    def record(self, file: File, *, most: int = MOST_RECORDED, hide_rooms: bool = False) -> Recording:
+    def record(self, file: File, *, max_bytes: int = MAX_RECORDED, hide_rooms: bool = False) -> Recording:
         """Write all that the machines are told and do into a file, as JSON lines, from now on until it is closed.
 
-        ``file`` is a path, written anew, or an open text file. The recording ends with the client, or after ``most``
-        bytes, or when `Recording.close` is called; it may be used as a context manager. ``hide_rooms`` replaces the
-        rooms' ids, also in what the server says. There are no secrets in it: of a machine of your own, texts, bytes and
-        values of types of your own are written as their type alone. ``python -m reconnect_fsm replay FILE`` replays it.
+        ``file`` is a path, written anew, or an open text file. The recording ends with the client, or after
+        ``max_bytes``, or when `Recording.close` is called; it may be used as a context manager. ``hide_rooms`` replaces
+        the rooms' ids, also in what the server says. There are no secrets in it: of a machine of your own, texts, bytes
+        and values of types of your own are written as their type alone. ``python -m reconnect_fsm replay FILE`` replays
+        it.
 
         Raises OSError if the file cannot be opened, RuntimeError if the client is being recorded already, ValueError
         for too few bytes.
         """
         from reconnect_fsm.recorder.recorder import Recording
 
-        return Recording(self._dispatcher, self._recorder(hide_rooms), file, most, self._time())
+        return Recording(self._dispatcher, self._recorder(hide_rooms), file, max_bytes=max_bytes)
 
     def export(self, file: File, *, hide_rooms: bool = False) -> int:
         """Write the last steps, a few hundred that are always kept, as a recording; return how many they are.
@@ -456,7 +458,7 @@ class Connection(RunsEffects):
         """
         from reconnect_fsm.recorder.recorder import export
 
-        return export(self._dispatcher.log, self._recorder(hide_rooms), file, self._time())
+        return export(self._dispatcher.log, self._recorder(hide_rooms), file)
 
     def transitions(self) -> list[Transition]:
         """The last transitions, a few hundred that are always kept, of the client and its rooms."""
@@ -468,7 +470,19 @@ class Connection(RunsEffects):
         from reconnect_fsm.recorder.recorder import Recorder
 
         self._learn_secrets()
-        return Recorder(type(self._fsm), RoomFSM, self._retry, self._keepalive, self._redaction, hide_rooms)
+        return Recorder(self._header_data(RoomFSM), self._redaction, hide_rooms=hide_rooms)
+
+    def _header_data(self, room_fsm: type[RoomFSM]) -> HeaderData:
+        from reconnect_fsm.recorder.recorder import HeaderData
+
+        return HeaderData(
+            fsm=type(self._fsm),
+            room_fsm=room_fsm,
+            policy=self._retry,
+            keepalive=self._keepalive,
+            written=time.time(),
+            now=self._time(),
+        )
 
     def _learn_secrets(self) -> None:
         """Know them before the first attempt: what is recorded may be older."""

@@ -8,15 +8,15 @@ from typing import Any, ClassVar, Final, ParamSpec, Protocol, TypeVar
 
 from reconnect_fsm._asyncio.event_queue import EventQueue
 from reconnect_fsm._asyncio.listeners import Listeners
-from reconnect_fsm._asyncio.user_code import notify_user, raised, report
-from reconnect_fsm._steps import Step, StepSink, context_of
+from reconnect_fsm._asyncio.user_code import notify_user, report
+from reconnect_fsm._steps import Step, StepSink, broken, context_of, raised
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.errors import is_fault
 from reconnect_fsm.machine import Event
 from reconnect_fsm.room_fsm import RoomFSM
 
-__all__ = ["Dispatcher", "RunsEffects", "Subject", "broken", "runs"]
+__all__ = ["Dispatcher", "RunsEffects", "Subject", "runs"]
 
 P = ParamSpec("P")
 Method = TypeVar("Method", bound=Callable[..., None])
@@ -77,7 +77,7 @@ class Dispatcher(EventQueue):
             if not is_fault(error):
                 raise
             report(f"{type(fsm).__name__}, on {name} in state {old},", error)
-            effects = broken(fsm, error)
+            effects = broken(fsm, error, report)
         if (loop := self._loop or _running_loop()) is not None:
             self.now = loop.time()
         step = (self.now, subject.name, fsm, name, args, old, fsm.state, fsm.reason, fsm.attempt, effects, context)
@@ -124,18 +124,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def broken(fsm: ClientFSM | RoomFSM, error: BaseException) -> list[Effect]:
-    """Code of the user's machine raised (D-ERROR). If `faulted` raises too, the state is forced."""
-    what = raised(f"the machine {type(fsm).__name__}", error)
-    try:
-        return fsm.faulted(what, True) if isinstance(fsm, ClientFSM) else fsm.faulted(what)
-    except BaseException as again:
-        if not is_fault(again):
-            raise
-        report(f"{type(fsm).__name__}, on its way to error,", again)
-        return fsm.force_error(what)
 
 
 def runs(effect: type[Effect]) -> Callable[[Method], Method]:

@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 from reconnect_fsm.errors import is_fault
 
-__all__ = ["FaultCounter", "UserCodeFailed", "What", "await_user", "call_user", "notify_user", "raised", "report"]
+__all__ = ["FaultCounter", "UserCodeFailed", "What", "await_user", "call_user", "notify_user", "report"]
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -108,8 +108,3 @@ def report(what: What, error: BaseException, times: int = 1) -> None:
 
 def _words(what: What) -> str:
     return what if isinstance(what, str) else what[0].format(*what[1:])
-
-
-def raised(what: str, error: BaseException) -> str:
-    """In words for a reason: the error's class alone, for its message may hold secrets."""
-    return f"{what} raised {type(error).__name__}; the log tells where"

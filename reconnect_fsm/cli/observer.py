@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from reconnect_fsm._asyncio.transport.socket import check_url
+from reconnect_fsm._asyncio.transport.url import check_url
 from reconnect_fsm.loro_protocol import CrdtType
 from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusChange, sanitized
 

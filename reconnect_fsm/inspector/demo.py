@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from reconnect_fsm._asyncio.client import Client
-from reconnect_fsm._asyncio.transport.socket import UrlSource
 from reconnect_fsm.inspector.server import Inspector
 from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode, UpdateStatusCode
@@ -56,7 +55,7 @@ class Onlooker:
         pass
 
 
-async def run(url: UrlSource, *, rooms: Iterable[str] = (), port: int = 0, tell: Tell = print, **options: Any) -> None:
+async def run(url: str, *, rooms: Iterable[str] = (), port: int = 0, tell: Tell = print, **options: Any) -> None:
     """Inspect a client of this server, made here, until cancelled. ``tell`` gets the address of the page.
 
     ``rooms`` are joined, as an onlooker; ``options`` are those of `Client`. Raises what `Client` and `Client.join` do

@@ -22,14 +22,14 @@ import logging
 import os
 import secrets
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, Self, TextIO, TypeAlias
 
-from reconnect_fsm._asyncio.dispatcher import Dispatcher
-from reconnect_fsm._steps import Step, named_context
+from reconnect_fsm._steps import Step, StepLog, named_context
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import RequestJoin, StartKeepalive, StartTimer
 from reconnect_fsm.keepalive import Keepalive
@@ -55,6 +55,7 @@ __all__ = [
     "CLIENT",
     "Divergence",
     "File",
+    "HeaderData",
     "Recorder",
     "Recording",
     "Replay",
@@ -68,7 +69,7 @@ __all__ = [
 
 logger = logging.getLogger("reconnect_fsm")
 
-LEAST: Final = 10_000  # for a header, a step and the end
+MIN_BYTES: Final = 10_000  # for a header, a step and the end
 MOST_CODES: Final = 1000  # that a policy takes for fatal
 TELLING: Final = 8  # characters; a shorter id of a room is part of many a word
 MOST_TEXTS: Final = 100  # whose rooms were hidden and may come again
@@ -82,39 +83,45 @@ File: TypeAlias = str | os.PathLike[str] | TextIO
 # Writing ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderData:
+    """What the first line of a recording says of the client."""
+
+    fsm: type[ClientFSM]
+    room_fsm: type[RoomFSM]
+    policy: RetryPolicy
+    keepalive: Keepalive
+    written: float
+    """When, in seconds since 1970."""
+    now: float | None
+    """The same moment in the loop's time, if there is a loop."""
+
+
 class Recorder:
-    """Makes lines of the steps of one client: a header first, and with a machine's first step what it remembers.
+    """Makes lines of the steps of one client: a header first, and with a machine's first step its context.
 
     ``redaction`` knows the client's secrets; ``hide_rooms`` makes unguessable names of the rooms' ids, in what servers
     say too: of the ``rooms`` that there are already, and of all whose steps are recorded.
     """
 
     def __init__(
-        self,
-        fsm: type[ClientFSM],
-        room_fsm: type[RoomFSM],
-        policy: RetryPolicy,
-        keepalive: Keepalive,
-        redaction: Callable[[object], str],
-        hide_rooms: bool,
-        rooms: Iterable[str] = (),
+        self, data: HeaderData, redaction: Callable[[object], str], *, hide_rooms: bool, rooms: Iterable[str] = ()
     ) -> None:
-        self._fsm, self._room_fsm = fsm, room_fsm
-        self._policy, self._keepalive = policy, keepalive
+        self._data = data
         self._redaction = redaction
-        self._hidden = _Hidden(rooms, room_fsm.events) if hide_rooms else None
+        self._hidden = _Hidden(rooms, data.room_fsm.events) if hide_rooms else None
         self._names = _Names(same if self._hidden is None else self._hidden.name)
         self._text: Callable[[str], str] = same if self._hidden is None else self._hidden.text
 
-    def header(self, now: float | None) -> str:
-        """The first line; ``now`` is the loop's time, where there is a loop."""
+    def header(self) -> str:
+        """The first line."""
         from importlib.metadata import PackageNotFoundError, version
 
         try:
             library = version("reconnect-fsm")
         except PackageNotFoundError:
             library = "unknown"
-        wall = time.time()
+        data = self._data
         return self._line(
             {
                 "recording": "reconnect_fsm",
@@ -122,12 +129,14 @@ class Recorder:
                 "library": library,
                 "python": ".".join(map(str, sys.version_info[:3])),
                 "platform": sys.platform,
-                "fsm": address(self._fsm),
-                "room_fsm": address(self._room_fsm),
-                "policy": self._numbers(self._policy, RetryPolicy),
-                "keepalive": self._numbers(self._keepalive, Keepalive),
-                "time_zero": None if now is None else wall - now,  # seconds since 1970, at the loop's time 0
-                "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall)),
+                "fsm": address(data.fsm),
+                "room_fsm": address(data.room_fsm),
+                "policy": self._numbers(data.policy, RetryPolicy),
+                "keepalive": self._numbers(data.keepalive, Keepalive),
+                "time_zero": None
+                if data.now is None
+                else data.written - data.now,  # seconds since 1970, at the loop's time 0
+                "written": datetime.fromtimestamp(data.written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "rooms_hidden": self._hidden is not None,
             }
         )
@@ -276,18 +285,18 @@ def _retry_in(effects: Iterable[object]) -> float | None:
 class Recording:
     """A complete recording, from `Connection.record` on until it is closed, with the client at the latest.
 
-    As a context manager it is closed at the end of the block. It ends by itself when ``most`` bytes are written or
+    As a context manager it is closed at the end of the block. It ends by itself when ``max_bytes`` are written or
     writing fails, which is logged; the client is never harmed.
     """
 
-    def __init__(self, driver: Dispatcher, recorder: Recorder, file: File, most: int, now: float | None) -> None:
-        if driver.sink is not None:
+    def __init__(self, log: StepLog, recorder: Recorder, file: File, *, max_bytes: int) -> None:
+        if log.sink is not None:
             raise RuntimeError("this client is being recorded already: close that recording first")
-        if not most >= LEAST:
-            raise ValueError(f"most must be a number of bytes, {LEAST:,} at least, not {most!r}")
-        self._driver = driver
+        if not max_bytes >= MIN_BYTES:
+            raise ValueError(f"max_bytes must be at least {MIN_BYTES:,}, not {max_bytes!r}")
+        self._log = log
         self._recorder = recorder
-        self._most = most
+        self._max_bytes = max_bytes
         self._file, self._is_ours = _opened(file)
         self.size = 0
         """Bytes written so far."""
@@ -295,9 +304,9 @@ class Recording:
         """Steps written so far."""
         self.ended: str | None = None
         """Why it has ended, in words; None as long as it goes on."""
-        driver.sink = self
-        recorder.expect(driver.log)
-        self._guarded(lambda: self._write(recorder.header(now)))
+        log.sink = self
+        recorder.expect(log.log)
+        self._guarded(lambda: self._write(recorder.header()))
 
     def __enter__(self) -> Self:
         return self
@@ -322,8 +331,8 @@ class Recording:
 
     def _add(self, step: Step) -> None:
         line = self._recorder.line(step)
-        if self.size + len(line) > self._most - LEAST // 10:
-            why = f"it has reached its limit of {self._most:,} bytes"
+        if self.size + len(line) > self._max_bytes - MIN_BYTES // 10:
+            why = f"it has reached its limit of {self._max_bytes:,} bytes"
             logger.warning("the recording ended: %s", why)
             self._end(why)
             return
@@ -339,7 +348,7 @@ class Recording:
     def _end(self, why: str) -> None:
         if self.ended is None:
             self.ended = why
-            self._driver.sink = None
+            self._log.sink = None
             try:
                 self._write(self._recorder.end(why, self.steps))
                 self._file.flush()
@@ -366,13 +375,13 @@ def _opened(file: File) -> tuple[TextIO, bool]:
     return open(private, "w", encoding="ascii", newline="\n", buffering=2**16), True
 
 
-def export(steps: Iterable[Step], recorder: Recorder, file: File, now: float | None) -> int:
+def export(steps: Iterable[Step], recorder: Recorder, file: File) -> int:
     """Write these steps as a recording; return how many they are. Raises OSError if the file cannot be written."""
     kept = tuple(steps)
     recorder.expect(kept)
     target, is_ours = _opened(file)
     try:
-        target.write(recorder.header(now))
+        target.write(recorder.header())
         for step in kept:
             target.write(recorder.line(step))
         target.write(recorder.end("the last steps, exported", len(kept)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from copy import copy
@@ -15,8 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from reconnect_fsm._asyncio.dispatcher import broken
-from reconnect_fsm._steps import NOT_CONTEXT
+from reconnect_fsm._steps import NOT_CONTEXT, broken
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.errors import ReconnectError, is_fault
 from reconnect_fsm.recorder.format import (
@@ -41,6 +41,8 @@ from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import CloseInfo, sanitized
 
 __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions_in"]
+
+logger = logging.getLogger("reconnect_fsm")
 
 BEFORE: Final = 5  # steps told before a divergence
 MOST_TOLD: Final = 10  # divergences that str() tells in full, and notes
@@ -167,6 +169,10 @@ class _Notes:
 
     def told(self) -> tuple[str, ...]:
         return (*self._first, f"and {self._more:,} more notes") if self._more else tuple(self._first)
+
+
+def _log_error(what: str, error: BaseException) -> None:
+    logger.error("%s raised %s", what, type(error).__name__, exc_info=error)
 
 
 def _no_number(name: str) -> Any:
@@ -404,7 +410,7 @@ class _Run:
         except BaseException as error:  # loro's, for one, is no Exception (D-GUARD)
             if not is_fault(error):
                 raise
-            effects, raised = broken(fsm, error), f"; it raised {error!r}"
+            effects, raised = broken(fsm, error, _log_error), f"; it raised {error!r}"
         done = [encoded(each, same) for each in effects]
         if fsm.state != told.new or self._shape(done) != self._shape(told.effects):
             return _describe(told.old, fsm.state, done) + raised

@@ -657,7 +657,7 @@ def test_demo_without_loro() -> None:
 def test_demo_without_something_else(monkeypatch: Patch) -> None:
     """Another module that is missing is no matter of loro, and is not passed off as such."""
     monkeypatch.delitem(sys.modules, "reconnect_fsm.cli.demonstration")
-    monkeypatch.delattr(reconnect_fsm, "demo")
+    monkeypatch.delattr(reconnect_fsm.cli, "demonstration")
     monkeypatch.setitem(sys.modules, "reconnect_fsm.testing.embedded_server", None)
     with pytest.raises(ModuleNotFoundError, match="embedded_server"):
         main(["demo"])

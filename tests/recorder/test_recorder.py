@@ -32,7 +32,15 @@ from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import STAY, event, row
 from reconnect_fsm.recorder.format import DEEPEST, LONGEST, MOST_LEVELS, Opaque, decoded, encoded, is_too_deep, same
-from reconnect_fsm.recorder.recorder import Recorder, Recording, UnreadableRecording, export, replay, transitions_in
+from reconnect_fsm.recorder.recorder import (
+    HeaderData,
+    Recorder,
+    Recording,
+    UnreadableRecording,
+    export,
+    replay,
+    transitions_in,
+)
 from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind, StatusChange, StopKind, sanitized
 from reconnect_fsm.testing import EmbeddedServer
 from reconnect_fsm.testing.server import (
@@ -57,6 +65,11 @@ NETWORK_FAILED = AttemptFailure(FailureKind.NETWORK, "nobody answered")
 LOST = CloseInfo(1006, "the network dropped it", 7.25)
 
 
+def header_data(fsm: type[ClientFSM], policy: RetryPolicy) -> HeaderData:
+    """Of a recording that begins with the loop."""
+    return HeaderData(fsm=fsm, room_fsm=RoomFSM, policy=policy, keepalive=Keepalive(), written=1_800_000_000.0, now=0.0)
+
+
 class Run:
     """Machines that are told facts, recorded into a string, without a network."""
 
@@ -65,8 +78,8 @@ class Run:
         self.policy = policy or RetryPolicy()
         self.client = fsm(self.policy)
         self.file = io.StringIO()
-        recorder = Recorder(fsm, RoomFSM, self.policy, Keepalive(), sanitized, options.get("hide_rooms", False))
-        self.recording = Recording(self.dispatcher, recorder, self.file, options.get("most", 10**6), 0.0)
+        recorder = Recorder(header_data(fsm, self.policy), sanitized, hide_rooms=options.get("hide_rooms", False))
+        self.recording = Recording(self.dispatcher, recorder, self.file, max_bytes=options.get("max_bytes", 10**6))
 
     def tell(self, event: str, *args: Any, room: RoomFSM | None = None, name: str = "notes") -> None:
         subject = Idle(self.client) if room is None else Idle(room, name)
@@ -77,8 +90,8 @@ class Run:
         self.recording.close()
         begun = copy.copy(self)
         begun.file = io.StringIO()
-        recorder = Recorder(type(self.client), RoomFSM, self.policy, Keepalive(), sanitized, False)
-        begun.recording = Recording(self.dispatcher, recorder, begun.file, 10**6, 0.0)
+        recorder = Recorder(header_data(type(self.client), self.policy), sanitized, hide_rooms=False)
+        begun.recording = Recording(self.dispatcher, recorder, begun.file, max_bytes=10**6)
         return begun
 
     @property
@@ -114,7 +127,7 @@ def test_the_first_line_tells_what_was_recorded() -> None:
     assert (header["policy"]["cap"], header["policy"]["fatal_http_statuses"]) == (7.0, [401, 403])
     assert header["keepalive"]["interval"] == 20.0
     assert "random" not in header["policy"]
-    assert abs(header["time_zero"] - 1.6e9) < 1.6e9
+    assert (header["time_zero"], header["written"]) == (1_800_000_000.0, "2027-01-15T08:00:00Z")
 
 
 def test_each_step_is_a_line() -> None:
@@ -181,8 +194,8 @@ def test_hidden_ids_are_hidden_wherever_a_server_says_them(name: str) -> None:
     """In what the client is told, and other rooms: also if the room was joined before, and joined no more."""
     run = Run()
     run.recording.close()
-    recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, True, [name])
-    Recording(run.dispatcher, recorder, run.file, 10**6, 0.0)
+    recorder = Recorder(header_data(ClientFSM, run.policy), sanitized, hide_rooms=True, rooms=[name])
+    Recording(run.dispatcher, recorder, run.file, max_bytes=10**6)
     said = sanitized(f"the room ({name}) is full")
     run.tell("start_requested")
     run.tell("socket_opened")
@@ -198,7 +211,7 @@ def test_hidden_ids_are_hidden_wherever_a_server_says_them(name: str) -> None:
     own = Run()
     own.tell("join_requested", room=RoomFSM(), name=name)
     own.recording.close()
-    export(own.driver.log, Recorder(ClientFSM, RoomFSM, own.policy, Keepalive(), sanitized, True), own.file, 0.0)
+    export(own.dispatcher.log, Recorder(header_data(ClientFSM, own.policy), sanitized, hide_rooms=True), own.file)
     assert json.loads(own.lines[-2])["machine"].startswith("room-")
 
 
@@ -313,7 +326,7 @@ async def test_the_rooms_of_a_client_are_in_its_recording(tmp_path: Path) -> Non
 
 def test_a_recording_has_a_bound() -> None:
     """It ends there, says so, and is whole all the same."""
-    run = Run(most=20_000)
+    run = Run(max_bytes=20_000)
     for _ in range(1000):
         run.tell("went_offline")
         run.tell("went_online")
@@ -323,8 +336,8 @@ def test_a_recording_has_a_bound() -> None:
     again = replay(run.lines)
     assert again.steps == run.recording.steps > 20
     assert again.notes == ("the recording ended early: it has reached its limit of 20,000 bytes",)
-    with pytest.raises(ValueError, match="most must be"):
-        Run(most=10)
+    with pytest.raises(ValueError, match="max_bytes must be"):
+        Run(max_bytes=10)
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), LookupError("a fault of ours")])
@@ -339,8 +352,8 @@ def test_a_recording_that_cannot_be_written_harms_nobody(error: Exception, caplo
 
     run = Run()
     run.recording.close()
-    recorder = Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, False)
-    recording = Recording(run.dispatcher, recorder, Full(), 10**6, None)
+    recorder = Recorder(header_data(ClientFSM, run.policy), sanitized, hide_rooms=False)
+    recording = Recording(run.dispatcher, recorder, Full(), max_bytes=10**6)
     an_outage(run)
     assert run.client.state == "connected"
     assert recording.ended == f"writing it raised {type(error).__name__}"
@@ -378,7 +391,7 @@ def test_a_flood_of_rooms_does_not_push_out_the_clients_own_steps() -> None:
     assert len(run.dispatcher.log) == MAX_STEPS + MAX_OLDER_STEPS
     assert own[-1][3] == "retry_requested"
     file = io.StringIO()
-    export(run.dispatcher.log, Recorder(ClientFSM, RoomFSM, run.policy, Keepalive(), sanitized, False), file, 0.0)
+    export(run.dispatcher.log, Recorder(header_data(ClientFSM, run.policy), sanitized, hide_rooms=False), file)
     again = replay(file.getvalue().splitlines(), words=True)
     assert (again.steps, again.divergences) == (MAX_STEPS + MAX_OLDER_STEPS, ())
 
