@@ -29,6 +29,7 @@ from yarl import URL
 from reconnect_fsm._asyncio.awaitables import Completion, LazyCoroutine, Waiters
 from reconnect_fsm._asyncio.dispatcher import Dispatcher, RunsEffects, runs
 from reconnect_fsm._asyncio.listeners import Listeners
+from reconnect_fsm._asyncio.observing import Observation
 from reconnect_fsm._asyncio.timers import Timer, TimerQueue
 from reconnect_fsm._asyncio.transport.socket import (
     AttemptFailed,
@@ -84,10 +85,10 @@ from reconnect_fsm.status import (
 )
 
 if TYPE_CHECKING:  # their modules are imported by whoever asks for them: most programs never do
-    from reconnect_fsm.recorder.explain import Account, ExplainedRoom
+    from reconnect_fsm.recorder.explain import ExplainedRoom, Explanation
     from reconnect_fsm.recorder.recorder import File, HeaderData, Recorder, Recording, Transition
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "explanation_of", "observation_of"]
 
 P = ParamSpec("P")
 
@@ -426,14 +427,7 @@ class Connection(RunsEffects):
 
     def explain(self) -> str:
         """Say in some sentences how things stand: why it is not connected, what happened last, and what comes next."""
-        return str(self._account(self._all_rooms()))
-
-    def _account(self, rooms: Collection[ExplainedRoom] = ()) -> Account:
-        """The same in parts. Rooms that are not given are not counted; those refused lately are told all the same."""
-        from reconnect_fsm.recorder.explain import account_of
-
-        now, due = self._time() or 0.0, None if self._timer is None else self._timer.when()
-        return account_of(self._fsm, self._dispatcher.log, now, due, self._connect_timeout, self._latency, rooms)
+        return str(explanation_of(self, self._all_rooms()))
 
     def record(self, file: File, *, max_bytes: int = MAX_RECORDED, hide_rooms: bool = False) -> Recording:
         """Write all that the machines are told and do into a file, as JSON lines, from now on until it is closed.
@@ -976,6 +970,37 @@ class Connection(RunsEffects):
 def _check_type(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {value!r}")
+
+
+def observation_of(connection: Connection) -> Observation:
+    """The client as the inspector, telemetry and the command line see it."""
+    url, socket = connection._url, connection._socket
+    return Observation(
+        fsm=connection._fsm,
+        url=url if isinstance(url, URL) else None,
+        loop=connection._loop,
+        now=connection._time() or 0.0,
+        opened_at=None if socket is None else socket.opened_at,
+        pending_transitions=connection._transitions_to_come,
+        log=connection._dispatcher.log,
+        on_step=connection._dispatcher.observers.add,
+    )
+
+
+def explanation_of(connection: Connection, rooms: Collection[ExplainedRoom] = ()) -> Explanation:
+    """What `Connection.explain` says, in parts. Rooms that are not given are not counted."""
+    from reconnect_fsm.recorder.explain import explanation
+
+    timer = connection._timer
+    return explanation(
+        connection._fsm,
+        connection._dispatcher.log,
+        rooms,
+        now=connection._time() or 0.0,
+        due=None if timer is None else timer.when(),
+        connect_timeout=connection._connect_timeout,
+        latency=connection._latency,
+    )
 
 
 def _server(url: UrlSource) -> str:

@@ -90,7 +90,7 @@ from reconnect_fsm.machine import Event
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import Cause, RoomStatus, StatusChange, StopKind
 
-__all__ = ["Auth", "Room", "Rooms"]
+__all__ = ["Auth", "Room", "Rooms", "fsm_of", "is_tracked"]
 
 P = ParamSpec("P")
 
@@ -444,6 +444,16 @@ class Link(Protocol):
     async def written(self) -> None:
         """Wait until all that was sent so far is written; raises NotConnected if it cannot be."""
         ...
+
+
+def fsm_of(room: Room) -> RoomFSM:
+    """The room's machine, for reading."""
+    return room._fsm
+
+
+def is_tracked(room: Room) -> bool:
+    """Whether the client joins the room again after a reconnect (REJOIN-1)."""
+    return room._rooms._tracked.get(room._header) is room
 
 
 class Rooms(RunsEffects):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from reconnect_fsm._asyncio.connection import explanation_of
 from reconnect_fsm._asyncio.transport.url import check_url
 from reconnect_fsm.loro_protocol import CrdtType
 from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusChange, sanitized
@@ -276,7 +277,7 @@ class Observer:
     def explained(self) -> str:
         """In words: why it is as it is, and what comes next; without what a program could call."""
         assert self._client is not None
-        coming = self._client._account().next
+        coming = explanation_of(self._client).next
         if self.status is ClientStatus.CONNECTED:
             return coming
         return f"{self.reason if self.reason.endswith('.') else f'{self.reason}.'} {coming}".strip()

@@ -11,14 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
-from yarl import URL
-
-from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.connection import Connection, explanation_of, observation_of
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.recorder.recorder import transitions
 from reconnect_fsm.status import ClientStatus, StateChange
 
-__all__ = ["Observer", "Stream", "earlier", "last_fact"]
+__all__ = ["Observer", "Stream", "earlier", "last_step"]
 
 T = TypeVar("T")
 
@@ -59,7 +57,7 @@ class Observer:
         self._since: float | None = None  # when the present state began, in seconds since the epoch
         before = earlier(client)
         # Those of which the callbacks have not heard yet will come by `_transition`.
-        for when, change in before[: max(len(before) - client._transitions_to_come, 0)]:
+        for when, change in before[: max(len(before) - observation_of(client).pending_transitions, 0)]:
             self._add(when, change)
         self._unsubscribe = (client.on_transition(self._transition), client.on_latency(self._round_trip))
 
@@ -72,7 +70,7 @@ class Observer:
 
     def present(self) -> dict[str, Any]:
         """The client's state, as the page shows it; equal as long as nothing changed."""
-        client, fsm = self.client, self.client._fsm
+        client, fsm = self.client, observation_of(self.client).fsm
         return {
             "url": shown_url(client),
             "machine": type(fsm).__name__,
@@ -87,7 +85,7 @@ class Observer:
 
     def actions(self) -> dict[str, str | None]:
         """What can be asked of the client now: None, or why it would change nothing."""
-        fsm = self.client._fsm
+        fsm = observation_of(self.client).fsm
         return {
             **{name: why_refused(fsm, event) for name, event in EVENTS.items()},
             "offline": None if fsm.online else "it counts as offline already",
@@ -108,8 +106,8 @@ class Observer:
         self._changed()
 
     def explanation(self) -> str:
-        """Why the client is as it is and what comes next; the rest of its account is on the page in other ways."""
-        return self.client._account().present
+        """Why the client is as it is and what comes next; the page shows the rest of it in other ways."""
+        return explanation_of(self.client).present
 
     # What happens
 
@@ -132,7 +130,8 @@ class Observer:
                 "retry_in": change.retry_in,
             }
         )
-        was, is_ = (self.client._fsm.states[name].status is ClientStatus.CONNECTED for name in (change.old, change.new))
+        states = observation_of(self.client).fsm.states
+        was, is_ = (states[name].status is ClientStatus.CONNECTED for name in (change.old, change.new))
         if was != is_:
             self.latency.add((when, "made" if is_ else "lost"))
 
@@ -143,10 +142,10 @@ class Observer:
 
 def shown_url(client: Connection) -> str:
     """Where it connects to, without what may be secret."""
-    url = client._url
-    if not isinstance(url, str | URL):
+    url = observation_of(client).url
+    if url is None:
         return "an address that a function gives"
-    return str(URL(url).with_user(None).with_query(None).with_fragment(None))
+    return str(url.with_user(None).with_query(None).with_fragment(None))
 
 
 def why_refused(fsm: ClientFSM, event: str) -> str | None:
@@ -157,9 +156,10 @@ def why_refused(fsm: ClientFSM, event: str) -> str | None:
 
 def earlier(client: Connection) -> list[tuple[float, StateChange]]:
     """The transitions that the client remembers, and when each was made, in seconds since the epoch."""
-    if client._loop is None or client._loop.is_closed():
+    now = observation_of(client)
+    if now.loop is None or now.loop.is_closed():
         return []
-    zero = time.time() - client._loop.time()
+    zero = time.time() - now.loop.time()
     return [
         (
             zero + step.time,
@@ -167,12 +167,12 @@ def earlier(client: Connection) -> list[tuple[float, StateChange]]:
                 step.event, step.old, step.new, ClientStatus(step.status), step.reason, step.attempt, step.retry_in
             ),
         )
-        for step in transitions(step for step in client._dispatcher.log if step[2] is client._fsm)
+        for step in transitions(step for step in now.log if step[2] is now.fsm)
         if step.old != step.new
     ][-TRANSITIONS:]
 
 
-def last_fact(client: Connection) -> object:
-    """Another object after each fact that the client or one of its rooms was told."""
-    log = client._dispatcher.log
+def last_step(client: Connection) -> object:
+    """Another object after each event of the client or one of its rooms."""
+    log = observation_of(client).log
     return log[-1] if log else None

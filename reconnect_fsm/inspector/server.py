@@ -19,7 +19,7 @@ from typing import Final, Self
 from aiohttp import hdrs, web
 
 from reconnect_fsm._asyncio.client import Client
-from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.connection import Connection, observation_of
 from reconnect_fsm._asyncio.user_code import UserCodeFailed, await_user, call_user
 from reconnect_fsm.diagrams import Machine, cards, picture
 from reconnect_fsm.inspector.census import Census
@@ -108,7 +108,7 @@ class Inspector:
         if self._runner is not None:
             raise RuntimeError("the inspector is started already")
         loop = asyncio.get_running_loop()
-        theirs = self._client._loop
+        theirs = observation_of(self._client).loop
         if theirs is not None and theirs is not loop and not theirs.is_closed():
             raise RuntimeError("the client runs in another event loop: start the inspector in that one")
         self._runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
@@ -171,7 +171,7 @@ class Inspector:
         if name in ("machine.svg", "machine-cards.svg", "machine.css"):
             # Graphviz takes its time: not in the event loop
             if self._drawings is None:
-                self._drawings = await asyncio.to_thread(_drawn, type(self._client._fsm))
+                self._drawings = await asyncio.to_thread(_drawn, type(observation_of(self._client).fsm))
             drawing, small, style = self._drawings
             if name == "machine.css":
                 return style, "text/css"

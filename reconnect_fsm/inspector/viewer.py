@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from reconnect_fsm.inspector.census import Census, Query
-from reconnect_fsm.inspector.observer import Observer, Stream, last_fact
+from reconnect_fsm.inspector.observer import Observer, Stream, last_step
 
 __all__ = ["Desk", "Viewer"]
 
@@ -114,7 +114,7 @@ class Viewer:
         }
         self._cost = 0.0
         if self._census is not None:
-            fact, query = last_fact(observer.client), self._query
+            fact, query = last_step(observer.client), self._query
             if self._counted is None or self._counted[0] is not fact or self._counted[1] != query:
                 self._counted = fact, query  # before: what happens while they are counted is news
                 values["rooms"], self._cost = await self._census.take(query)

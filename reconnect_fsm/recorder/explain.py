@@ -1,7 +1,7 @@
-"""How things stand with a client, in words: what `Connection.explain` says.
+"""The status of a client in words: what `Connection.explain` says.
 
 =====================  =============================================================================================
-when                   it says (and what happened last, and how the rooms are)
+when                   it says (then come the last transitions, and the rooms by status)
 =====================  =============================================================================================
 not started yet        Not started. Start it with start() or connect(), or enter it with "async with".
 connecting             Connecting for 0.8 s: started. An attempt is under way, and may take 9.2 s more.
@@ -37,78 +37,82 @@ from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import ClientStatus, RoomStatus
 
-__all__ = ["Account", "ExplainedRoom", "account_of"]
+__all__ = ["ExplainedRoom", "Explanation", "duration", "explanation"]
 
-LAST: Final = 5  # of what happened, are told
-MOST_REASONS: Final = 5  # of rooms, are told
-MOST_NAMES: Final = 3  # of rooms with the same reason
+MAX_TRANSITIONS: Final = 5  # the last ones
+MAX_REASONS: Final = 5  # of rooms
+MAX_NAMES: Final = 3  # of rooms with the same reason
 TINY: Final = 1e-6  # seconds, by which two sums of the same times may differ
-LONGEST: Final = 240  # characters of a reason
-STATE_AND_REASON: Final = attrgetter("_fsm.state", "_fsm.reason")  # of a room
+MAX_REASON: Final = 240  # characters
+STATE_AND_REASON: Final = attrgetter("fsm.state", "fsm.reason")  # of a room
 
 
 class ExplainedRoom(Protocol):
-    """What is told of a room."""
-
-    _fsm: RoomFSM
+    """What is read of a room."""
 
     @property
-    def id(self) -> str:
+    def name(self) -> str:
         """Its id."""
+        ...
+
+    @property
+    def fsm(self) -> RoomFSM:
+        """Its machine."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """How things stand with a client, in words; `str` is the whole of it, a paragraph a line."""
+class Explanation:
+    """The status of a client in words; `str` is all of it, a paragraph a line."""
 
-    standing: str
-    """Its status, since when, and why."""
+    summary: str
+    """The status, since when, and why."""
     next: str
     """What comes next, when, and why then; may be empty."""
-    by_hand: str
-    """What a program can do about it; may be empty."""
-    lately: str = ""
-    """The last facts that changed something."""
+    remedy: str
+    """What the program can do about it; may be empty."""
+    history: str = ""
+    """The last transitions."""
     rooms: tuple[str, ...] = ()
-    """How the rooms are, and which were refused."""
+    """The rooms by status, and those that were refused."""
 
     @property
     def present(self) -> str:
-        """How it stands and what comes next, without what was and without the rooms."""
-        return _lines(self.standing, f"{self.next} {self.by_hand}".strip())
+        """The status and what comes next, without the history and the rooms."""
+        return _lines(self.summary, f"{self.next} {self.remedy}".strip())
 
     def __str__(self) -> str:
-        return _lines(self.present, self.lately, *self.rooms)
+        return _lines(self.present, self.history, *self.rooms)
 
 
 def _lines(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def account_of(
+def explanation(
     fsm: ClientFSM,
     steps: Sequence[Step],
+    rooms: Collection[ExplainedRoom],
+    *,
     now: float,
     due: float | None,
     connect_timeout: float,
     latency: float | None,
-    rooms: Collection[ExplainedRoom],
-) -> Account:
-    """Say how things stand. Times are in seconds of the loop; ``due`` is when the machine's timer runs out."""
+) -> Explanation:
+    """Explain the status. Times are in seconds of the loop; ``due`` is when the machine's timer fires."""
     own = [step for step in steps if not step[1]]
     if fsm.state == fsm.initial.name and all(old == new for _, _, _, _, _, old, new, *_ in own):
         begin = 'Start it with start() or connect(), or enter it with "async with".'
-        return Account("Not started.", "", begin, rooms=tuple(_of(rooms)))
+        return Explanation("Not started.", "", begin, rooms=tuple(_of(rooms)))
     since, is_whole = _since(fsm, own)
     lasts = ("" if is_whole else "more than ") + duration(now - since)
     left = None if due is None else max(due - now, 0.0)
     refused = [step for step in steps if step[1] and step[6] != step[5] and _is_refused(step)]
-    return Account(
-        _standing(fsm, lasts, latency),
+    return Explanation(
+        _summary(fsm, lasts, latency),
         *_next(fsm, own, now, left, connect_timeout),
-        _lately(own, now),
-        (*_of(rooms), *(_refusal(step, now) for step in refused[-LAST:])),
+        _history(own, now),
+        (*_of(rooms), *(_refusal(step, now) for step in refused[-MAX_TRANSITIONS:])),
     )
 
 
@@ -121,7 +125,7 @@ def _since(fsm: ClientFSM, own: Sequence[Step]) -> tuple[float, bool]:
     return own[0][0], False
 
 
-def _standing(fsm: ClientFSM, lasts: str, latency: float | None) -> str:
+def _summary(fsm: ClientFSM, lasts: str, latency: float | None) -> str:
     """The status, since when, and why."""
     why = _sentence(fsm.reason)
     match fsm.status:
@@ -141,13 +145,13 @@ def _standing(fsm: ClientFSM, lasts: str, latency: float | None) -> str:
 def _next(
     fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float
 ) -> tuple[str, str]:
-    """What comes next, when, and why then; and what a program can do about it."""
+    """What comes next, when, and why then; and what the program can do about it."""
     if fsm.status is ClientStatus.DISCONNECTED:
         return _verdict(fsm, own), "connect() or retry_now() starts it again."
     if fsm.status is ClientStatus.ERROR:
         return "Trying again will not help before that is put right.", "Then connect() or retry_now() starts it again."
     failed = f"It has failed {_times(fsm.attempt)} in a row." if fsm.attempt else ""
-    coming = by_hand = ""
+    coming = remedy = ""
     if fsm.states[fsm.state] in fsm.DIALING:
         began = next((step[0] for step in reversed(own) if any(type(each) is Dial for each in step[9])), now)
         attempt = f"Retry {fsm.attempt}" if fsm.attempt else "An attempt"
@@ -163,17 +167,17 @@ def _next(
             f"The next attempt{number} is in {duration(left)}, "
             f"{duration(fsm.retry_in)} {since}: {_why_then(fsm, now + left - fsm.retry_in)}."
         )
-        by_hand = "retry_now() makes it now."
+        remedy = "retry_now() makes it now."
     elif not fsm.online:
         coming = "It waits to hear that there is a network again, and tries at once then."
-        by_hand = "retry_now() tries now."
+        remedy = "retry_now() tries now."
     elif left is not None:
         coming = f"Something is due in {duration(left)}."
-    return f"{failed} {coming}".strip(), by_hand
+    return f"{failed} {coming}".strip(), remedy
 
 
 def _verdict(fsm: ClientFSM, own: Sequence[Step]) -> str:
-    """Why it does not try again, where nobody asked it to stop."""
+    """Why it does not try again, if the program did not stop it."""
     event = next((event for _, _, _, event, _, old, new, *_ in reversed(own) if old != new), "")
     if event not in ("socket_closed", "dial_failed", "pong_missed", "went_offline"):
         return ""
@@ -198,14 +202,14 @@ def _why_then(fsm: ClientFSM, began: float) -> str:
     return f"the backoff, {duration(policy.base)} that doubles up to {duration(policy.cap)}{spread}"
 
 
-def _lately(own: Sequence[Step], now: float) -> str:
-    """The last facts that changed something."""
-    told = [
+def _history(own: Sequence[Step], now: float) -> str:
+    """The last transitions."""
+    changes = [
         f"{duration(now - at)} ago {old} → {new}: {_sentence(reason)}"
         for at, _, _, _, _, old, new, reason, *_ in own
         if old != new
     ]
-    return "" if not told else "What happened last: " + " ".join(reversed(told[-LAST:]))
+    return "" if not changes else "What happened last: " + " ".join(reversed(changes[-MAX_TRANSITIONS:]))
 
 
 def _of(rooms: Collection[ExplainedRoom]) -> Iterable[str]:
@@ -214,7 +218,7 @@ def _of(rooms: Collection[ExplainedRoom]) -> Iterable[str]:
         return
     # Python sees each state and reason once, not each room: there may be 100,000, and the event loop waits.
     alike: Counter[tuple[str, str]] = Counter(map(STATE_AND_REASON, rooms))
-    status_of = {name: state.status.value for name, state in next(iter(rooms))._fsm.states.items()}
+    status_of = {name: state.status.value for name, state in next(iter(rooms)).fsm.states.items()}
     counts: Counter[str] = Counter()
     others: Counter[tuple[str, str]] = Counter()
     for (state, reason), number in alike.items():
@@ -222,15 +226,15 @@ def _of(rooms: Collection[ExplainedRoom]) -> Iterable[str]:
         if status_of[state] != RoomStatus.JOINED:
             others[status_of[state], reason] += number
     yield f"Rooms: {', '.join(f'{counts[status]:,} {status}' for status in RoomStatus if counts[status])}."
-    names: dict[tuple[str, str], list[str]] = {each: [] for each, _ in others.most_common(MOST_REASONS)}
+    names: dict[tuple[str, str], list[str]] = {each: [] for each, _ in others.most_common(MAX_REASONS)}
     if names:
         groups = {(state, reason): (status_of[state], reason) for state, reason in alike}
         _name_some(rooms, {each: names[group] for each, group in groups.items() if group in names})
     for (status, reason), some in names.items():
         more = others[status, reason] - len(some)
         yield f"{', '.join(map(repr, some))}{f' and {more:,} more' if more else ''}: {status}, {_sentence(reason)}"
-    if len(others) > MOST_REASONS:
-        yield f"And {len(others) - MOST_REASONS:,} more reasons."
+    if len(others) > MAX_REASONS:
+        yield f"And {len(others) - MAX_REASONS:,} more reasons."
 
 
 def _name_some(rooms: Iterable[ExplainedRoom], names: Mapping[tuple[str, str], list[str]]) -> None:
@@ -238,8 +242,8 @@ def _name_some(rooms: Iterable[ExplainedRoom], names: Mapping[tuple[str, str], l
     short = dict(names)
     for room in compress(rooms, map(short.__contains__, map(STATE_AND_REASON, rooms))):
         each = STATE_AND_REASON(room)
-        if len(short[each]) < MOST_NAMES:
-            short[each].append(room.id)
+        if len(short[each]) < MAX_NAMES:
+            short[each].append(room.name)
         else:
             del short[each]  # `compress` skips the rest of them
             if not short:
@@ -255,7 +259,7 @@ def _is_refused(step: Step) -> bool:
 
 
 def _sentence(reason: str) -> str:
-    text = shortened(reason, LONGEST)
+    text = shortened(reason, MAX_REASON)
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
@@ -264,7 +268,7 @@ def _times(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as one would say it: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 3 h``."""
+    """A time in words: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 3 h``."""
     seconds = max(seconds, 0.0)
     if seconds < 9.95:
         return f"{seconds:.1f} s"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from reconnect_fsm._asyncio.client import Client
-from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.connection import Connection, observation_of
 from reconnect_fsm._asyncio.listeners import Listeners
-from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._asyncio.room_driver import Room, is_tracked
 from reconnect_fsm._steps import Step
 from reconnect_fsm.effects import (
     AnnounceConnected,
@@ -200,13 +200,12 @@ class _Watch:
         self._stop: tuple[Callable[[], None], ...] = ()
 
     def begin(self) -> Callable[[], None]:
-        client, at = self._client, self._now()
-        if client._socket is not None:
-            self._connected = client._socket.opened_at
+        client, now = self._client, observation_of(self._client)
+        at, self._connected = now.now, now.opened_at
         self._tell(StatusCounted(at, None, client.status, "", client.reason))
         for room in client.rooms if isinstance(client, Client) else ():
             self._count(at, room, room.status)
-        self._stop = client._dispatcher.observers.add(self._took), client.on_latency(self._ponged)
+        self._stop = now.on_step(self._took), client.on_latency(self._ponged)
         return self._end
 
     def _end(self) -> None:
@@ -223,7 +222,7 @@ class _Watch:
         self._tell(PingAnswered(self._now(), seconds))
 
     def _now(self) -> float:
-        return self._client._time() or 0.0  # it has no time before it is started
+        return observation_of(self._client).now
 
     def _took(self, told: tuple[Step, Any]) -> None:
         step, subject = told
@@ -264,8 +263,8 @@ class _Watch:
                 self._tell(JoinEnded(at, room, at - self._joining.pop(room), outcome, error))
         if error is not None and old != new:
             self._tell(RoomFailed(at, room, error))
-        is_tracked = Untrack not in asked and room._rooms._tracked.get(room._header) is room
-        self._count(at, room, room.status if is_tracked else None)
+        stays = Untrack not in asked and is_tracked(room)
+        self._count(at, room, room.status if stays else None)
         if RequestJoin in asked and room not in self._joining:
             self._joining[room] = at
             self._tell(JoinStarted(at, room))

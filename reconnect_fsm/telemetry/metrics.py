@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, Literal, TypeAlias
 
-from yarl import URL
-
-from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.connection import Connection, observation_of
 from reconnect_fsm.telemetry.events import (
     AttemptEnded,
     AttemptStarted,
@@ -117,8 +115,8 @@ def attributes_of(client: Connection) -> dict[str, str | int]:
     Nothing of it is known of a client whose URL is asked for before each attempt.
     """
     known: dict[str, str | int] = {"network.protocol.name": "websocket"}
-    url = client._url
-    if isinstance(url, URL):
+    url = observation_of(client).url
+    if url is not None:
         known |= {"server.address": url.host or "", "url.scheme": url.scheme}
         known |= {} if url.port is None else {"server.port": url.port}
     return known

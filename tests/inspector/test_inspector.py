@@ -402,7 +402,7 @@ async def test_what_is_still_to_be_told_is_not_shown_twice() -> None:
             assert [each["event"] for each in told.streams["transitions"]] == ["start_requested", "socket_opened"]
 
 
-async def test_the_page_gets_the_beginning_of_the_clients_own_account() -> None:
+async def test_the_page_shows_the_beginning_of_what_explain_says() -> None:
     """Why it is as it is and what comes next; what happened last and the rooms are on the page anyway."""
     async with EmbeddedServer() as place, Client(place.url) as client, Inspector(client) as inspector:
         await client.wait_connected()
@@ -413,14 +413,14 @@ async def test_the_page_gets_the_beginning_of_the_clients_own_account() -> None:
             assert client.explain().startswith(told.latest["explanation"].partition(" for ")[0])
 
 
-async def test_the_account_counts_down() -> None:
+async def test_the_explanation_counts_down() -> None:
     """It is told anew while nothing happens but that time goes by."""
     retry = RetryPolicy(base=60, cap=60, jitter=0)
     async with Client(NOWHERE, retry=retry) as client, Inspector(client) as inspector, viewing(inspector) as told:
         await eventually(lambda: told.state == "waiting")
-        accounts: set[str] = set()  # one of each second that was drawn, of those that go by
-        await eventually(lambda: accounts.add(told.latest["explanation"]) or len(accounts) > 2)  # type: ignore[func-returns-value]
-        assert all(re.search(r"retry 1, is in (\d+ s|1 min)", each) for each in accounts)
+        seen: set[str] = set()  # one of each second that was drawn, of those that go by
+        await eventually(lambda: seen.add(told.latest["explanation"]) or len(seen) > 2)  # type: ignore[func-returns-value]
+        assert all(re.search(r"retry 1, is in (\d+ s|1 min)", each) for each in seen)
 
 
 async def test_a_connection_without_rooms_can_be_inspected() -> None:

@@ -16,7 +16,7 @@ from reconnect_fsm import Client, ClientFSM, CloseInfo, RetryPolicy, RoomFSM, Ro
 from reconnect_fsm._asyncio.dispatcher import Dispatcher
 from reconnect_fsm.inspector.demo import Onlooker
 from reconnect_fsm.recorder import explain
-from reconnect_fsm.recorder.explain import MOST_NAMES, MOST_REASONS, Account, account_of
+from reconnect_fsm.recorder.explain import MAX_NAMES, MAX_REASONS, Explanation, explanation
 from reconnect_fsm.status import AttemptFailure, FailureKind
 
 NOWHERE: Final = "ws://127.0.0.1:9/"
@@ -50,9 +50,9 @@ class Run:
         self.dispatcher.fire(Idle(self.fsm), self.fsm.events[event], *args)
         return self
 
-    def account(self, now: float, due: float | None = None, latency: float | None = None) -> Account:
+    def explanation(self, now: float, due: float | None = None, latency: float | None = None) -> Explanation:
         """All that it says."""
-        return account_of(self.fsm, self.dispatcher.log, now, due, 10.0, latency, ())
+        return explanation(self.fsm, self.dispatcher.log, (), now=now, due=due, connect_timeout=10.0, latency=latency)
 
 
 def connected(policy: RetryPolicy | None = None) -> Run:
@@ -67,17 +67,17 @@ def retried() -> Run:
     return run
 
 
-SITUATIONS: Final[dict[str, Callable[[], Account]]] = {
-    "not started yet": lambda: Run().account(0),
-    "connecting": lambda: Run().tell(0, "start_requested").account(0.8),
-    "connected": lambda: connected().account(193, latency=0.024),
-    "waiting": lambda: retried().account(16, due=20.2),
-    "asked to wait": lambda: Run().tell(0, "start_requested").tell(1, "dial_failed", BUSY).account(4, due=32),
-    "retrying": lambda: retried().tell(20.2, "timer_fired").account(20.5),
-    "paused": lambda: connected().tell(2, "went_offline").account(127),
-    "disconnected": lambda: connected().tell(2, "close_requested").account(6),
-    "refused": lambda: connected().tell(2, "socket_closed", CloseInfo(4401)).account(6),
-    "error": lambda: connected(Broken()).tell(2, "socket_closed", CloseInfo(1011)).account(6),
+SITUATIONS: Final[dict[str, Callable[[], Explanation]]] = {
+    "not started yet": lambda: Run().explanation(0),
+    "connecting": lambda: Run().tell(0, "start_requested").explanation(0.8),
+    "connected": lambda: connected().explanation(193, latency=0.024),
+    "waiting": lambda: retried().explanation(16, due=20.2),
+    "asked to wait": lambda: Run().tell(0, "start_requested").tell(1, "dial_failed", BUSY).explanation(4, due=32),
+    "retrying": lambda: retried().tell(20.2, "timer_fired").explanation(20.5),
+    "paused": lambda: connected().tell(2, "went_offline").explanation(127),
+    "disconnected": lambda: connected().tell(2, "close_requested").explanation(6),
+    "refused": lambda: connected().tell(2, "socket_closed", CloseInfo(4401)).explanation(6),
+    "error": lambda: connected(Broken()).tell(2, "socket_closed", CloseInfo(1011)).explanation(6),
 }
 
 
@@ -108,11 +108,11 @@ def test_it_says_what_the_table_says(when: str) -> None:
 @pytest.mark.parametrize("when", SITUATIONS)
 def test_what_a_program_can_do_is_told_apart(when: str) -> None:
     """For those who watch, and cannot call anything; the whole has each part once, in order."""
-    account = SITUATIONS[when]()
-    assert "()" not in account.standing + account.next
-    assert not account.by_hand or "()" in account.by_hand
-    parts = [account.standing, account.next, account.by_hand, account.lately, *account.rooms]
-    assert re.split(r"\s+", str(account)) == " ".join(each for each in parts if each).split()
+    found = SITUATIONS[when]()
+    assert "()" not in found.summary + found.next
+    assert not found.remedy or "()" in found.remedy
+    parts = [found.summary, found.next, found.remedy, found.history, *found.rooms]
+    assert re.split(r"\s+", str(found)) == " ".join(each for each in parts if each).split()
 
 
 def naive(rooms: tuple[Any, ...]) -> list[str]:
@@ -123,11 +123,11 @@ def naive(rooms: tuple[Any, ...]) -> list[str]:
     for room in rooms:
         if room.status is not RoomStatus.JOINED:
             others.setdefault((room.status.value, room.reason), []).append(room.id)
-    for (status, reason), names in sorted(others.items(), key=lambda item: -len(item[1]))[:MOST_REASONS]:
-        more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-        lines.append(f"{', '.join(map(repr, names[:MOST_NAMES]))}{more}: {status}, {reason}.")
-    if len(others) > MOST_REASONS:
-        lines.append(f"And {len(others) - MOST_REASONS:,} more reasons.")
+    for (status, reason), names in sorted(others.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]:
+        more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+        lines.append(f"{', '.join(map(repr, names[:MAX_NAMES]))}{more}: {status}, {reason}.")
+    if len(others) > MAX_REASONS:
+        lines.append(f"And {len(others) - MAX_REASONS:,} more reasons.")
     return lines
 
 
@@ -149,6 +149,6 @@ def test_a_refused_room_is_told_of() -> None:
     run.dispatcher.now = 2.0
     run.dispatcher.fire(Idle(room, "notes"), RoomFSM.faulted, "its adaptor raised ValueError")
     assert (
-        str(run.account(5.0)).splitlines()[-1]
+        str(run.explanation(5.0)).splitlines()[-1]
         == "Room 'notes' was refused or put out 3.0 s ago: its adaptor raised ValueError."
     )
