@@ -12,13 +12,6 @@ DEV  := $(VENV)/.installed-dev
 DEMO := $(VENV)/.installed-demo
 BENCH := $(VENV)/.installed-bench
 
-# The half that decides; every branch of it is tested.
-comma := ,
-empty :=
-PURE  := $(addprefix reconnect_fsm/,status.py errors.py machine.py _fast_transitions.py client_fsm.py room_fsm.py effects.py retry.py \
-         keepalive.py _redaction.py _asyncio/join_limiter.py loro_protocol/*)
-PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
-
 # `pyright` would fetch a node of its own where there is none, and ask whether there is a newer version of itself.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -69,7 +62,7 @@ mutants: $(DEV) ## mutation testing of the deciding half and the codec; rewrites
 
 coverage: $(DEV) ## the tests, with every branch of the deciding half covered, and 95 % of all
 	$(MAKE) --no-print-directory test ARGS='--cov --cov-report= $(ARGS)'
-	$(BIN)/coverage report --fail-under=100 --include='$(PURE_LIST)'
+	$(BIN)/coverage report --fail-under=100 --include="$$($(BIN)/python tests/pure_half.py)"
 	$(BIN)/coverage report --fail-under=95
 
 diagrams: $(DEV) ## draw diagrams/ anew from the machines

@@ -129,11 +129,17 @@ def test_ordinary_changes_are_mutmuts_and_a_few_more(monkeypatch: pytest.MonkeyP
     }
 
 
+def test_every_module_of_the_pure_half_is_mutated_or_says_why_not() -> None:
+    """The list stands in pyproject.toml; this one follows it."""
+    assert sorted(mutants.FILES) == sorted([*mutants.TESTS, *mutants.NOT_MUTATED])
+    assert all(len(reason) > 20 for reason in mutants.NOT_MUTATED.values())
+
+
 @pytest.mark.parametrize("module", mutants.TESTS)
 def test_every_module_has_mutants_each_of_a_name_of_its_own(module: str) -> None:
     """The list of survivors goes by the names."""
     found = mutants_of(module)
-    assert len(found) >= 30
+    assert len(found) >= 20
     assert len({each.name for each in found}) == len(found)
     for each in found[::50]:
         assert compile(each.source(), module, "exec") is not None
@@ -197,11 +203,11 @@ def test_the_list_of_survivors_is_held_against_the_verdicts(
     report.note(listed, "survived", "")
     report.note(other, "killed", "")
     report.scores(50.0)
-    assert report.complaints == 0
+    assert report.faults == 0
     report.note(listed, "killed", "")
     report.note(other, "survived", "")
     report.scores(50.1)
-    assert report.complaints == 3
+    assert report.faults == 3
     printed = capsys.readouterr().out
     assert "listed as a survivor, but killed: retry.py f: a\n" in printed
     assert "survived: retry.py f: b\n" in printed
