@@ -36,7 +36,7 @@ def modules() -> dict[str, list[str]]:
 def tests() -> dict[str, list[str]]:
     """The tests whose name or docstring carries each clause's id."""
     found: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 said = node.name.upper().replace("_", "-") + " " + (ast.get_docstring(node) or "")

@@ -215,26 +215,26 @@ TAKE_OUTS: Final[dict[str, TakeOut]] = {
 }
 """By the program of the reports that met the fault, or by its name if none did."""
 NAMED: Final[dict[str, str]] = {
-    "last_key_deleted_offline": "test_documents.py::test_d_ack_a_key_deleted_offline_is_deleted",
-    "join_answer_extra_unreachable": "test_rooms.py::test_d_resync_by_hand_versions_are_compared_in_the_session",
-    "first_message_called_dead": "test_signs_of_life.py::test_live_2_the_first_message_is_in_flight_when_the_heart_beats",  # noqa: E501
-    "rate_limit_answered_at_once": "test_rooms.py::test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on",
-    "join_error_0_at_rejoin": "test_rooms.py::test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good",
-    "update_above_16_mib_lost": "test_documents.py::test_d_resync_a_single_operation_above_16_mib_arrives",
-    "presence_expires_while_idle": "test_documents.py::test_d_presence_renewed_entries_outlive_the_timeout",
-    "presence_stays_after_close": "test_rooms.py::test_d_presence_is_taken_back_at_the_end",
-    "too_big_1009_for_ever": "test_rooms.py::test_d_toobig_pieces_are_halved_until_they_are_taken",
-    "tls_reasons_in_wrong_words": "test_handshake.py::test_d_words_alerts_of_tls_speak_for_themselves",
-    "session_settings_dropped": "test_handshake.py::test_d_session_each_setting_works_as_in_ws_connect",
-    "retry_after_ignored": "test_socket.py::test_d_http_retry_after_counts_for_every_refusal",
-    "waits_from_another_thread": "test_order.py::test_d_thread_calls_and_waits_from_another_thread_raise",
-    "certificate_fails_for_a_while": "test_client_fsm.py::test_d_http_a_certificate_that_did_verify_once_is_a_failed_attempt",  # noqa: E501
-    "second_address_never_tried": "test_resolver.py::test_net_addr_the_second_address_is_tried",
-    "hanging_dns_takes_all_threads": "test_resolver.py::test_net_dns_a_hanging_resolver_takes_no_thread_of_the_programs",  # noqa: E501
-    "send_waits_for_others": "test_sending.py::test_d_send_returns_when_its_own_message_is_written",
-    "junk_updates_burn_cpu": "test_secrets.py::test_d_judged_words_that_are_not_shown_cost_nothing",
-    "network_source_returns_none": "test_user_code.py::test_d_error_a_network_source_that_returns_no_function",
-    "client_outlives_its_loop": "test_order.py::test_d_stop_a_client_that_outlived_its_loop_can_be_used_again",
-    "connect_hangs_in_error": "test_connection.py::test_d_error_a_policy_or_guard_that_raises",
+    "last_key_deleted_offline": "adaptors/test_documents.py::test_d_ack_a_key_deleted_offline_is_deleted",
+    "join_answer_extra_unreachable": "_asyncio/test_rooms.py::test_d_resync_by_hand_versions_are_compared_in_the_session",  # noqa: E501
+    "first_message_called_dead": "_asyncio/transport/test_signs_of_life.py::test_live_2_the_first_message_is_in_flight_when_the_heart_beats",  # noqa: E501
+    "rate_limit_answered_at_once": "_asyncio/test_rooms.py::test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on",  # noqa: E501
+    "join_error_0_at_rejoin": "_asyncio/test_rooms.py::test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good",  # noqa: E501
+    "update_above_16_mib_lost": "adaptors/test_documents.py::test_d_resync_a_single_operation_above_16_mib_arrives",
+    "presence_expires_while_idle": "adaptors/test_documents.py::test_d_presence_renewed_entries_outlive_the_timeout",
+    "presence_stays_after_close": "_asyncio/test_rooms.py::test_d_presence_is_taken_back_at_the_end",
+    "too_big_1009_for_ever": "_asyncio/test_rooms.py::test_d_toobig_pieces_are_halved_until_they_are_taken",
+    "tls_reasons_in_wrong_words": "_asyncio/transport/test_handshake.py::test_d_words_alerts_of_tls_speak_for_themselves",  # noqa: E501
+    "session_settings_dropped": "_asyncio/transport/test_handshake.py::test_d_session_each_setting_works_as_in_ws_connect",  # noqa: E501
+    "retry_after_ignored": "_asyncio/transport/test_socket.py::test_d_http_retry_after_counts_for_every_refusal",
+    "waits_from_another_thread": "_asyncio/test_order.py::test_d_thread_calls_and_waits_from_another_thread_raise",
+    "certificate_fails_for_a_while": "machines/test_client_fsm.py::test_d_http_a_certificate_that_did_verify_once_is_a_failed_attempt",  # noqa: E501
+    "second_address_never_tried": "_asyncio/transport/test_resolver.py::test_net_addr_the_second_address_is_tried",
+    "hanging_dns_takes_all_threads": "_asyncio/transport/test_resolver.py::test_net_dns_a_hanging_resolver_takes_no_thread_of_the_programs",  # noqa: E501
+    "send_waits_for_others": "_asyncio/test_sending.py::test_d_send_returns_when_its_own_message_is_written",
+    "junk_updates_burn_cpu": "_asyncio/transport/test_secrets.py::test_d_judged_words_that_are_not_shown_cost_nothing",
+    "network_source_returns_none": "_asyncio/test_user_code.py::test_d_error_a_network_source_that_returns_no_function",
+    "client_outlives_its_loop": "_asyncio/test_order.py::test_d_stop_a_client_that_outlived_its_loop_can_be_used_again",
+    "connect_hangs_in_error": "_asyncio/test_connection.py::test_d_error_a_policy_or_guard_that_raises",
 }
 """The other faults, and the test that fails with each."""

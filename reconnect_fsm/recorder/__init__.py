@@ -1,0 +1,34 @@
+"""Recordings of what the machines did, as JSON lines, and their replay.
+
+A client writes them: see `Connection.record`, `Connection.export` and `Connection.transitions`.
+"""
+
+from reconnect_fsm.recorder.recorder import (
+    CLIENT,
+    Divergence,
+    File,
+    Recorder,
+    Recording,
+    Replay,
+    Transition,
+    UnreadableRecording,
+    export,
+    replay,
+    transitions,
+    transitions_in,
+)
+
+__all__ = [
+    "CLIENT",
+    "Divergence",
+    "File",
+    "Recorder",
+    "Recording",
+    "Replay",
+    "Transition",
+    "UnreadableRecording",
+    "export",
+    "replay",
+    "transitions",
+    "transitions_in",
+]

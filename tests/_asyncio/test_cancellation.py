@@ -284,8 +284,8 @@ async def trial(case: Case, way: str, at: int | None) -> Caller:
         strike = (lambda: case.fault(it)) if case.with_it else (lambda: None)
         caller = Caller(lambda: OPERATIONS[case.operation](it), way=way, at=at, strike=strike)
         await caller.run(HORIZON)
-        assert caller.completion in ("returned", "cancelled", "waits", *(each.__name__ for each in EXPECTED)), (
-            caller.completion
+        assert caller.outcome in ("returned", "cancelled", "waits", *(each.__name__ for each in EXPECTED)), (
+            caller.outcome
         )
         async with asyncio.timeout(PATIENCE):
             await it.heal()
@@ -420,7 +420,7 @@ def cancelled_everywhere(case: Case, ways: Sequence[str] = WAYS, stride: int = 1
         for way in ways:
             if way != "cancel":
                 caller = run(case, way, at)
-            seen[caller.completion] += 1
+            seen[caller.outcome] += 1
             seen["runs"] += 1
     if stride == 1 and not case.with_it:
         missed = set(range(1, undisturbed.suspensions + 1)) - points
@@ -521,7 +521,7 @@ def cancels_what_ends(patch: pytest.MonkeyPatch) -> None:
 
 def says_something_else(patch: pytest.MonkeyPatch) -> None:
     """The cancellation comes out as an error."""
-    when = Room._when
+    when = Room._wait_until
 
     async def lying(self: Room, true: Callable[[], bool]) -> Room:
         try:
@@ -529,7 +529,7 @@ def says_something_else(patch: pytest.MonkeyPatch) -> None:
         except asyncio.CancelledError:
             raise NotConnected("cancelled") from None
 
-    patch.setattr(Room, "_when", lying)
+    patch.setattr(Room, "_wait_until", lying)
 
 
 def keeps_who_has_gone(patch: pytest.MonkeyPatch) -> None:

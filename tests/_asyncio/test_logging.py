@@ -71,7 +71,7 @@ def calls(kind: str) -> list[tuple[Path, ast.Call]]:
 def test_there_is_one_tree() -> None:
     """Whoever silences or redirects `reconnect_fsm` has dealt with all of it; only `transitions` is another's."""
     names = {ast.unparse(call.args[0]) for path, call in calls("getLogger") if "testing" not in path.parts}
-    assert names == {f"'{NAME}'", "__name__", "'transitions'"}
+    assert names == {f"'{NAME}'", "'transitions'"}
 
 
 def test_the_words_are_made_only_if_somebody_reads_them() -> None:

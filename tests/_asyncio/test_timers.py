@@ -254,7 +254,7 @@ async def test_all_of_a_loop_share_theirs() -> None:
     finally:
         other.close()
     came: asyncio.Future[tuple[Timer, str]] = loop.create_future()
-    deadline = shared.set(loop, 0, lambda *given: came.set_result(given), "word")
+    deadline = shared.call_later(loop, 0, lambda *given: came.set_result(given), "word")
     assert await came == (deadline, "word")
 
 

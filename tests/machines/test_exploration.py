@@ -172,7 +172,7 @@ def test_every_clause_that_a_table_answers_stands_beside_a_row(machine: type[FSM
 def test_every_clause_that_a_machine_decides_has_a_test_named_for_it(file: str, wanted: frozenset[str]) -> None:
     """From clause to test: the id is in the name or the docstring, and what is in a name is in the docstring."""
     found: set[str] = set()
-    for node in ast.parse((Path(__file__).parents[1] / file).read_text(encoding="utf-8")).body:
+    for node in ast.parse(Path(__file__).with_name(file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             text = ast.get_docstring(node) or ""
             ids = set(re.findall(r"\b[A-Z]+-[0-9]\b|\bD-[A-Z]+\b", text))

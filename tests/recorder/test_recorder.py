@@ -10,6 +10,7 @@ import http
 import io
 import json
 import stat
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -908,7 +909,7 @@ def test_a_line_without_an_end_is_not_read_to_its_end() -> None:
 
 def test_notes_and_machines_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may have billions of either."""
-    monkeypatch.setattr("reconnect_fsm.recorder.replay.MOST_MACHINES", 30)
+    monkeypatch.setattr(sys.modules["reconnect_fsm.recorder.replay"], "MOST_MACHINES", 30)
     run = Run()
     for number in range(31):
         run.tell("join_requested", room=RoomFSM(), name=str(number))

@@ -647,8 +647,8 @@ async def test_messages_of_the_largest_size_back_to_back() -> None:
             "max_msg_size",
             id="in fragments without end",
         ),
-        pytest.param((wire(PING, b"p" * 126),), "faulted the WebSocket protocol", id="a control frame"),
-        pytest.param((wire(CLOSE, b"\x03\xe8" + b"r" * 4000),), "faulted the WebSocket protocol", id="a close reason"),
+        pytest.param((wire(PING, b"p" * 126),), "broke the WebSocket protocol", id="a control frame"),
+        pytest.param((wire(CLOSE, b"\x03\xe8" + b"r" * 4000),), "broke the WebSocket protocol", id="a close reason"),
     ],
 )
 async def test_what_is_too_large_ends_the_connection(pieces: tuple[bytes, ...], why: str) -> None:
@@ -733,7 +733,7 @@ async def test_a_close_code_that_is_never_on_the_wire_breaks_the_protocol(code: 
         await eventually(lambda: server.peers[0].closed_with)
     assert server.peers[0].closed_with is not None
     assert server.peers[0].closed_with[0] == 1002
-    assert "faulted the WebSocket protocol" in step.reason
+    assert "broke the WebSocket protocol" in step.reason
 
 
 async def test_a_storm_of_close_frames_is_one_loss() -> None:

@@ -39,8 +39,9 @@ from reconnect_fsm import (
     StatusChange,
 )
 from reconnect_fsm._asyncio import connection
+from reconnect_fsm._asyncio.awaitables import Completion, Waiters
 from reconnect_fsm._asyncio.connection import Connection
-from reconnect_fsm._asyncio.event_queue import EventQueue, Outcome, Promise
+from reconnect_fsm._asyncio.event_queue import EventQueue
 from reconnect_fsm._asyncio.room_driver import Rooms
 from reconnect_fsm._asyncio.transport import socket as transport
 from reconnect_fsm._asyncio.transport.socket import Socket
@@ -841,7 +842,7 @@ def lets_sockets_be(patch: pytest.MonkeyPatch) -> None:
 def does_not_await_ends(patch: pytest.MonkeyPatch) -> None:
     """Law 6: close() returns too soon."""
 
-    async def closed(self: Connection, outcome: Outcome) -> None:
+    async def closed(self: Connection, outcome: Completion) -> None:
         await outcome
 
     patch.setattr(Connection, "_closed", closed)
@@ -860,11 +861,11 @@ def forgets_to_announce(patch: pytest.MonkeyPatch) -> None:
 def wakes_the_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Law 5: a waiter that was cancelled in this turn is given its result."""
 
-    def settle(self: Promise[object]) -> list[asyncio.Future[object]]:
+    def settle(self: Waiters[object]) -> list[asyncio.Future[object]]:
         waiters, self._waiters = self._waiters, {}
         return list(waiters)
 
-    patch.setattr(Promise, "_settle", settle)
+    patch.setattr(Waiters, "_settle", settle)
 
 
 def runs_jobs_at_once(patch: pytest.MonkeyPatch) -> None:

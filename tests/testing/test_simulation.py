@@ -114,7 +114,7 @@ def test_a_plan_does_not_depend_on_what_happens() -> None:
 
 
 def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    path = os.pathsep.join([str(Path(__file__).parent), *(str(each) for each in Path(__file__).parents[1:3])])
     return subprocess.run(
         [sys.executable, "-m", "reconnect_fsm.testing.simulation", *arguments],
         env={**os.environ, "PYTHONPATH": path, **environment},
@@ -298,9 +298,9 @@ class DoesNotCount(ClientFSM):
 
 
 class Forgetful(Listeners[StateChange]):
-    def tell(self, news: StateChange) -> None:
+    def notify(self, news: StateChange) -> None:
         if news.new != "waiting":
-            super().tell(news)
+            super().notify(news)
 
 
 class ForgetsToTell(Client):
@@ -345,7 +345,7 @@ class NeverMissesAPong(Client):
 class LosesHeart(Client):
     def _start_keepalive(self, effect: Any) -> None:
         super()._start_keepalive(effect)
-        asyncio.get_running_loop().call_later(400, self._fire, self._fsm.pong_missed, CloseInfo(1006))
+        asyncio.get_running_loop().call_later(400, self._fire, ClientFSM.pong_missed, CloseInfo(1006))
 
 
 class AnnouncesNothing(Client):

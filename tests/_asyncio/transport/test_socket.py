@@ -890,7 +890,7 @@ async def test_codes_that_must_not_be_sent(code: int) -> None:
         await eventually(lambda: server.connects == 2 and connection.status == "connected")
         lost = next(step for step in watch.steps if step.event == "socket_closed")
         assert lost.new == "waiting"
-        assert "faulted the WebSocket protocol" in lost.reason or f"code {code}" in lost.reason
+        assert "broke the WebSocket protocol" in lost.reason or f"code {code}" in lost.reason
 
 
 @pytest.mark.parametrize("how", [faulty.accept_then_hang_up, faulty.accept_then_reset])
