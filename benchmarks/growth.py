@@ -40,7 +40,7 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent
 BUILD: Final = ROOT / "build"
 PATIENCE: Final = 240.0  # seconds for one point
-LONGEST: Final = 0.020  # seconds that the loop may be blocked by us
+MAX_BLOCKED: Final = 0.020  # seconds that the loop may be blocked by us
 STEEP: Final = 1.25  # exponents up to this pass for linear: neither caches nor collections of garbage are free
 BEAT: Final = 0.001
 KIB, MIB = 1024, 1024 * 1024
@@ -662,7 +662,7 @@ def verdict(column: Column, points: Sequence[Figures]) -> str:
     """What there is to say of a column."""
     if column.blocks:
         longest = max(each[column.name] for each in points)
-        return f"{'within' if longest <= LONGEST else 'OVER'} {shown(LONGEST, 's')}"
+        return f"{'within' if longest <= MAX_BLOCKED else 'OVER'} {shown(MAX_BLOCKED, 's')}"
     if not column.grows:
         return ""
     slope = exponent(larger_half(points, column.name))
@@ -745,7 +745,7 @@ def panel(curve: Curve, points: Sequence[Figures], title: str, columns: Sequence
     """One pair of axes."""
     blocks = any(column.blocks for column in columns)
     values = [each[column.name] for each in points for column in columns if each[column.name] > 0]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(*values, LONGEST if blocks else 0)))
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(*values, MAX_BLOCKED if blocks else 0)))
     first, last = math.log10(points[0]["size"]), math.log10(points[-1]["size"])
 
     def x(size: float) -> float:
@@ -769,7 +769,7 @@ def panel(curve: Curve, points: Sequence[Figures], title: str, columns: Sequence
         )
     if blocks:
         parts.append(
-            f'<line class="limit" x1="{left}" x2="{left + WIDTH}" y1="{y(LONGEST):.1f}" y2="{y(LONGEST):.1f}"/>'
+            f'<line class="limit" x1="{left}" x2="{left + WIDTH}" y1="{y(MAX_BLOCKED):.1f}" y2="{y(MAX_BLOCKED):.1f}"/>'
         )
     else:
         top = max(column_last(points, column) for column in columns if column.grows or len(columns) == 1)
@@ -838,7 +838,7 @@ def page(result: Mapping[str, Any]) -> str:
             if bad
             else "**Nothing grows worse than linearly, and nothing blocks for longer than it may.**",
             steep=STEEP,
-            longest=shown(LONGEST, "s"),
+            longest=shown(MAX_BLOCKED, "s"),
         )
     ]
     for curve, points in measured(result):

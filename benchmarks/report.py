@@ -160,7 +160,7 @@ STYLE = """
     .other { stroke: #9198a1 } .goal { stroke: #e6edf3 }
   }
 """
-LEFT, WIDTH, RIGHT, HEIGHT, MOST = 400, 400, 170, 30, 2.0
+LEFT, WIDTH, RIGHT, HEIGHT, MAX_RATIO = 400, 400, 170, 30, 2.0
 
 
 def picture(result: Mapping[str, Any]) -> str:
@@ -169,7 +169,7 @@ def picture(result: Mapping[str, Any]) -> str:
     height = HEIGHT * len(bars) + 60
 
     def x(ratio: float) -> float:
-        return LEFT + WIDTH * min(ratio, MOST) / MOST
+        return LEFT + WIDTH * min(ratio, MAX_RATIO) / MAX_RATIO
 
     parts = []
     for number, (each, met) in enumerate(bars):

@@ -44,9 +44,9 @@ from reconnect_fsm.effects import Effect, StartTimer
 from reconnect_fsm.inspector import Inspector, inspect
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.machine import ANY, OTHERWISE, STAY, any_but, event, ignore, row, state
-from reconnect_fsm.recorder.recorder import Recording, Replay, Transition, replay, transitions_in
+from reconnect_fsm.recorder import Recording, Replay, Transition, replay, transitions_in
 from reconnect_fsm.status import Cause
-from reconnect_fsm.telemetry import AttemptEnded, Event, Metrics, instrument, observe
+from reconnect_fsm.telemetry import AttemptEnded, Metrics, TelemetryEvent, instrument, observe
 
 # -------------------------------------------------------------------------------------------------------- parts to give
 
@@ -370,7 +370,7 @@ async def shown(client: Client, connection: Connection, path: Path) -> None:
 
 
 def measured(client: Client, connection: Connection) -> None:
-    def seen(event: Event) -> None:
+    def seen(event: TelemetryEvent) -> None:
         if isinstance(event, AttemptEnded):
             assert_type(event.duration, float)
 

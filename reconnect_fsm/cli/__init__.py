@@ -1,9 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command ``reconnect-fsm``: watch a client reconnect, draw, check and try the machines that make it do so.
+"""The command ``reconnect-fsm``: watch a client reconnect; draw, check and simulate its machines.
 
-Each command is a module of this package, and imports what it needs when it runs: all but ``demo`` and the rooms of
-``watch`` work without loro, all but SVG without graphviz, and ``watch`` without rich. `EXIT_CODES` says how commands
-end; the reason goes to standard error.
+Each command is a module of this package, and imports what it needs when it runs. Only ``demo`` and the rooms of
+``watch`` need loro; only SVG needs graphviz; ``watch`` works without rich. Exit codes: see `EXIT_CODES`. The reason
+goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from reconnect_fsm.cli import check, demo, draw, inspect, replay, serve, simulate, watch
-from reconnect_fsm.cli.common import INTERRUPTED, PIPE_CLOSED, PROGRAM, UNUSABLE, Failed, Unusable, complain
+from reconnect_fsm.cli.common import INTERRUPTED, PIPE_CLOSED, PROGRAM, UNUSABLE, Failed, Unusable, warn
 
 __all__ = ["EXIT_CODES", "main", "make_parser"]
 
@@ -28,8 +28,8 @@ exit codes:
   0    done; watch, serve and inspect also when ended with Ctrl-C
   1    something is wrong with what was looked at: a fault, a difference, a demo
        that failed; or something that is needed is not installed
-  2    the command cannot be carried out as it was given
-  3    no connection: none in time, or the server said not to come again
+  2    the command line cannot be used as it was given
+  3    no connection: none in time, or the server refused it for good
   130  interrupted with Ctrl-C
   141  the reader of a pipe went away
 """
@@ -40,18 +40,18 @@ examples:
   reconnect-fsm demo
       watch a client live through six outages, in about 15 seconds
   reconnect-fsm watch wss://sync.example.org/ --room notes
-      how the connection to a server of yours fares, live
+      the connection to a server of yours, live
   reconnect-fsm matrix
       what a client does about every event in every state, as Markdown
   reconnect-fsm diagram my_app.machines:MyClientFSM --out pictures
       all tables and pictures of a machine of your own, in files
   reconnect-fsm check my_app.machines:MyClientFSM
-      whether there is anything wrong with it
+      whether it has faults
   reconnect-fsm simulate --clients 10000 --outage 30
-      what so many clients do to a server that comes back
+      the load that so many clients put on a server that comes back
 
 {EXIT_CODES}
-'reconnect-fsm COMMAND --help' tells more. 'python -m reconnect_fsm' is the same
+'reconnect-fsm COMMAND --help' says more. 'python -m reconnect_fsm' is the same
 command. For completion in bash and zsh, install the package argcomplete and put
 this into your shell's startup file: eval "$(register-python-argcomplete
 reconnect-fsm)"
@@ -59,42 +59,42 @@ reconnect-fsm)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out the command line, that of this process if none is given; return the exit code. Never raises SystemExit.
+    """Run the command line, by default that of this process; return the exit code. Never raises SystemExit.
 
-    `EXIT_CODES` tells them.
+    See `EXIT_CODES`.
     """
     parser = make_parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
         with contextlib.suppress(ModuleNotFoundError):
             import argcomplete
 
             argcomplete.autocomplete(parser)
     try:
         arguments = parser.parse_args(argv)
-    except SystemExit as ending:  # --help, --version and wrong arguments, which argparse has told about
+    except SystemExit as ending:  # --help, --version, and wrong arguments, which argparse has reported
         return ending.code if isinstance(ending.code, int) else UNUSABLE
     try:
         code: int = arguments.run(arguments)
-        sys.stdout.flush()  # a closed pipe is noticed here, and not when the interpreter ends
+        sys.stdout.flush()  # a closed pipe raises here, not when the interpreter ends
     except KeyboardInterrupt:
-        complain("interrupted")
+        warn("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # As the documentation of Python's signal module has it: the interpreter's own flush must not fail again.
+        # As documented for Python's signal module: the interpreter's own flush must not fail again.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return PIPE_CLOSED
     except Failed as error:
-        complain(str(error))
+        warn(str(error))
         return error.code
     except Unusable as error:
-        complain(str(error))
+        warn(str(error))
         return UNUSABLE
     return code
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All commands and options; what it parses has ``run``, which takes it and returns the exit code."""
+    """The parser of all commands and options. The parsed arguments have ``run``, which returns the exit code."""
     parser = argparse.ArgumentParser(
         PROGRAM, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )

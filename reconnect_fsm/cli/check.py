@@ -11,15 +11,17 @@ __all__ = ["add"]
 
 CHECK: Final = """\
 Explore a machine from its declaration alone: every event in every state that
-can be reached, with every answer that its guards could give. Found are actions
-and guards that raise, states that nothing leads to or that nothing leads out
-of, rows that never fire, events that are refused everywhere, and broken rules:
-one dial, socket or timer at a time and none after a stop, each change of status
-told once. Each fault comes with the shortest list of events that leads to it.
+can be reached, with every answer that its guards could give. It finds actions
+and guards that raise, states that cannot be reached or cannot be left, rows
+that never fire, events that are ignored in every state, and broken rules: one
+dial, socket or timer at a time and none after a stop, each change of status
+reported once. Each fault comes with the shortest list of events that leads to
+it.
 
-It takes seconds. Events of your own are told with arguments that are made up
-by their annotations; where that does not do, call
-reconnect_fsm.testing.check_machine, which takes them, in a test of yours.
+It takes seconds. The arguments of your own events are made up from their
+annotations. Where that is not possible, call
+reconnect_fsm.testing.check_machine
+in a test of yours, and pass them.
 """
 EPILOG: Final = """\
 examples:
@@ -31,7 +33,7 @@ examples:
 exit codes:
   0    nothing was found
   1    there are faults; they are on standard output
-  2    there is no such machine, or an event takes arguments that nobody knows
+  2    there is no such machine, or an event takes arguments that are unknown
 """
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, complaints, the types of arguments, and machines by their address."""
+"""What the commands share: exit codes, warnings, the types of arguments, and machines by their address."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ __all__ = [
     "Unusable",
     "add_command",
     "add_headers",
-    "complain",
     "count",
     "header",
     "load",
@@ -45,6 +44,7 @@ __all__ = [
     "run_until_interrupted",
     "seconds",
     "use_utf8",
+    "warn",
     "whole",
 ]
 
@@ -57,19 +57,19 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 class Unusable(Exception):
-    """The command cannot be carried out as it was given; the message says why."""
+    """The command line cannot be used as it was given; the message says why."""
 
 
 class Failed(Exception):
-    """The command was carried out, and what came of it is not good; ``code`` is the exit code."""
+    """The command ran, and the result is bad; ``code`` is the exit code."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
         self.code = code
 
 
-def complain(message: str) -> None:
-    """Tell what is wrong, on standard error."""
+def warn(message: str) -> None:
+    """Print a message on standard error."""
     print(f"{PROGRAM}: {message}", file=sys.stderr)
 
 
@@ -95,13 +95,13 @@ def add_command(
 
 def use_utf8() -> None:
     """Print as UTF-8, whatever the locale says: that is what DOT, Mermaid, Markdown, SVG and JSON are."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)  # of a file; somebody may have put something else there
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # sys.stdout may have been replaced by another object
     if reconfigure is not None:
         reconfigure(encoding="utf-8", newline="\n")
 
 
 def run_until_interrupted(main: Coroutine[Any, Any, int]) -> int:
-    """Run it; Ctrl-C, and SIGTERM where there is one, cancel it, which is its ordinary end: the exit code is 0."""
+    """Run it. Ctrl-C and, where it exists, SIGTERM cancel it; that is its ordinary end, so the exit code is 0."""
 
     async def run() -> int:
         task = asyncio.current_task()
@@ -130,7 +130,7 @@ def needing(extra: str, *packages: str) -> Generator[None, None, None]:
         ) from missing
 
 
-# Types of arguments: what they raise is shown as it is, so that no header's value is
+# Types of arguments. argparse shows their errors as they are, so they never contain the value of a header.
 
 
 def positive(what: str) -> Callable[[str], float]:
@@ -145,14 +145,14 @@ def positive(what: str) -> Callable[[str], float]:
     return parse
 
 
-def whole(what: str, least: int, most: int) -> Callable[[str], int]:
-    """A whole number from ``least`` to ``most``, which is ``what``."""
+def whole(what: str, minimum: int, maximum: int) -> Callable[[str], int]:
+    """A whole number from ``minimum`` to ``maximum``, which is ``what``."""
 
     def parse(text: str) -> int:
         with contextlib.suppress(ValueError):
-            if least <= int(text) <= most:
+            if minimum <= int(text) <= maximum:
                 return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: give a whole number from {least} to {most}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: give a whole number from {minimum} to {maximum}")
 
     return parse
 
@@ -198,7 +198,7 @@ def _why(error: OSError | ValueError) -> str:
 
 
 def load(address: str) -> Machine:
-    """The machine that ``module:Class`` names. Raises Unusable for whatever goes wrong, with the place of it."""
+    """The machine that ``module:Class`` names. Raises Unusable if it cannot be loaded, and says where the error is."""
     from reconnect_fsm.diagrams import load as load_machine
 
     return loading(address, load_machine)
@@ -213,7 +213,7 @@ def load_fsm(address: str, base: type[MachineT]) -> type[MachineT]:
 
 
 def loading(address: str, load_it: Callable[[str], T]) -> T:
-    """What it loads for that address, from a module of the user's. Raises Unusable for whatever that raises."""
+    """What ``load_it`` returns for the address. Raises Unusable for any error of the user's module."""
     if not {"", os.getcwd()} & set(sys.path):  # python -m puts it there; the installed command does not
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
@@ -225,11 +225,11 @@ def loading(address: str, load_it: Callable[[str], T]) -> T:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
         if isinstance(error, ValueError) and not frames:
             raise Unusable(str(error)) from error
-        # Of the module's own, such as a MachineDefinitionError. A SyntaxError tells the place by itself.
+        # An error in the user's module, such as a MachineDefinitionError. A SyntaxError names its place itself.
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         raise Unusable(f"importing {address} raised {type(error).__name__}: {error}{where}") from error
 
 
 def _is_users(filename: str) -> bool:
-    """Whether a line of a traceback is neither ours nor the import system's."""
+    """Whether a line of a traceback belongs to neither this package nor the import system."""
     return Path(__file__).parents[1] not in Path(filename).parents and not filename.startswith("<frozen")

@@ -2,7 +2,7 @@
 
 Everything is real and in this process: a server on a port of this machine, two clients, and a Loro document that both
 edit. An act is a plain function that does something to the server or the network, waits for what should come of it
-and says what it expects; `ACTS`, at the end, is the programme. The first expectation that fails ends the demo.
+and states what it expects. `ACTS`, at the end, is the programme. The first expectation that fails ends the demo.
 
 As an example of how to use the library, begin with `Author`, then read the acts.
 """
@@ -39,18 +39,18 @@ TEXT: Final = "text"  # the name of the text in the document
 # Short, so that you need not wait; the defaults suit real networks. All in seconds.
 BASE, CAP, STABLE_AFTER = 0.2, 1.0, 0.5
 PING_INTERVAL, PONG_TIMEOUT = 0.5, 0.5
-READING_TIME = 1.0  # for you, before each act
+READING_TIME = 1.0  # for the user, before each act
 NOTICED_WITHIN: Final = 3.0  # half-open: ping and pong take 1 s at most; the rest is for busy machines
-AWHILE: Final = CAP + 0.5  # long enough for an attempt, if any were made
-PATIENCE = 10.0  # how long an act waits for what should happen, before it counts as failed
-LONGEST_ACT = 30.0  # the bound of every other wait
-GLANCE: Final = 0.02  # how often it looks
+PAUSE: Final = CAP + 0.5  # long enough for an attempt, if one were made
+EXPECTATION_TIMEOUT = 10.0  # of each expectation
+ACT_TIMEOUT = 30.0  # of an act, which bounds every other wait
+POLL_INTERVAL: Final = 0.02  # between two checks of an expectation
 
 logger = logging.getLogger("reconnect_fsm")
 
 
 class Author:
-    """Somebody who edits the document: a client, a room, and a copy of their own."""
+    """One author of the document: a client, a room, and a copy of the document."""
 
     def __init__(self, name: str, url: str, seed: int) -> None:
         self.name = name
@@ -64,11 +64,11 @@ class Author:
         )
 
     def join(self, on_status: Callable[[StatusChange[RoomStatus]], object] | None = None) -> None:
-        """Possible at any time: the room is joined as soon as there is a connection."""
+        """Join the room. It may be called at any time: the request is sent once the client is connected."""
         self.client.join(ROOM, LoroAdaptor(self.doc), on_status=on_status)
 
     def append(self, line: str) -> None:
-        """What is committed is sent, now or after the next reconnect."""
+        """Add a line. What is committed is sent, now or after the next reconnect."""
         self.doc.get_text(TEXT).push_str(line + "\n")
         self.doc.commit()
 
@@ -88,7 +88,7 @@ async def connect_and_join(stage: Stage) -> None:
     stage.alice.client.start()
     stage.bob.client.start()
     await stage.alice.client.wait_connected()
-    stage.write(stage.alice, "hello, is anybody there?")
+    stage.write(stage.alice, "hello, is anyone there?")
     stage.write(stage.bob, "I am.")
     await stage.until_all_is_well()
     attempts = [change.new for change in stage.changes].count("connecting")
@@ -151,7 +151,7 @@ async def offline(stage: Stage) -> None:
     stage.alice.client.set_online(False)
     stage.write(stage.alice, "written on the train, in a tunnel")
     stage.write(stage.bob, "written at home, meanwhile")
-    await asyncio.sleep(AWHILE)
+    await asyncio.sleep(PAUSE)
     states_offline = [change.new for change in stage.changes]
     stage.tell("alice", "client.set_online(True)")
     stage.alice.client.set_online(True)
@@ -164,16 +164,16 @@ async def offline(stage: Stage) -> None:
 
 
 async def fatal_close(stage: Stage) -> None:
-    """CONN-4, RETRY-3, RETRY-4: a no is a no."""
+    """CONN-4, RETRY-3, RETRY-4: after a fatal close no attempt is made."""
     stage.tell("server", "closes all connections with code 4401")
     await stage.server.close_all(4401, "token expired")
     stage.write(stage.alice, "disconnected, but I can still write")
-    await asyncio.sleep(AWHILE)
+    await asyncio.sleep(PAUSE)
     stage.expect("disconnected, and no attempt was made", [change.new for change in stage.changes] == ["disconnected"])
 
 
 async def manual_retry(stage: Stage) -> None:
-    """CTRL-1, OK-3: until somebody asks again."""
+    """CTRL-1, OK-3: a manual retry connects again after a fatal close."""
     stage.tell("both", "client.retry_now()")
     await asyncio.gather(stage.alice.client.retry_now(), stage.bob.client.retry_now())
     await stage.until_all_is_well()
@@ -222,12 +222,12 @@ ACTS = (
     ),
     Act(
         "Fatal close",
-        "The server says: your token has expired; the client should take no for an answer, and stay disconnected.",
+        "The server says that the token has expired; the client should stay disconnected.",
         fatal_close,
     ),
     Act(
         "Manual retry",
-        "Somebody has logged in again and asks for a fresh attempt; the client should forget the no, and come back.",
+        "The user has logged in again and asks for a fresh attempt; the client should connect again.",
         manual_retry,
     ),
 )
@@ -241,7 +241,7 @@ class Unexpected(Exception):
 
 
 class Stage:
-    """What the acts play with: the server, both authors, and what Alice's client went through."""
+    """What the acts use: the server, both authors, and the transitions of Alice's client."""
 
     def __init__(self, server: EmbeddedServer, screen: Screen, seed: int) -> None:
         self.server = server
@@ -249,7 +249,7 @@ class Stage:
         self.alice = Author("alice", server.url, seed)
         self.bob = Author("bob", server.url, seed + 1)
         self.written: list[str] = []
-        """Every line that was written, whoever wrote it."""
+        """Every line that was written, by either author."""
         self.all_changes: list[StateChange] = []
         self.changes: list[StateChange] = []
         """Those of the present act."""
@@ -261,10 +261,10 @@ class Stage:
         await asyncio.sleep(READING_TIME)
         self.changes = []
         try:
-            async with asyncio.timeout(LONGEST_ACT):
+            async with asyncio.timeout(ACT_TIMEOUT):
                 await act.play(self)
         except TimeoutError:
-            raise Unexpected(f"the act did not end within {LONGEST_ACT:g} s") from None
+            raise Unexpected(f"the act did not end within {ACT_TIMEOUT:g} s") from None
 
     async def close(self) -> None:
         """Close both clients, at the same time."""
@@ -273,11 +273,11 @@ class Stage:
     # What acts do
 
     def tell(self, who: str, what: str) -> None:
-        """Say on the screen what somebody does."""
+        """Say on the screen what an actor does."""
         self.screen.note(who, what)
 
     def write(self, author: Author, text: str) -> None:
-        """Have somebody edit the document."""
+        """Have an author edit the document."""
         self.tell(author.name, f'writes "{text}"')
         self.written.append(f"{author.name}: {text}")
         author.append(self.written[-1])
@@ -291,16 +291,16 @@ class Stage:
         self.screen.verdict(what, ok=True)
 
     async def until(self, what: str, happened: Callable[[], bool]) -> None:
-        """Wait until it has happened. Raises `Unexpected` after `PATIENCE` seconds."""
-        for _ in range(round(PATIENCE / GLANCE)):
+        """Wait until it has happened. Raises `Unexpected` after `EXPECTATION_TIMEOUT` seconds."""
+        for _ in range(round(EXPECTATION_TIMEOUT / POLL_INTERVAL)):
             if happened():
                 return
-            await asyncio.sleep(GLANCE)
-        raise Unexpected(f"waited {PATIENCE:g} s in vain until {what}")
+            await asyncio.sleep(POLL_INTERVAL)
+        raise Unexpected(f"waited {EXPECTATION_TIMEOUT:g} s in vain until {what}")
 
     async def until_all_is_well(self) -> None:
         """Wait until both are in the room again, and every line that was written is everywhere."""
-        await self.until("both are in the room and everybody has every line", self.is_all_well)
+        await self.until("both are in the room and every copy has every line", self.is_all_well)
 
     def is_all_well(self) -> bool:
         rooms = (*self.alice.client.rooms, *self.bob.client.rooms)
@@ -332,7 +332,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Alive:
-    """What a program can leak, counted."""
+    """Counts of what a program can leak."""
 
     tasks: int
     timers: int
@@ -354,7 +354,7 @@ class Alive:
 
 
 async def what_is_left(before: Alive) -> Alive:
-    """Count once all that is on its way out has gone; no time goes by in which a timer could run out."""
+    """Count after everything that is ending has ended; no time passes in which a timer could fire."""
     for _ in range(20):
         if not Alive.count().is_more_than(before):
             break
@@ -413,7 +413,7 @@ class Screen:
         self._wrapped("   ", text, "   ")
 
     def note(self, who: str, text: str, style: str = "") -> None:
-        """Somebody does something."""
+        """An actor does something."""
         self._wrapped(self._who(who), text, self.INDENT, style)
 
     def change(
@@ -428,7 +428,7 @@ class Screen:
             text += " " + f"(retry {change.attempt} in {change.retry_in:.2f} s)".replace(" ", UNBROKEN)
         indent = " " * len(f"{self.INDENT}{old} {self._arrow} {new}  ")
         head = f"{self._who(who)}{old} {self._arrow} {self._styled(new, status)}  "
-        with suppress(BrokenPipeError):  # it would be logged as the fault of a listener; the next line of an act tells
+        with suppress(BrokenPipeError):  # it would be logged as an error of a listener; the act's next line raises it
             self._wrapped(head, text, indent)
 
     def verdict(self, what: str, *, ok: bool) -> None:
@@ -479,7 +479,7 @@ class _ScreenLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message, *traceback = self.format(record).splitlines()
-        with suppress(BrokenPipeError):  # whoever logs must not suffer from it; the next line of an act tells
+        with suppress(BrokenPipeError):  # logging must not fail; the next line of an act will
             self._screen.note("log", message, "faint")
             self._screen.quote(traceback)
 
@@ -495,7 +495,7 @@ def run(*, plain: bool = False, seed: int = 1, log: bool = False) -> int:
         seed: of the random waits.
         log: show what the library logs, too.
     """
-    reconfigure = getattr(sys.stdout, "reconfigure", None)  # of a file; somebody may have put something else there
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # sys.stdout may have been replaced by another object
     if reconfigure is not None:
         reconfigure(errors="replace")
     screen = Screen(sys.stdout, plain=plain)
@@ -531,14 +531,14 @@ async def _perform(screen: Screen, seed: int) -> int:
 
 
 async def _play_acts(stage: Stage) -> list[str]:
-    """Returns which act failed, if one did. Those after it would build on what did not happen: they are left out."""
+    """Returns the act that failed, if one did. Those after it depend on it, so they are left out."""
     for number, act in enumerate(ACTS, 1):
         try:
             await stage.play(number, act)
         except Unexpected as error:
             why = str(error)
         except BrokenPipeError:
-            raise  # nobody is watching
+            raise  # the reader of the pipe is gone
         except Exception as error:
             logger.exception("act %d raised", number)
             why = f"{type(error).__name__}: {error}"
@@ -550,7 +550,7 @@ async def _play_acts(stage: Stage) -> list[str]:
 
 
 def _take_stock(stage: Stage, before: Alive, after: Alive) -> list[str]:
-    """Show what came of it all. Returns which expectations failed."""
+    """Show the result. Returns the expectations that failed."""
     screen, lines = stage.screen, len(stage.written)
     failed: list[str] = []
     if stage.do_all_copies_agree():

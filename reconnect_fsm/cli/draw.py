@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from reconnect_fsm.cli.common import DONE, FAILED, Commands, Failed, Unusable, add_command, complain, load, use_utf8
+from reconnect_fsm.cli.common import DONE, FAILED, Commands, Failed, Unusable, add_command, load, use_utf8, warn
 
 if TYPE_CHECKING:
     from reconnect_fsm.diagrams import Machine
@@ -82,7 +82,7 @@ def add(commands: Commands) -> None:
     )
 
     matrix = add_command(
-        commands, "matrix", _matrix, "what a machine does about every event in every state", MATRIX, MATRIX_EPILOG
+        commands, "matrix", _matrix, "what a machine does on every event in every state", MATRIX, MATRIX_EPILOG
     )
     matrix.add_argument("machine", metavar="MODULE:CLASS", nargs="?", default=CLIENT, help=f"default: {CLIENT}")
 
@@ -139,7 +139,7 @@ def _write(machine: Machine, directory: Path, what: str) -> int:
         try:
             write(machine, scratch, svg=what in ("svg", "all"))
         except CannotDraw as error:  # the other files are there
-            complain(f"no SVG of {machine.__name__} was drawn: {error}")
+            warn(f"no SVG of {machine.__name__} was drawn: {error}")
             code = FAILED if what == "svg" else DONE
         wanted = [each for each in sorted(Path(scratch).iterdir()) if what in ("all", _format(each))]
         try:

@@ -19,10 +19,11 @@ from reconnect_fsm.cli.common import (
 __all__ = ["add"]
 
 INSPECT: Final = """\
-A page for your browser that shows a client at work: its machine with the living
-state lit, its rooms, what happened when and why, the latency over time, and
-buttons to connect, retry, close and go offline. It is served on this machine
-only, and its address holds a token: treat it as a password. Ctrl-C ends it.
+A page for your browser that shows a client at work: its machine with the
+present state lit, its rooms, its transitions and their reasons, the latency
+over time, and buttons to connect, retry, close and go offline. It is served on
+this machine only, and its address holds a token: treat it as a password. Ctrl-C
+ends it.
 """
 EPILOG: Final = """\
 examples:

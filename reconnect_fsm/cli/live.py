@@ -1,4 +1,4 @@
-"""The live view of ``watch``: one picture of how it stands, as large as the terminal. Needs rich."""
+"""The live view of ``watch``: one picture of the present status, as large as the terminal. Needs rich."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.console import Console, Group
 from rich.live import Live as RichLive
 from rich.text import Text
 
-from reconnect_fsm.cli.observer import News, Observer, WatchedRoom
 from reconnect_fsm.cli.views import counted, in_words, rooms_of, size, why
+from reconnect_fsm.cli.watched import Update, WatchedClient, WatchedRoom
 from reconnect_fsm.recorder.explain import duration
 from reconnect_fsm.status import ClientStatus, RoomStatus, sanitized
 
@@ -27,7 +27,7 @@ STYLES: Final[Mapping[str, str]] = {
     "disconnected": "magenta",
     "error": "red",
 }
-SIGNS: Final[Mapping[str, str]] = {  # a colour alone does not tell everybody
+SIGNS: Final[Mapping[str, str]] = {  # not everyone can tell colours apart
     "connecting": "◌",
     "connected": "●",
     "joined": "●",
@@ -37,9 +37,9 @@ SIGNS: Final[Mapping[str, str]] = {  # a colour alone does not tell everybody
 }
 ORDER: Final = {RoomStatus.ERROR: 0, RoomStatus.JOINED: 2}  # of the rooms; all others are between
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
-NARROW: Final = 70  # columns; below, less is said in a line
-FEWEST_LINES: Final = 12
-MOST_WORDS: Final = 3  # lines of the explanation
+MIN_WIDE: Final = 70  # columns; below, a line says less
+MIN_LINES: Final = 12
+MAX_EXPLANATION_LINES: Final = 3  # lines of the explanation
 
 
 class Live:
@@ -60,71 +60,71 @@ class Live:
         self._live.stop()
         self._console.print(self._last)
 
-    def show(self, observer: Observer) -> None:
+    def show(self, watched: WatchedClient) -> None:
         """Draw it anew."""
-        observer.news.clear()
-        self._last = picture(observer, *self._console.size)
+        watched.updates.clear()
+        self._last = picture(watched, *self._console.size)
         self._live.update(self._last, refresh=True)
 
 
-def picture(observer: Observer, width: int, height: int) -> Group:
-    """How it stands, in so many columns and lines; a line that is too long is cut."""
-    lines = [_status(observer), *_words(observer, width), _counts(observer), _latency(observer, width)]
-    left = max(height, FEWEST_LINES) - len(lines) - 3  # an empty line, a heading, and where the cursor is
-    if observer.rooms:
-        rooms = _rooms(observer.rooms, width, max(left // 2 - 2, 1))
+def picture(watched: WatchedClient, width: int, height: int) -> Group:
+    """The present status, in so many columns and lines; a line that is too long is cut."""
+    lines = [_status(watched), *_words(watched, width), _counts(watched), _latency(watched, width)]
+    left = max(height, MIN_LINES) - len(lines) - 3  # an empty line, a heading, and where the cursor is
+    if watched.rooms:
+        rooms = _rooms(watched.rooms, width, max(left // 2 - 2, 1))
         lines += [Text(), _line("rooms", "bold"), *rooms]
         left -= len(rooms) + 2
     lines += [Text(), _line("what happened last", "bold")]
-    lines += [_event(each, width) for each in list(observer.history)[-max(left, 1) :]]
+    lines += [_event(each, width) for each in list(watched.history)[-max(left, 1) :]]
     for line in lines:
         line.truncate(width, overflow="ellipsis")
     return Group(*lines)
 
 
-def _status(observer: Observer) -> Text:
-    status = str(observer.status)
+def _status(watched: WatchedClient) -> Text:
+    status = str(watched.status)
     line = _line(f"{SIGNS[status]} {status}", f"bold {STYLES[status]}")
-    line.append(f" for {duration(observer.now - observer.since)}")
-    if observer.next_attempt is not None and observer.state == "waiting":
-        due = max(observer.next_attempt - observer.now, 0.0)
-        line.append(f", attempt {observer.attempt} in ").append(duration(due), "bold")
-    return line.append(f"  {observer.url}", "dim")
+    line.append(f" for {duration(watched.now - watched.since)}")
+    if watched.next_attempt is not None and watched.state == "waiting":
+        due = max(watched.next_attempt - watched.now, 0.0)
+        line.append(f", attempt {watched.attempt} in ").append(duration(due), "bold")
+    return line.append(f"  {watched.url}", "dim")
 
 
-def _words(observer: Observer, width: int) -> list[Text]:
-    words = Text(sanitized(observer.explained(), MOST_WORDS * width)).wrap(Console(width=width), width - 2)
+def _words(watched: WatchedClient, width: int) -> list[Text]:
+    words = Text(sanitized(watched.explained(), MAX_EXPLANATION_LINES * width)).wrap(Console(width=width), width - 2)
     lines = [_line(f"  {each.plain.rstrip()}") for each in words if each.plain]
-    if len(lines) > MOST_WORDS:
-        lines[MOST_WORDS - 1 :] = [lines[MOST_WORDS - 1].append(" …")]
-    return [*lines, *([_line(f"  {observer.hint}", "bold")] if observer.hint else [])]
+    if len(lines) > MAX_EXPLANATION_LINES:
+        lines[MAX_EXPLANATION_LINES - 1 :] = [lines[MAX_EXPLANATION_LINES - 1].append(" …")]
+    return [*lines, *([_line(f"  {watched.hint}", "bold")] if watched.hint else [])]
 
 
-def _counts(observer: Observer) -> Text:
-    return _line(f"  {counted(observer.connects, observer.failures, observer.losses)}")
+def _counts(watched: WatchedClient) -> Text:
+    return _line(f"  {counted(watched.connects, watched.failures, watched.losses)}")
 
 
-def _latency(observer: Observer, width: int) -> Text:
-    if not observer.latencies:
-        return _line("  no latency measured yet" if observer.pings else "  no latency is measured: --no-ping", "dim")
-    lately = [each * 1000 for each in observer.latencies][-min(max(width - 45, 8), 40) :]
-    is_current = observer.status is ClientStatus.CONNECTED
-    line = _line(f"  {'' if is_current else 'last '}latency {lately[-1]:.1f} ms ", "" if is_current else "dim")
-    if len(lately) > 1:
-        line.append(sparkline(lately), "cyan").append(f" {min(lately):.1f} to {max(lately):.1f} ms", "dim")
+def _latency(watched: WatchedClient, width: int) -> Text:
+    if not watched.latencies:
+        return _line("  no latency measured yet" if watched.pings else "  no latency is measured: --no-ping", "dim")
+    recent = [each * 1000 for each in watched.latencies][-min(max(width - 45, 8), 40) :]
+    is_current = watched.status is ClientStatus.CONNECTED
+    line = _line(f"  {'' if is_current else 'last '}latency {recent[-1]:.1f} ms ", "" if is_current else "dim")
+    if len(recent) > 1:
+        line.append(sparkline(recent), "cyan").append(f" {min(recent):.1f} to {max(recent):.1f} ms", "dim")
     return line
 
 
 def sparkline(values: Sequence[float]) -> str:
     """A block for each value, from 0 to the greatest."""
-    most = max(values, default=0.0) or 1.0
-    return "".join(BLOCKS[min(int(each / most * len(BLOCKS)), len(BLOCKS) - 1)] for each in values)
+    maximum = max(values, default=0.0) or 1.0
+    return "".join(BLOCKS[min(int(each / maximum * len(BLOCKS)), len(BLOCKS) - 1)] for each in values)
 
 
-def _rooms(rooms: Sequence[WatchedRoom], width: int, most: int) -> list[Text]:
-    """Those that were refused first, then others that are not joined; those without space are counted."""
+def _rooms(rooms: Sequence[WatchedRoom], width: int, limit: int) -> list[Text]:
+    """Refused rooms first, then others that are not joined. Rooms for which there is no space are counted."""
     ordered = sorted(rooms, key=lambda each: ORDER.get(each.room.status, 1))
-    shown, rest = (ordered, []) if len(ordered) <= most else (ordered[: most - 1], ordered[most - 1 :])
+    shown, rest = (ordered, []) if len(ordered) <= limit else (ordered[: limit - 1], ordered[limit - 1 :])
     names = min(max((cell_len(each.room.id) for each in shown), default=0), width // 3)
     lines = [_room(each, width, names) for each in shown]
     if rest:
@@ -140,22 +140,22 @@ def _room(watched: WatchedRoom, width: int, names: int) -> Text:
     line.append(f" {status:<12} ", STYLES[status])
     if room.status is not RoomStatus.JOINED:
         return line.append(room.reason)
-    if width >= NARROW:
+    if width >= MIN_WIDE:
         line.append(f"{room.permission or '':<5} {size(room.crdt_type, watched.operations)}  ")
     return line.append(watched.value, "dim")
 
 
-def _event(news: News, width: int) -> Text:
-    is_wide = width >= NARROW
-    line = _line(f"{news['at']:8.2f}  " if is_wide else f"{news['at']:6.1f} ", "dim")
-    if news["kind"] == "log":
-        return line.append(in_words(news) or "", "bold")
-    words = why(news)
-    if news["kind"] == "room":
-        words = f"{rooms_of(news)}: {words}"
+def _event(update: Update, width: int) -> Text:
+    is_wide = width >= MIN_WIDE
+    line = _line(f"{update['at']:8.2f}  " if is_wide else f"{update['at']:6.1f} ", "dim")
+    if update["kind"] == "log":
+        return line.append(in_words(update) or "", "bold")
+    words = why(update)
+    if update["kind"] == "room":
+        words = f"{rooms_of(update)}: {words}"
     if is_wide:
-        line.append(f"{news['old']:>12} → ")
-    return line.append(f"{news['new']:<12} ", STYLES[str(news.get("status", news["new"]))]).append(words)
+        line.append(f"{update['old']:>12} → ")
+    return line.append(f"{update['new']:<12} ", STYLES[str(update.get("status", update["new"]))]).append(words)
 
 
 def _line(words: str, style: str = "") -> Text:

@@ -1,4 +1,4 @@
-"""``replay``: a recorded run, told to the machines as they are now."""
+"""``replay``: the events of a recording, fired in the machines as they are now."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from reconnect_fsm.cli.common import DONE, FAILED, Commands, Unusable, add_comma
 __all__ = ["add"]
 
 REPLAY: Final = """\
-Tell the facts of a recorded run to the machines as they are now, and say where
-they go another way than they did: to reproduce a report, to see what a change
-of a machine would have made of it, or to draw the run. A recording is what
+Fire the events of a recording in the machines as they are now, and say where
+they behave differently: to reproduce a report, to see what a change of a
+machine would have done, or to draw the run. A recording is what
 client.record() or client.export() wrote, or 'watch --record': JSON lines.
 """
 EPILOG: Final = """\
@@ -23,17 +23,17 @@ examples:
   reconnect-fsm replay run.jsonl --fsm my_app.machines:MyClientFSM
       whether a machine of yours would have
   reconnect-fsm replay run.jsonl --svg run.svg
-      and a picture of the run: states and facts along time
+      and a picture of the run: states and events along time
 
 exit codes:
   0    it would have done the same
-  1    it goes another way; the differences are on standard output
+  1    it behaves differently; the differences are on standard output
   2    the file cannot be read, or is no recording
 """
 
 
 def add(commands: Commands) -> None:
-    replay = add_command(commands, "replay", _replay, "tell a recorded run to the machines", REPLAY, EPILOG)
+    replay = add_command(commands, "replay", _replay, "fire a recorded run in the machines", REPLAY, EPILOG)
     replay.add_argument("file", type=Path, metavar="FILE", help="a recording")
     replay.add_argument("--fsm", metavar="MODULE:CLASS", help="for the client, instead of ClientFSM")
     replay.add_argument("--room-fsm", metavar="MODULE:CLASS", help="for its rooms, instead of RoomFSM")

@@ -1,4 +1,4 @@
-"""``serve``: the in-process server, for trying things out; it misbehaves when told to."""
+"""``serve``: the in-process server, for trying things out; it can misbehave on request."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from reconnect_fsm.cli.common import (
     Commands,
     Unusable,
     add_command,
-    complain,
     port,
     run_until_interrupted,
     seconds,
     use_utf8,
+    warn,
     whole,
 )
 
@@ -30,19 +30,19 @@ __all__ = ["add"]
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 STEADY: Final = ("refuse", "drop", "ignore-joins", "hold-acks")
-GLANCE: Final = 0.1  # seconds between two looks at who is connected
+POLL_INTERVAL: Final = 0.1  # seconds between two looks at the connections
 RECURRING: Final = ("close", "reset", "freeze", "restart")
 
 SERVE: Final = """\
 A server of the Loro syncing protocol on this machine, for trying things out. It
-keeps its rooms in memory only, lets everybody in, and tells who comes, goes and
-joins. Ctrl-C ends it.
+keeps its rooms in memory only, lets every client in, and prints who connects,
+disconnects and joins. Ctrl-C ends it.
 """
 EPILOG: Final = """\
 ways to misbehave, from the beginning:
   refuse        every attempt is answered with HTTP 503, or --status
   drop          every WebSocket is opened and dropped at once
-  ignore-joins  nobody is ever answered who wants to join a room
+  ignore-joins  no request to join a room is ever answered
   hold-acks     no update is ever acknowledged
 and those that happen --every so many seconds, in turn if there are several:
   close         all connections are closed with code 1012, or --code
@@ -101,21 +101,21 @@ async def _run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     attempts = connections = 0
 
-    def tell(what: str) -> None:
+    def show(what: str) -> None:
         print(f"{time.monotonic() - began:8.2f}  {what}", flush=True)
 
-    def tell_who_is_there() -> None:
+    def show_connections() -> None:
         nonlocal attempts, connections
         if (server.stats.attempts, server.connections) != (attempts, connections):
             came = server.stats.attempts - attempts
             attempts, connections = server.stats.attempts, server.connections
             tried = f"{came} attempt{'s' if came != 1 else ''} to connect; " if came else ""
-            tell(f"{tried}{connections} client{'s are' if connections != 1 else ' is'} connected")
+            show(f"{tried}{connections} client{'s are' if connections != 1 else ' is'} connected")
 
     def authenticate(room_id: str, crdt: CrdtType, auth: bytes) -> Permission:
-        tell_who_is_there()
+        show_connections()
         shown = f"{len(auth)} bytes of authentication" if auth else "no authentication"
-        tell(f"a client joins {_shown(room_id)} ({crdt}), with {shown}")
+        show(f"a client joins {_shown(room_id)} ({crdt}), with {shown}")
         return "read" if arguments.read_only else "write"
 
     server = EmbeddedServer(arguments.host, arguments.port, authenticate=authenticate)
@@ -126,17 +126,17 @@ async def _run(arguments: argparse.Namespace) -> int:
     server.hold_acks = "hold-acks" in steady
     async with server:
         if arguments.host not in LOOPBACK:
-            complain("other machines may reach this server, and it lets everybody in")
+            warn("other machines may reach this server, and it lets every client in")
         print(f"listening on {server.url}", flush=True)
         print(f"try: reconnect-fsm watch {server.url} --room notes", flush=True)
         print("Ctrl-C ends it\n", flush=True)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_again_and_again(tell_who_is_there))
+                tasks.create_task(_again_and_again(show_connections))
                 recurring = [each for each in dict.fromkeys(arguments.misbehave) if each in RECURRING]
                 if recurring:
-                    tasks.create_task(_misbehave(server, recurring, arguments.every, arguments.code, tell))
-        except BaseExceptionGroup as group:  # such as that the reader of a pipe went away
+                    tasks.create_task(_misbehave(server, recurring, arguments.every, arguments.code, show))
+        except BaseExceptionGroup as group:  # such as BrokenPipeError
             raise group.exceptions[0] from None
     return DONE
 
@@ -144,37 +144,37 @@ async def _run(arguments: argparse.Namespace) -> int:
 async def _again_and_again(look: Callable[[], object]) -> None:
     while True:
         look()
-        await asyncio.sleep(GLANCE)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
 async def _misbehave(
-    server: EmbeddedServer, ways: list[str], every: float, code: int, tell: Callable[[str], object]
+    server: EmbeddedServer, ways: list[str], every: float, code: int, show: Callable[[str], object]
 ) -> None:
     async def close() -> None:
-        tell(f"closes all connections with code {code}")
+        show(f"closes all connections with code {code}")
         await server.close_all(code)
 
     async def reset() -> None:
-        tell("resets all connections")
+        show("resets all connections")
         server.reset_all()
 
     async def freeze() -> None:
-        tell("freezes")
+        show("freezes")
         server.freeze()
         await asyncio.sleep(every / 2)
         server.thaw()
-        tell("thaws")
+        show("thaws")
 
     async def restart() -> None:
-        tell("stops")
+        show("stops")
         await server.stop()
         await asyncio.sleep(every / 2)
         try:
             await server.start()
-        except OSError as error:  # somebody took its port meanwhile
-            tell(f"cannot start again, and tries at its next turn: {error.strerror or error}")
+        except OSError as error:  # another program took its port meanwhile
+            show(f"cannot start again, and tries at its next turn: {error.strerror or error}")
         else:
-            tell("starts again")
+            show("starts again")
 
     acts: dict[str, Callable[[], Awaitable[None]]] = {
         "close": close,

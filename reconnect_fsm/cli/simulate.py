@@ -33,12 +33,12 @@ __all__ = ["add"]
 
 NAMES: Final = ("ours", "reference", "after-cap", "full", "equal", "decorrelated")
 COMPARED: Final = ("ours", "reference", "full", "equal")
-LONGEST: Final = 3000.0  # seconds of an outage
-WIDEST: Final = 120  # characters; wider shows no more
+MAX_OUTAGE: Final = 3000.0  # seconds of an outage
+MAX_WIDTH: Final = 120  # characters; a wider picture shows no more
 
 SIMULATE: Final = """\
 Many clients are connected to one server, and lose it in the same moment. For a
-while nobody gets in; then the server accepts so many a second. Shown are the
+while none gets in; then the server accepts so many a second. Shown are the
 attempts to connect in each 100 ms, for one or several ways to wait between
 them. Beside each name are the most attempts in 100 ms that the server meets
 once it is back, and how long it then takes until 99 % of the clients are, too.
@@ -73,7 +73,7 @@ def add(commands: Commands) -> None:
     )
     simulate.add_argument("--clients", type=count, default=10_000, metavar="N", help="how many (default: 10000)")
     simulate.add_argument(
-        "--outage", type=_outage, default=30.0, metavar="SECONDS", help="for which nobody gets in (default: 30)"
+        "--outage", type=_outage, default=30.0, metavar="SECONDS", help="in which no client gets in (default: 30)"
     )
     simulate.add_argument(
         "--accepts",
@@ -104,8 +104,8 @@ def _outage(text: str) -> float:
         if float(text) == 0:
             return 0.0
     outage = seconds(text)
-    if outage > LONGEST:
-        raise argparse.ArgumentTypeError(f"an hour is simulated, so that nobody would come back: at most {LONGEST:g}")
+    if outage > MAX_OUTAGE:
+        raise argparse.ArgumentTypeError(f"the simulation ends after an hour: give at most {MAX_OUTAGE:g} seconds")
     return outage
 
 
@@ -134,14 +134,14 @@ def _simulate(arguments: argparse.Namespace) -> int:
                 fsm=fsm,
                 seed=arguments.seed,
             )
-    except (ValueError, RuntimeError) as error:  # numbers that make no sense, a policy that does not wait
+    except (ValueError, RuntimeError) as error:  # impossible numbers, a policy that does not wait
         raise Unusable(str(error)) from error
     finally:
         if sys.stderr.isatty():
             print("\x1b[K", end="", file=sys.stderr, flush=True)
     use_utf8()
     title = _title(arguments)
-    print(title, draw_text(runs, width=min(shutil.get_terminal_size().columns, WIDEST)), sep="\n\n")
+    print(title, draw_text(runs, width=min(shutil.get_terminal_size().columns, MAX_WIDTH)), sep="\n\n")
     if arguments.svg is not None:
         try:
             arguments.svg.write_text(draw_svg(runs, title=title), encoding="utf-8", newline="\n")

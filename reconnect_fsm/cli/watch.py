@@ -1,4 +1,4 @@
-"""``watch``: how the connection to a server fares, live in a terminal, as lines, or as JSON lines."""
+"""``watch``: the connection to a server, live in a terminal, as lines, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from reconnect_fsm.cli.common import (
     Unusable,
     add_command,
     add_headers,
-    complain,
     count,
     load_fsm,
     needing,
     run_until_interrupted,
     seconds,
+    warn,
 )
 from reconnect_fsm.status import ClientStatus, RoomStatus
 
 if TYPE_CHECKING:
     from reconnect_fsm._asyncio.client import Client
-    from reconnect_fsm.cli.observer import Observer
     from reconnect_fsm.cli.views import View
+    from reconnect_fsm.cli.watched import WatchedClient
 
 __all__ = ["add"]
 
 CRDTS: Final = ("loro", "ephemeral")
-ONCE: Final = 30.0  # seconds
+ONCE_TIMEOUT: Final = 30.0  # seconds
 PING_TIMEOUT: Final = 5.0  # of the first ping
-GLANCE: Final = 0.25  # seconds between two looks at the documents and, in a live view, two pictures
+POLL_INTERVAL: Final = 0.25  # seconds between two reads of the documents and, in a live view, two pictures
 
 WATCH: Final = """\
-Connect to a WebSocket server, stay connected, and show how that fares: status
-and reason, attempts and when the next one is, latency, rooms, what happened
-last. In a terminal it is a live view (with the package rich; a line for each
-change without it), into a pipe or a file JSON lines. It ends with Ctrl-C, or
-when the client stops because the server said not to come again.
+Connect to a WebSocket server, stay connected, and show the status and its
+reason, attempts and when the next one is, latency, rooms, and the last changes.
+In a terminal it is a live view (with the package rich; a line for each change
+without it), into a pipe or a file JSON lines. It ends with Ctrl-C, or
+when the client stops because the server refused it for good.
 
 Any WebSocket server will do, with --no-ping if it does not answer the text
 message 'ping' with 'pong'. Rooms are those of the Loro syncing protocol; they
@@ -73,17 +73,17 @@ examples:
   reconnect-fsm watch ws://127.0.0.1:8787/ --once
       for scripts: exit code 0 as soon as it is connected and was answered
   reconnect-fsm watch ws://127.0.0.1:8787/ --for 600 > fared.jsonl
-      what happened within ten minutes, to be looked at by a program
+      what happens within ten minutes, for a program to read
 
 exit codes:
   0    with --once, it is connected and its rooms are joined; with --for, it was
        so in the end; or ended with Ctrl-C
-  3    it is not: not in time, or the server said not to come again
+  3    it is not: not in time, or the server refused it for good
 """
 
 
 def add(commands: Commands) -> None:
-    watch = add_command(commands, "watch", _watch, "how the connection to a server fares, live", WATCH, EPILOG)
+    watch = add_command(commands, "watch", _watch, "show the connection to a server, live", WATCH, EPILOG)
     watch.add_argument("url", metavar="URL", help="ws:// or wss://; its query is never shown")
     watch.add_argument(
         "--room",
@@ -140,17 +140,17 @@ def _auth(text: str) -> bytes:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from reconnect_fsm.cli.observer import Observer
+    from reconnect_fsm.cli.watched import WatchedClient
     from reconnect_fsm.errors import InvalidURL
 
     if arguments.rooms:
         with needing("loro", "loro"):
-            importlib.import_module("loro")  # before anything is connected
+            importlib.import_module("loro")  # before the client connects
     try:
-        observer, client = Observer(arguments.url, pings=not arguments.no_ping), _client(arguments)
+        watched, client = WatchedClient(arguments.url, pings=not arguments.no_ping), _client(arguments)
     except InvalidURL as error:
         raise Unusable(str(error)) from error
-    return run_until_interrupted(_run(client, observer, _view(arguments.format), arguments))
+    return run_until_interrupted(_run(client, watched, _view(arguments.format), arguments))
 
 
 def _client(arguments: argparse.Namespace) -> Client:
@@ -187,43 +187,43 @@ def _view(wanted: str | None) -> View:
         except Failed as error:
             if wanted == "live":
                 raise
-            complain(f"{error}; until then, a line for each change")
+            warn(f"{error}; until then, a line for each change")
     return Lines(sys.stdout, as_line)
 
 
-async def _run(client: Client, observer: Observer, view: View, arguments: argparse.Namespace) -> int:
-    limit = arguments.lasting or (ONCE if arguments.once else float("inf"))
+async def _run(client: Client, watched: WatchedClient, view: View, arguments: argparse.Namespace) -> int:
+    limit = arguments.lasting or (ONCE_TIMEOUT if arguments.once else float("inf"))
     wrong = ""
-    with _recording(client, arguments.record), view, observer.listening_to_the_log():
-        observer.follow(client, arguments.rooms, arguments.auth)
-        async with client, _pinging(client, enabled=observer.pings) as pinged:
+    with _recording(client, arguments.record), view, watched.capturing_log():
+        watched.follow(client, arguments.rooms, arguments.auth)
+        async with client, _pinging(client, enabled=watched.pings) as pinged:
             try:
-                if not await _until_settled(observer, view, pinged, limit, once=arguments.once):
-                    wrong = _what_is_wrong(observer, pinged.done())
+                if not await _until_settled(watched, view, pinged, limit, once=arguments.once):
+                    wrong = _what_is_wrong(watched, pinged.done())
             finally:  # also of Ctrl-C, which is no failure
-                observer.end(NOT_CONNECTED if wrong else DONE)
-                view.show(observer)
+                watched.end(NOT_CONNECTED if wrong else DONE)
+                view.show(watched)
     if wrong:
         raise Failed(wrong, NOT_CONNECTED)
     return DONE
 
 
 async def _until_settled(
-    observer: Observer, view: View, pinged: asyncio.Future[None], limit: float, *, once: bool
+    watched: WatchedClient, view: View, pinged: asyncio.Future[None], limit: float, *, once: bool
 ) -> bool:
-    """Show how it goes until there is nothing more to wait for; return whether all is well then."""
+    """Show updates until the command has to end; return whether all is well then."""
     while True:
-        await observer.wait(GLANCE)
-        observer.look()
-        view.show(observer)
-        is_well = observer.is_well and (pinged.done() or not once)
-        if observer.has_stopped or observer.now >= limit or (once and (is_well or observer.refused)):
+        await watched.wait(POLL_INTERVAL)
+        watched.refresh()
+        view.show(watched)
+        is_well = watched.is_well and (pinged.done() or not once)
+        if watched.has_stopped or watched.now >= limit or (once and (is_well or watched.refused)):
             return is_well
 
 
 @asynccontextmanager
 async def _pinging(client: Client, *, enabled: bool) -> AsyncGenerator[asyncio.Future[None], None]:
-    """Measure the latency at once: the keepalive's first ping comes after its interval. Yields what is done with it."""
+    """Measure the latency at once: the keepalive's first ping comes after its interval. Yields a future of the ping."""
     pinged: asyncio.Future[None] = asyncio.ensure_future(_ping(client) if enabled else _nothing())
     try:
         yield pinged
@@ -240,7 +240,7 @@ async def _ping(client: Client) -> None:
         try:
             await client.ping(timeout=PING_TIMEOUT)
         except (ReconnectError, TimeoutError):
-            await asyncio.sleep(GLANCE)  # the connection is gone again, or the keepalive will see to it
+            await asyncio.sleep(POLL_INTERVAL)  # the connection is lost again, or the keepalive will end it
         else:
             return
 
@@ -258,16 +258,16 @@ def _recording(client: Client, file: Path | None) -> AbstractContextManager[obje
         raise Unusable(f"cannot write {file}: {error.strerror or error}") from error
 
 
-def _what_is_wrong(observer: Observer, was_answered: bool) -> str:
-    if observer.refused:
-        room = observer.refused[0]
+def _what_is_wrong(watched: WatchedClient, was_answered: bool) -> str:
+    if watched.refused:
+        room = watched.refused[0]
         return f"the room {room.id} is not joined: {room.reason}"
-    if observer.is_well and not was_answered:
-        return f"connected to {observer.url}, but it does not answer the text 'ping'; if it is not to, say --no-ping"
-    after = f"{observer.now:.0f} s"
-    if observer.status is ClientStatus.CONNECTED:
-        waiting = [each.room.id for each in observer.rooms if each.room.status is not RoomStatus.JOINED]
-        return f"connected to {observer.url}, but the room {waiting[0]} is not joined after {after}: no answer"
-    what = "the client stopped" if observer.has_stopped else f"{observer.status.value} after {after}"
-    hint = f" ({observer.hint})" if observer.hint else ""
-    return f"{observer.url}: {what}: {observer.reason}{hint}"
+    if watched.is_well and not was_answered:
+        return f"connected to {watched.url}, but it does not answer the text 'ping'; if it is not to, say --no-ping"
+    after = f"{watched.now:.0f} s"
+    if watched.status is ClientStatus.CONNECTED:
+        waiting = [each.room.id for each in watched.rooms if each.room.status is not RoomStatus.JOINED]
+        return f"connected to {watched.url}, but the room {waiting[0]} is not joined after {after}: no answer"
+    what = "the client stopped" if watched.has_stopped else f"{watched.status.value} after {after}"
+    hint = f" ({watched.hint})" if watched.hint else ""
+    return f"{watched.url}: {what}: {watched.reason}{hint}"

@@ -34,7 +34,7 @@ __all__ = ["sequence"]
 
 INSTANT: Final = 0.005
 """Seconds within which what rooms do belongs to the fact that moved the first of them."""
-MOST_LINES: Final = 48
+MAX_LINES: Final = 48
 EVENT, SMALL = 13, 12
 PAD: Final = 10
 
@@ -132,9 +132,9 @@ class _Sequence:
             if not lines or step.machine == CLIENT or step.time - lines[-1].start > INSTANT:
                 lines.append(_Line([]))
             lines[-1].steps.append(step)
-        if len(lines) <= MOST_LINES:
+        if len(lines) <= MAX_LINES:
             return lines
-        each = math.ceil(len(lines) / MOST_LINES)
+        each = math.ceil(len(lines) / MAX_LINES)
         parts = [lines[number : number + each] for number in range(0, len(lines), each)]
         return [_Line([step for line in part for step in line.steps], is_sum=True) for part in parts]
 
@@ -171,7 +171,7 @@ class _Sequence:
         names = ", ".join(lane.name for lane in self.lanes)
         told = f"{len(self.steps)} transitions of {names or 'nothing'} within {_seconds(self.end - self.begin)}. "
         told += " ".join(
-            f"{_seconds(line.start - self.begin)}: {self.headline(line)}." for line in self.lines[:MOST_LINES]
+            f"{_seconds(line.start - self.begin)}: {self.headline(line)}." for line in self.lines[:MAX_LINES]
         )
         return document(
             "fsm-sequence", (self.width, height), self.title or "What happened", _short(told, 2000), self.body

@@ -1,4 +1,4 @@
-"""A page in your browser that shows a client live: its machine, rooms, history and latency; with buttons to steer it.
+"""A page in your browser that shows a client live: its machine, rooms, history and latency; with buttons to control it.
 
 One line in a program of yours::
 
@@ -7,7 +7,7 @@ One line in a program of yours::
 
 It is off unless asked for, and for this machine only: it listens on a loopback address, the address of the page holds a
 token that every request needs, and requests that another site makes a browser send are refused. No secret is shown. It
-costs the client's event loop nothing while nobody looks, and a bounded share while somebody does.
+costs the client's event loop nothing while no page is open, and a bounded share while one is.
 
 `Inspector` is the same without printing. `run` and `run_demo` are what the command line calls.
 """

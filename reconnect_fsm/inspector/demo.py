@@ -1,4 +1,4 @@
-"""The inspector for those who have no client in a program yet: of any server, or of a demo server that misbehaves.
+"""The inspector without a program: a client of any server, or of a demo server that misbehaves.
 
 `run` and `run_demo` last until they are cancelled; `demo_inspector` is the latter for a program, or a test, of yours.
 """
@@ -17,17 +17,17 @@ from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode, Upda
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.testing.embedded_server import EmbeddedServer
 
-__all__ = ["Onlooker", "demo_inspector", "run", "run_demo"]
+__all__ = ["NullAdaptor", "demo_inspector", "run", "run_demo"]
 
 Tell = Callable[[str], object]
 
-# Short, so that there is something to see; the defaults suit real networks. All in seconds.
+# Short, so that changes are seen soon; the defaults suit real networks. All in seconds.
 BASE, CAP, STABLE_AFTER = 0.5, 8.0, 3.0
 KEEPALIVE: Final = Keepalive(interval=2.0, timeout=2.0)
 
 
-class Onlooker:
-    """An adaptor without a document: it is in a room to see the room's state, and lets go of what comes."""
+class NullAdaptor:
+    """An adaptor without a document: it joins a room to show the room's state, and drops every update."""
 
     def __init__(self, crdt_type: CrdtType = CrdtType.LORO) -> None:
         self.crdt_type = crdt_type
@@ -58,12 +58,12 @@ class Onlooker:
 async def run(url: str, *, rooms: Iterable[str] = (), port: int = 0, tell: Tell = print, **options: Any) -> None:
     """Inspect a client of this server, made here, until cancelled. ``tell`` gets the address of the page.
 
-    ``rooms`` are joined, as an onlooker; ``options`` are those of `Client`. Raises what `Client` and `Client.join` do
-    for arguments that cannot work, and OSError if the port is taken.
+    ``rooms`` are joined without a document; ``options`` are those of `Client`. Raises what `Client` and `Client.join`
+    raise for invalid arguments, and OSError if the port is taken.
     """
     client = Client(url, **options)
     for room in rooms:
-        client.join(room, Onlooker())
+        client.join(room, NullAdaptor())
     async with Inspector(client, port=port) as inspector, client:
         tell(inspector.url)
         await asyncio.Event().wait()
@@ -94,9 +94,9 @@ async def demo_inspector(
         )
 
         def join() -> None:
-            """Those that are tracked stay as they are."""
+            """Join all rooms; those that are tracked already do not change."""
             for number in range(1, rooms + 1):
-                client.join(f"room {number:,}", Onlooker(CrdtType.EPHEMERAL))
+                client.join(f"room {number:,}", NullAdaptor(CrdtType.EPHEMERAL))
 
         join()
         async with client, Inspector(client, port=port, faults=_faults(server, client, join)) as inspector:
@@ -104,7 +104,7 @@ async def demo_inspector(
 
 
 def _faults(server: EmbeddedServer, client: Client, join: Callable[[], None]) -> dict[str, Callable[[], object]]:
-    """What the server can be made to do, by the words on the button. Each may be pressed at any time."""
+    """The faults of the server, by the words on the button. Each may be pressed at any time."""
 
     async def stop() -> None:
         await server.stop(1012, "maintenance")
@@ -120,9 +120,9 @@ def _faults(server: EmbeddedServer, client: Client, join: Callable[[], None]) ->
     def ignore_joins(ignore: bool) -> None:
         server.ignore_joins = ignore
 
-    async def evicted() -> None:
+    async def evict() -> None:
         for room in client.rooms[:1]:
-            out = RoomError(room.crdt_type, room.id, RoomErrorCode.EVICTED, "put out by the demo")
+            out = RoomError(room.crdt_type, room.id, RoomErrorCode.EVICTED, "evicted by the demo")
             await server.send(room.id, room.crdt_type, out)
 
     return {
@@ -137,6 +137,6 @@ def _faults(server: EmbeddedServer, client: Client, join: Callable[[], None]) ->
         "Accept dials": lambda: server.refuse_upgrades(None),
         "Ignore joins": lambda: ignore_joins(True),
         "Answer joins": lambda: ignore_joins(False),
-        "Put the client out of a room": evicted,
+        "Evict the client from a room": evict,
         "Join all rooms again": join,
     }

@@ -1,7 +1,6 @@
-"""What is known of a client: its present state, and the last of its transitions and round trips.
+"""The present state of a client, and the last of its transitions and round trips.
 
-The one place where the inspector reaches into a client. `Observer` keeps what happens, bounded; nothing here knows who
-looks at it.
+`Observer` records what happens, bounded. It knows nothing of viewers.
 """
 
 from __future__ import annotations
@@ -20,56 +19,56 @@ __all__ = ["Observer", "Stream", "earlier", "last_step"]
 
 T = TypeVar("T")
 
-TRANSITIONS: Final = 300  # kept, and shown
-ROUND_TRIPS: Final = 600  # likewise
+MAX_TRANSITIONS: Final = 300  # kept, and shown
+MAX_ROUND_TRIPS: Final = 600  # likewise
 EVENTS: Final = {"connect": "connect_requested", "retry": "retry_requested", "close": "close_requested"}
 
 
 class Stream(Generic[T]):
-    """The last items of a series; who knows how far somebody has read can tell what they have not seen."""
+    """The last items of a series. A reader remembers how many it has read, and asks for those after them."""
 
-    def __init__(self, most: int) -> None:
-        self._items: deque[T] = deque(maxlen=most)
+    def __init__(self, max_items: int) -> None:
+        self._items: deque[T] = deque(maxlen=max_items)
         self.count = 0
-        """How many there were, also those forgotten."""
+        """The number of items added, dropped ones included."""
 
     def add(self, item: T) -> None:
         self._items.append(item)
         self.count += 1
 
     def since(self, count: int) -> tuple[bool, list[T]]:
-        """Whether some that came after the first ``count`` are forgotten, and those that are not."""
+        """Whether items after the first ``count`` were dropped, and those that were not."""
         new = self.count - count
         kept = len(self._items)
         return new > kept, list(self._items)[max(kept - new, 0) :]
 
 
 class Observer:
-    """Keeps what a client goes through, until `stop`; tells ``changed`` of it."""
+    """Records the transitions and round trips of a client until `stop`; calls ``changed`` after each."""
 
     def __init__(self, client: Connection, changed: Callable[[], None]) -> None:
         self.client = client
-        self.transitions: Stream[dict[str, Any]] = Stream(TRANSITIONS)
-        self.latency: Stream[tuple[float, float | str]] = Stream(ROUND_TRIPS)
+        self.transitions: Stream[dict[str, Any]] = Stream(MAX_TRANSITIONS)
+        self.latency: Stream[tuple[float, float | str]] = Stream(MAX_ROUND_TRIPS)
         """When, in seconds since the epoch, and the round trip in seconds; or that the connection was ``lost``, or
         ``made``."""
         self._changed = changed
         self._since: float | None = None  # when the present state began, in seconds since the epoch
         before = earlier(client)
-        # Those of which the callbacks have not heard yet will come by `_transition`.
+        # Those for which the callbacks are still to be called will come to `_transition`.
         for when, change in before[: max(len(before) - observation_of(client).pending_transitions, 0)]:
             self._add(when, change)
         self._unsubscribe = (client.on_transition(self._transition), client.on_latency(self._round_trip))
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for unsubscribe in self._unsubscribe:
             unsubscribe()
 
-    # What it is like now
+    # The present state
 
     def present(self) -> dict[str, Any]:
-        """The client's state, as the page shows it; equal as long as nothing changed."""
+        """The client's state, as the page shows it; equal as long as nothing changes."""
         client, fsm = self.client, observation_of(self.client).fsm
         return {
             "url": shown_url(client),
@@ -84,16 +83,16 @@ class Observer:
         }
 
     def actions(self) -> dict[str, str | None]:
-        """What can be asked of the client now: None, or why it would change nothing."""
+        """For each action None, or why it would change nothing now."""
         fsm = observation_of(self.client).fsm
         return {
-            **{name: why_refused(fsm, event) for name, event in EVENTS.items()},
+            **{name: why_ignored(fsm, event) for name, event in EVENTS.items()},
             "offline": None if fsm.online else "it counts as offline already",
             "online": "it counts as online already" if fsm.online else None,
         }
 
     def ask(self, action: str) -> None:
-        """Do one of `actions`. Raises KeyError for another."""
+        """Run one of `actions`. Raises KeyError for another."""
         client = self.client
         actions: dict[str, Callable[[], object]] = {
             "connect": client.connect,
@@ -106,7 +105,7 @@ class Observer:
         self._changed()
 
     def explanation(self) -> str:
-        """Why the client is as it is and what comes next; the page shows the rest of it in other ways."""
+        """The status, its reason and what comes next; the page shows the rest of `explain` in other ways."""
         return explanation_of(self.client).present
 
     # What happens
@@ -141,21 +140,21 @@ class Observer:
 
 
 def shown_url(client: Connection) -> str:
-    """Where it connects to, without what may be secret."""
+    """The address of the server, without what may be secret."""
     url = observation_of(client).url
     if url is None:
         return "an address that a function gives"
     return str(url.with_user(None).with_query(None).with_fragment(None))
 
 
-def why_refused(fsm: ClientFSM, event: str) -> str | None:
-    """Why the machine refuses an event in its present state, if no guard passes; None if it does not."""
+def why_ignored(fsm: ClientFSM, event: str) -> str | None:
+    """Why the machine ignores an event in its present state if no guard passes; None if it does not."""
     rules = [rule for rule in fsm.rules if rule.event == event and rule.source == fsm.state]
     return rules[-1].because if rules and rules[-1].is_refusal else None
 
 
 def earlier(client: Connection) -> list[tuple[float, StateChange]]:
-    """The transitions that the client remembers, and when each was made, in seconds since the epoch."""
+    """The transitions in the client's log, each with its time in seconds since the epoch."""
     now = observation_of(client)
     if now.loop is None or now.loop.is_closed():
         return []
@@ -169,7 +168,7 @@ def earlier(client: Connection) -> list[tuple[float, StateChange]]:
         )
         for step in transitions(step for step in now.log if step[2] is now.fsm)
         if step.old != step.new
-    ][-TRANSITIONS:]
+    ][-MAX_TRANSITIONS:]
 
 
 def last_step(client: Connection) -> object:

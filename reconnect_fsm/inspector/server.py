@@ -1,7 +1,6 @@
 """The server behind the page: its files, and a WebSocket to each viewer.
 
-It answers what `Guard` lets through, and nothing else: there is nothing but the names in `FILES`, the pictures of
-the client's machine, and the WebSocket.
+It answers only what `Access` allows: the names in `FILES`, the pictures of the client's machine, and the WebSocket.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from reconnect_fsm._asyncio.client import Client
 from reconnect_fsm._asyncio.connection import Connection, observation_of
 from reconnect_fsm._asyncio.user_code import UserCodeFailed, await_user, call_user
 from reconnect_fsm.diagrams import Machine, cards, picture
-from reconnect_fsm.inspector.census import Census
-from reconnect_fsm.inspector.guard import Guard, check_host
+from reconnect_fsm.inspector.access import Access, check_host
 from reconnect_fsm.inspector.observer import Observer
+from reconnect_fsm.inspector.room_counts import RoomCounts
 from reconnect_fsm.inspector.viewer import Viewer
 
 __all__ = ["Inspector", "inspect"]
 
 
-VIEWERS: Final = 8  # at the same time
+MAX_VIEWERS: Final = 8  # at the same time
 SCRIPTS: Final = ("main", "link", "dom", "machine", "timeline", "latency", "rooms", "controls")
 FILES: Final = {
     "": ("index.html", "text/html"),
@@ -38,7 +37,7 @@ FILES: Final = {
     "icon.svg": ("icon.svg", "image/svg+xml"),
     **{f"{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
-"""What there is, by its name in the address: the file in ``page/``, and its type."""
+"""The name in the address: the file in ``page/``, and its type."""
 
 
 class Inspector:
@@ -50,7 +49,7 @@ class Inspector:
             print(inspector.url)        # open it in a browser; it holds a token, so do not log it
 
     Parameters:
-        client: whom to show: a Client, or a Connection. It is neither started nor closed, but by the page's buttons.
+        client: a Client or a Connection. Only the buttons of the page start or close it.
         host: the loopback address to listen on.
         port: the port; 0 for any free one.
         faults: buttons that do something to a test server: functions, plain or async, by the words on the button.
@@ -73,22 +72,22 @@ class Inspector:
         self._port = port
         self._faults = dict(faults or {})
         self._running: dict[str, asyncio.Task[None]] = {}  # faults that are under way
-        self._guard: Guard | None = None
+        self._access: Access | None = None
         self._runner: web.ServerRunner | None = None
         self._observer: Observer | None = None
-        self._census = Census(client) if isinstance(client, Client) else None
+        self._room_counts = RoomCounts(client) if isinstance(client, Client) else None
         self._viewers: set[Viewer] = set()
         self._drawings: tuple[str, str, str] | None = None
 
     @property
     def url(self) -> str:
-        """The address of the page. It holds a token, so show it only to whoever may steer the client.
+        """The address of the page. It holds a token, so show it only to users who may control the client.
 
         Raises RuntimeError while the inspector is not started.
         """
-        if self._guard is None:
+        if self._access is None:
             raise RuntimeError("the inspector has no address before it is started: await start(), or use async with")
-        return self._guard.url
+        return self._access.url
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -116,17 +115,17 @@ class Inspector:
             await self._runner.setup()
             await web.TCPSite(self._runner, self._host, self._port).start()
             self._observer = Observer(self._client, self._wake)
-            self._guard = Guard(self._host, self._runner.addresses[0][1])
+            self._access = Access(self._host, self._runner.addresses[0][1])
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """Let go of the client and of all viewers; nothing is left then. Stopping what is not started does nothing."""
+        """Stop observing the client, and disconnect all viewers. Does nothing if it is not started."""
         runner, self._runner = self._runner, None
         if runner is None:
             return
-        self._guard = None
+        self._access = None
         if self._observer is not None:
             self._observer.stop()
         for task in self._running.values():
@@ -142,26 +141,26 @@ class Inspector:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request, whatever it is."""
-        guard = self._guard
-        if guard is None:
+        access = self._access
+        if access is None:
             return web.Response(status=503)
-        refusal = guard.refusal(request)
+        refusal = access.refusal(request)
         if refusal is None:
             _, slash, name = request.path.removeprefix("/").partition("/")
             if not slash:  # what the page loads is beside it
                 response = web.Response(status=308, headers={hdrs.LOCATION: f"{request.path}/"})
-                return guard.protected(request, response)
+                return access.protected(request, response)
             if name == "live" and hdrs.UPGRADE in request.headers:
-                if len(self._viewers) < VIEWERS:
+                if len(self._viewers) < MAX_VIEWERS:
                     return await self._view(request)
-                refusal = 503, f"there are {VIEWERS} viewers already: close one of their pages"
+                refusal = 503, f"there are {MAX_VIEWERS} viewers already: close one of their pages"
             elif (found := await self._file(name)) is not None:
                 text, kind = found
-                return guard.protected(request, web.Response(text=text, content_type=kind, charset="utf-8"))
+                return access.protected(request, web.Response(text=text, content_type=kind, charset="utf-8"))
             else:
                 refusal = 404, "there is no such page"
         status, why = refusal
-        return guard.protected(request, web.Response(status=status, text=f"{why}\n"))
+        return access.protected(request, web.Response(status=status, text=f"{why}\n"))
 
     async def _file(self, name: str) -> tuple[str, str] | None:
         """The text of a file of the page, and its type; None if there is none of this name."""
@@ -180,20 +179,20 @@ class Inspector:
 
     async def _view(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._observer is not None
-        viewer = Viewer(self, self._observer, self._census)
+        viewer = Viewer(self, self._observer, self._room_counts)
         self._viewers.add(viewer)
         try:
             return await viewer.serve(request)
         finally:
             self._viewers.discard(viewer)
-            if self._census is not None and not self._viewers:
-                self._census.forget()
+            if self._room_counts is not None and not self._viewers:
+                self._room_counts.forget()
 
     # What viewers ask for
 
     @property
     def viewers(self) -> int:
-        """How many look at the page now."""
+        """The number of open pages."""
         return len(self._viewers)
 
     def faults(self) -> list[tuple[str, bool]]:

@@ -1,7 +1,7 @@
-"""One page that is open: told what changed since it was told last, and heard when somebody presses a button.
+"""One open page: it is sent what has changed since the last update, and its buttons are requests.
 
-There is no queue. What a slow viewer misses comes in one piece, or as a fresh start if it is no longer kept; so nothing
-grows with one that does not read, and after `SLOWEST` seconds it is put out.
+There is no queue. A slow viewer gets all that it has missed in one update, or a fresh start if that is no longer kept.
+So memory does not grow with a viewer that does not read; after `MAX_SEND_TIME` seconds it is disconnected.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any, Final, Protocol
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from reconnect_fsm.inspector.census import Census, Query
 from reconnect_fsm.inspector.observer import Observer, Stream, last_step
+from reconnect_fsm.inspector.room_counts import Query, RoomCounts
 
-__all__ = ["Desk", "Viewer"]
+__all__ = ["Viewer", "ViewerContext"]
 
 logger = logging.getLogger("reconnect_fsm")
 
-PER_SECOND: Final = 20  # times it is told something, at most
-GLANCE: Final = 0.25  # seconds between two looks at the rooms and the clock
-HEARD_EVERY: Final = 0.02  # seconds between two questions of its own, at least
-SHARE: Final = 0.05  # of the event loop's time that counting rooms takes at most, for all viewers together
-SLOWEST: Final = 10.0  # seconds that it may take to read what it is told
+MAX_UPDATES_PER_SECOND: Final = 20
+POLL_INTERVAL: Final = 0.25  # seconds between two counts of the rooms
+MIN_REQUEST_INTERVAL: Final = 0.02  # seconds
+MAX_SHARE: Final = 0.05  # of the event loop's time for counting rooms, for all viewers together
+MAX_SEND_TIME: Final = 10.0  # seconds until a viewer must have read an update
 CLOSE_TIMEOUT: Final = 1.0  # seconds
-LONGEST_MESSAGE: Final = 4096  # bytes, of its own
-LONGEST_TEXT: Final = 200  # characters that rooms are searched for
-MOST_STATES: Final = 50
+MAX_MESSAGE_SIZE: Final = 4096  # bytes of a request
+MAX_SEARCH_TEXT: Final = 200  # characters
+MAX_STATES: Final = 50
 
 
-class Desk(Protocol):
-    """What all viewers share."""
+class ViewerContext(Protocol):
+    """What all viewers of an inspector share."""
 
     @property
     def viewers(self) -> int: ...
@@ -42,37 +42,37 @@ class Desk(Protocol):
 
 
 class Viewer:
-    """A WebSocket to a page. ``changed`` is set whenever there may be news for it."""
+    """A WebSocket to a page. ``changed`` is set whenever there may be an update for it."""
 
-    def __init__(self, desk: Desk, observer: Observer, census: Census | None) -> None:
+    def __init__(self, context: ViewerContext, observer: Observer, room_counts: RoomCounts | None) -> None:
         self.changed = asyncio.Event()
-        self._desk = desk
+        self._context = context
         self._observer = observer
-        self._census = census
+        self._room_counts = room_counts
         self._leave = asyncio.Event()
         self._notices: list[str] = []
         self._query = Query()
-        self._told: dict[str, Any] = {}
-        self._transitions = self._latency = 0  # how many of them it was told
-        self._counted: tuple[object, Query] | None = None  # the last fact when the rooms were counted, and what for
-        self._cost = 0.0  # seconds of the loop that counting them took
+        self._sent: dict[str, Any] = {}
+        self._transitions = self._latency = 0  # how many of them were sent
+        self._counted: tuple[object, Query] | None = None  # the last step when the rooms were counted, and the query
+        self._cost = 0.0  # seconds of the loop for the last count
 
     def notice(self, words: str) -> None:
-        """Something it should be told once."""
+        """Send these words once."""
         self._notices = [*self._notices, words][-10:]
         self.changed.set()
 
     def leave(self) -> None:
-        """End it, soon."""
+        """End the WebSocket, soon."""
         self._leave.set()
 
     async def serve(self, request: web.BaseRequest) -> web.WebSocketResponse:
-        """Serve it until it has gone, or is told to leave."""
-        ws = web.WebSocketResponse(timeout=CLOSE_TIMEOUT, compress=False, max_msg_size=LONGEST_MESSAGE)
+        """Serve it until the page is closed, or `leave` is called."""
+        ws = web.WebSocketResponse(timeout=CLOSE_TIMEOUT, compress=False, max_msg_size=MAX_MESSAGE_SIZE)
         await ws.prepare(request)
         work: set[asyncio.Task[Any]] = {
-            asyncio.create_task(self._tell(ws), name="inspector viewer: tell"),
-            asyncio.create_task(self._hear(ws), name="inspector viewer: hear"),
+            asyncio.create_task(self._send_updates(ws), name="inspector viewer: send"),
+            asyncio.create_task(self._receive(ws), name="inspector viewer: receive"),
             asyncio.create_task(self._leave.wait(), name="inspector viewer: leave"),
         }
         try:
@@ -81,7 +81,7 @@ class Viewer:
             for task in work:
                 task.cancel()
             for result in await asyncio.gather(*work, return_exceptions=True):
-                if isinstance(result, TimeoutError):  # it does not read: nor would it read a close frame
+                if isinstance(result, TimeoutError):  # it does not read, so it would not read a close frame
                     if request.transport is not None:
                         request.transport.abort()
                 elif isinstance(result, Exception) and not isinstance(result, ConnectionError):
@@ -89,76 +89,76 @@ class Viewer:
         await ws.close(code=WSCloseCode.GOING_AWAY)
         return ws
 
-    # Telling
+    # Sending
 
-    async def _tell(self, ws: web.WebSocketResponse) -> None:
+    async def _send_updates(self, ws: web.WebSocketResponse) -> None:
         while not ws.closed:
             self.changed.clear()
-            news = await self._news()
-            if news:
-                async with asyncio.timeout(SLOWEST):
-                    await ws.send_str(json.dumps(news, separators=(",", ":")))
-            await asyncio.sleep(max(1 / PER_SECOND, self._cost * self._desk.viewers / SHARE))
+            update = await self._update()
+            if update:
+                async with asyncio.timeout(MAX_SEND_TIME):
+                    await ws.send_str(json.dumps(update, separators=(",", ":")))
+            await asyncio.sleep(max(1 / MAX_UPDATES_PER_SECOND, self._cost * self._context.viewers / MAX_SHARE))
             with suppress(TimeoutError):
-                async with asyncio.timeout(GLANCE):
+                async with asyncio.timeout(POLL_INTERVAL):
                     await self.changed.wait()
 
-    async def _news(self) -> dict[str, Any]:
-        """What it was not told yet."""
+    async def _update(self) -> dict[str, Any]:
+        """What has changed since the last update."""
         observer = self._observer
         values: dict[str, Any] = {
             "client": observer.present(),
             "explanation": observer.explanation(),
             "actions": observer.actions(),
-            "faults": self._desk.faults(),
+            "faults": self._context.faults(),
         }
         self._cost = 0.0
-        if self._census is not None:
-            fact, query = last_step(observer.client), self._query
-            if self._counted is None or self._counted[0] is not fact or self._counted[1] != query:
-                self._counted = fact, query  # before: what happens while they are counted is news
-                values["rooms"], self._cost = await self._census.take(query)
-        news = {name: value for name, value in values.items() if name not in self._told or self._told[name] != value}
-        self._told |= news
-        self._transitions = _add(news, "transitions", observer.transitions, self._transitions)
-        self._latency = _add(news, "latency", observer.latency, self._latency)
+        if self._room_counts is not None:
+            step, query = last_step(observer.client), self._query
+            if self._counted is None or self._counted[0] is not step or self._counted[1] != query:
+                self._counted = step, query  # before the count: a step meanwhile means another count
+                values["rooms"], self._cost = await self._room_counts.count(query)
+        update = {name: value for name, value in values.items() if name not in self._sent or self._sent[name] != value}
+        self._sent |= update
+        self._transitions = _add(update, "transitions", observer.transitions, self._transitions)
+        self._latency = _add(update, "latency", observer.latency, self._latency)
         if self._notices:
-            news["notices"], self._notices = self._notices, []
-        return news
+            update["notices"], self._notices = self._notices, []
+        return update
 
-    # Hearing
+    # Receiving
 
-    async def _hear(self, ws: web.WebSocketResponse) -> None:
+    async def _receive(self, ws: web.WebSocketResponse) -> None:
         async for message in ws:
-            if message.type is not WSMsgType.TEXT or not self._heard(message.data):
+            if message.type is not WSMsgType.TEXT or not self._handle(message.data):
                 await ws.close(code=WSCloseCode.POLICY_VIOLATION, message=b"not understood")
                 return
-            await asyncio.sleep(HEARD_EVERY)
+            await asyncio.sleep(MIN_REQUEST_INTERVAL)
 
-    def _heard(self, text: str) -> bool:
-        """Do what it asks for; whether it could be understood."""
+    def _handle(self, text: str) -> bool:
+        """Carry out a request; return whether it was understood."""
         try:
             match json.loads(text):
                 case {"look": {"states": [*states], "text": str(wanted), "page": int(page)}}:
-                    chosen = frozenset(map(str, states[:MOST_STATES]))
-                    self._query = Query(chosen, wanted[:LONGEST_TEXT], max(page, 0))
+                    chosen = frozenset(map(str, states[:MAX_STATES]))
+                    self._query = Query(chosen, wanted[:MAX_SEARCH_TEXT], max(page, 0))
                     self.changed.set()
                 case {"do": str(action)}:
                     self._observer.ask(action)
                 case {"cause": str(fault)}:
-                    self._desk.cause(fault)
+                    self._context.cause(fault)
                 case _:
                     return False
         except (ValueError, KeyError, RecursionError):
             return False
-        except RuntimeError as error:  # the client runs in another loop by now
+        except RuntimeError as error:  # the client runs in another loop now
             self.notice(str(error))
         return True
 
 
-def _add(news: dict[str, Any], name: str, stream: Stream[Any], told: int) -> int:
-    """Add what is new in a stream to the news; returns how much of it was told then."""
-    if stream.count != told:
-        missed, items = stream.since(told)
-        news[name] = {"afresh": missed or told == 0, "items": items}
+def _add(update: dict[str, Any], name: str, stream: Stream[Any], sent: int) -> int:
+    """Add the new items of a stream to the update; return how many items the stream had."""
+    if stream.count != sent:
+        missed, items = stream.since(sent)
+        update[name] = {"afresh": missed or sent == 0, "items": items}
     return stream.count

@@ -7,14 +7,11 @@ from reconnect_fsm.recorder.recorder import (
     CLIENT,
     Divergence,
     File,
-    Recorder,
     Recording,
     Replay,
     Transition,
     UnreadableRecording,
-    export,
     replay,
-    transitions,
     transitions_in,
 )
 
@@ -22,13 +19,10 @@ __all__ = [
     "CLIENT",
     "Divergence",
     "File",
-    "Recorder",
     "Recording",
     "Replay",
     "Transition",
     "UnreadableRecording",
-    "export",
     "replay",
-    "transitions",
     "transitions_in",
 ]

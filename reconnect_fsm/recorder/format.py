@@ -22,8 +22,8 @@ from reconnect_fsm.loro_protocol.messages import RoomErrorCode
 __all__ = [
     "CLIENT",
     "FORMAT",
-    "LONGEST",
-    "MOST_ITEMS",
+    "MAX_ITEMS",
+    "MAX_TEXT",
     "Json",
     "Opaque",
     "Transition",
@@ -43,10 +43,10 @@ __all__ = [
 FORMAT: Final = 1
 CLIENT: Final = "client"
 """What the client is called among the machines of a recording; all others are rooms."""
-LONGEST: Final = 1000  # characters of a text
-MOST_ITEMS: Final = 100  # of a list; of one in another far fewer
-DEEPEST: Final = 6  # of one value in another
-MOST_LEVELS: Final = 4 + 2 * DEEPEST  # of lists and objects: 3 around a header's codes, 2 for a value, 1 for the last
+MAX_TEXT: Final = 1000  # characters of a text
+MAX_ITEMS: Final = 100  # of a list; of one in another far fewer
+MAX_DEPTH: Final = 6  # of one value in another
+MAX_LEVELS: Final = 4 + 2 * MAX_DEPTH  # of lists and objects: 3 around a header's codes, 2 for a value, 1 for the last
 
 Json: TypeAlias = Any
 
@@ -115,7 +115,7 @@ def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
     """Any value as JSON, bounded in size. ``text`` is what becomes of a str. Raises nothing, unless ``text`` does."""
     kind = cast("type[object]", type(value))
     if kind is str:
-        return text(shortened(value, LONGEST))
+        return text(shortened(value, MAX_TEXT))
     if value is None or kind is bool or (kind is int and abs(value) < 2**64):
         return value
     if kind is float:
@@ -124,13 +124,13 @@ def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
         return {"opaque": str(value)}
     if kind in ENUMS:
         return {"is": kind.__name__, "name": value.name}
-    if depth < DEEPEST:
+    if depth < MAX_DEPTH:
         if kind in FIELDS:
             return _value(value, text, depth)
         if kind in ERRORS:
             words = encoded(str(value), text)
             return {"is": kind.__name__, "words": words, **_inside(value, ERRORS[kind], text, depth)}
-        if kind in (list, tuple) and len(value) <= MOST_ITEMS >> 3 * depth:
+        if kind in (list, tuple) and len(value) <= MAX_ITEMS >> 3 * depth:
             items = [encoded(each, text, depth + 1) for each in value]
             return items if kind is list else {"is": "tuple", "items": items}
     return {"opaque": _described(value, kind, depth)}
@@ -159,9 +159,9 @@ def _described(value: Any, kind: type[object], depth: int) -> str:
     """What it is, and not what it says. Of a dataclass, such as an effect of the user's own, its numbers too."""
     if issubclass(kind, Enum):
         return f"{kind.__name__}.{value.name}"
-    if dataclasses.is_dataclass(kind) and depth < DEEPEST:
+    if dataclasses.is_dataclass(kind) and depth < MAX_DEPTH:
         inside = _inside(value, [each.name for each in dataclasses.fields(kind)], private, depth)
-        return shortened(in_words({"is": kind.__name__, **inside}), LONGEST)
+        return shortened(in_words({"is": kind.__name__, **inside}), MAX_TEXT)
     return f"<{kind.__name__}>"
 
 
@@ -222,7 +222,7 @@ def is_whole(value: Json) -> bool:
 def is_too_deep(line: Json) -> bool:
     """Whether more lies inside one another than is ever written; far deeper, Python itself would give up."""
     level: list[Json] = [line]
-    for _ in range(MOST_LEVELS + 1):
+    for _ in range(MAX_LEVELS + 1):
         if not level:
             return False
         level = [each for some in level for each in as_list(some) or (as_object(some) or {}).values()]

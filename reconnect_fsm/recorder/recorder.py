@@ -36,8 +36,8 @@ from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.recorder.format import (
     CLIENT,
     FORMAT,
-    LONGEST,
-    MOST_ITEMS,
+    MAX_ITEMS,
+    MAX_TEXT,
     Json,
     Transition,
     address,
@@ -70,9 +70,9 @@ __all__ = [
 logger = logging.getLogger("reconnect_fsm")
 
 MIN_BYTES: Final = 10_000  # for a header, a step and the end
-MOST_CODES: Final = 1000  # that a policy takes for fatal
-TELLING: Final = 8  # characters; a shorter id of a room is part of many a word
-MOST_TEXTS: Final = 100  # whose rooms were hidden and may come again
+MAX_CODES: Final = 1000  # that a policy takes for fatal
+MIN_DISTINCT: Final = 8  # characters; a shorter id of a room is part of many a word
+MAX_TEXTS: Final = 100  # whose rooms were hidden and may come again
 
 AS_JSON: Final = json.JSONEncoder(allow_nan=False).encode  # dumps() would make an encoder for each line
 
@@ -109,8 +109,8 @@ class Recorder:
     ) -> None:
         self._data = data
         self._redaction = redaction
-        self._hidden = _Hidden(rooms, data.room_fsm.events) if hide_rooms else None
-        self._names = _Names(same if self._hidden is None else self._hidden.name)
+        self._hidden = _HiddenIds(rooms, data.room_fsm.events) if hide_rooms else None
+        self._names = _MachineNames(same if self._hidden is None else self._hidden.name)
         self._text: Callable[[str], str] = same if self._hidden is None else self._hidden.text
 
     def header(self) -> str:
@@ -156,13 +156,13 @@ class Recorder:
             "old": old,
             "new": new,
             "status": str(fsm.states[new].status),
-            "reason": text(shortened(reason, LONGEST)),
+            "reason": text(shortened(reason, MAX_TEXT)),
             "attempt": attempt,
             "retry_in": _retry_in(effects),
             "effects": [encoded(each, text) for each in effects],
         }
         if is_new and memory is not None:
-            named = islice(named_context(fsm, memory).items(), MOST_ITEMS)
+            named = islice(named_context(fsm, memory).items(), MAX_ITEMS)
             told["memory"] = {key: encoded(each, text if hasattr(base, key) else private) for key, each in named}
         return self._line(told)
 
@@ -190,14 +190,14 @@ class Recorder:
             value: Any = getattr(settings, each.name)
             text = same if hasattr(base, each.name) else private
             if type(value) in (set, frozenset, range):
-                codes: list[Any] = sorted(value, key=repr)[:MOST_CODES]
+                codes: list[Any] = sorted(value, key=repr)[:MAX_CODES]
                 told[each.name] = [encoded(code, text) for code in codes]
             elif each.repr:
                 told[each.name] = encoded(value, text)
         return told
 
 
-class _Hidden:
+class _HiddenIds:
     """Makes unguessable names of rooms' ids, and finds the ids in texts: a server may name the room it speaks of."""
 
     def __init__(self, rooms: Iterable[str], facts: Collection[str]) -> None:
@@ -234,7 +234,7 @@ class _Hidden:
             length = next((each for each in self._lengths if self._is_id(words, at, at + each)), 0)
             shown.append(self._names[words[at : at + length]] or words[at])
             at += length or 1
-        if len(self._texts) >= MOST_TEXTS:
+        if len(self._texts) >= MAX_TEXTS:
             self._texts.clear()
         self._texts[words] = found = "".join(shown)
         return found
@@ -243,10 +243,10 @@ class _Hidden:
         if words[start:end] not in self._names or end > len(words):
             return False
         around = words[max(start - 1, 0) : start] + words[end : end + 1]
-        return end - start >= TELLING or not any(each.isalnum() or each == "_" for each in around)
+        return end - start >= MIN_DISTINCT or not any(each.isalnum() or each == "_" for each in around)
 
 
-class _Names:
+class _MachineNames:
     """A name for each machine. A room's is its id; that of one who came later is told apart by a number."""
 
     def __init__(self, shown: Callable[[str], str] = same) -> None:
@@ -393,7 +393,7 @@ def export(steps: Iterable[Step], recorder: Recorder, file: File) -> int:
 
 def transitions(steps: Iterable[Step]) -> list[Transition]:
     """The transitions among a driver's steps: those that changed a state or asked for something."""
-    names = _Names()
+    names = _MachineNames()
     return [
         Transition(
             at, names[fsm, whose], event, old, new, str(fsm.states[new].status), reason, attempt, _retry_in(effects)

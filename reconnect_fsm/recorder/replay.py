@@ -22,7 +22,7 @@ from reconnect_fsm.errors import ReconnectError, is_fault
 from reconnect_fsm.recorder.format import (
     CLIENT,
     FORMAT,
-    LONGEST,
+    MAX_TEXT,
     Json,
     Transition,
     address,
@@ -44,11 +44,11 @@ __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions
 
 logger = logging.getLogger("reconnect_fsm")
 
-BEFORE: Final = 5  # steps told before a divergence
-MOST_TOLD: Final = 10  # divergences that str() tells in full, and notes
-MOST_MACHINES: Final = 1_000_000  # a kilobyte each
-LONGEST_LINE: Final = 1_000_000  # characters; far more than is ever written
-FOREVER: Final = 1e12  # seconds
+MAX_BEFORE: Final = 5  # steps told before a divergence
+MAX_SHOWN: Final = 10  # divergences that str() tells in full, and notes
+MAX_MACHINES: Final = 1_000_000  # a kilobyte each
+MAX_LINE: Final = 1_000_000  # characters; far more than is ever written
+MAX_SECONDS: Final = 1e12  # seconds
 
 Machine: TypeAlias = ClientFSM | RoomFSM
 
@@ -57,14 +57,14 @@ class UnreadableRecording(ReconnectError, ValueError):
     """A line is none of a recording, or of one that this version cannot read; ``line`` counts from 1."""
 
     def __init__(self, line: int, what: str) -> None:
-        super().__init__(f"line {line}: {sanitized(what, LONGEST)}")
+        super().__init__(f"line {line}: {sanitized(what, MAX_TEXT)}")
         self.line = line
 
 
 # Reading ----------------------------------------------------------------------------------------------------------
 
 
-class _Told(NamedTuple):
+class RecordedStep(NamedTuple):
     """A step as it was recorded."""
 
     line: int
@@ -117,7 +117,7 @@ class _Reader:
             )
         self.header = header
 
-    def __iter__(self) -> Iterator[_Told]:
+    def __iter__(self) -> Iterator[RecordedStep]:
         for number, told in self._objects:
             if "end" in told:
                 if not str(told["end"]).startswith(("closed", "the last steps")):
@@ -130,10 +130,10 @@ class _Reader:
     def _parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Json]]]:
         cut: UnreadableRecording | None = None  # by a crash, if it is the last line
         readline = getattr(lines, "readline", None)  # of a file: it may hold but one line, without an end
-        pieces = lines if readline is None else iter(partial(readline, LONGEST_LINE + 1), "")
+        pieces = lines if readline is None else iter(partial(readline, MAX_LINE + 1), "")
         for number, line in enumerate(pieces, 1):
-            if len(line) > LONGEST_LINE:
-                raise UnreadableRecording(number, f"it has more than {LONGEST_LINE:,} characters")
+            if len(line) > MAX_LINE:
+                raise UnreadableRecording(number, f"it has more than {MAX_LINE:,} characters")
             if not line.strip():
                 continue
             if cut is not None:
@@ -162,7 +162,7 @@ class _Notes:
         self._more = 0
 
     def add(self, note: str) -> None:
-        if len(self._first) < MOST_TOLD:
+        if len(self._first) < MAX_SHOWN:
             self._first.append(note)
         else:
             self._more += 1
@@ -184,16 +184,16 @@ def _brief(value: Json) -> str:
 
 
 def _beginning(line: str) -> str:
-    return shortened(line[: 2 * LONGEST].strip())
+    return shortened(line[: 2 * MAX_TEXT].strip())
 
 
-def _step(line: int, told: dict[str, Json]) -> _Told:
+def _step(line: int, told: dict[str, Json]) -> RecordedStep:
     for name, kind in KINDS.items():
         value = told.get(name)
-        if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < FOREVER):
+        if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < MAX_SECONDS):
             raise UnreadableRecording(line, f"{name!r} of this step is missing or makes no sense: {_brief(value)}")
     fields: dict[str, Any] = {name: told.get(name) for name in KINDS}
-    return _Told(line=line, **fields)
+    return RecordedStep(line=line, **fields)
 
 
 def transitions_in(lines: Iterable[str]) -> list[Transition]:
@@ -256,14 +256,14 @@ class Replay:
         found = f"{len(self.divergences):,} went another way" if self.divergences else "all went the same way"
         if other := sum(not each.is_certain for each in self.divergences):
             found += f", {other:,} of them perhaps"
-        first, more = self.divergences[:MOST_TOLD], len(self.divergences) - MOST_TOLD
+        first, more = self.divergences[:MAX_SHOWN], len(self.divergences) - MAX_SHOWN
         lines = [*map(str, first), *([f"and {more:,} machines more"] if more > 0 else []), *self.notes]
         return _printable([*lines, f"{self.steps:,} steps of {machines}: {found}"])
 
 
 def _printable(lines: list[str]) -> str:
     """Whoever made the file must not command the terminal."""
-    return "\n".join(sanitized(line, 2 * LONGEST) for each in lines for line in each.split("\n"))
+    return "\n".join(sanitized(line, 2 * MAX_TEXT) for each in lines for line in each.split("\n"))
 
 
 @dataclass(slots=True)
@@ -278,7 +278,7 @@ class _Machine:
     """It has gone another way; what comes then says nothing."""
 
 
-class _Recorded:
+class _RecordedPolicy:
     """Makes a copy of a policy whose delays are those that were recorded, and that judges what was redacted alike."""
 
     def __init__(self, policy: RetryPolicy) -> None:
@@ -290,7 +290,7 @@ class _Recorded:
         # it is frozen
         vars(self.policy).update(delay=self._delay, no_sooner=self._no_sooner, is_fatal_close=self._is_fatal_close)
 
-    def expect(self, told: _Told) -> None:
+    def expect(self, told: RecordedStep) -> None:
         """This step comes next."""
         effects = [as_object(each) or {} for each in told.effects]
         waits = [each.get("seconds") for each in effects if each.get("is") == "StartTimer"]
@@ -336,7 +336,7 @@ def replay(
     Raises UnreadableRecording, which names the line.
     """
     reader = _Reader(lines)
-    run = _Run(reader, fsm, room_fsm, policy, words)
+    run = _Replayer(reader, fsm, room_fsm, policy, words)
     for told in reader:
         try:
             run.step(told)
@@ -348,7 +348,7 @@ def replay(
     return Replay(reader.header, tuple(run.machines), run.steps, tuple(run.divergences), reader.notes.told())
 
 
-class _Run:
+class _Replayer:
     def __init__(
         self,
         reader: _Reader,
@@ -364,18 +364,18 @@ class _Run:
         self.steps = 0
         # Where ids of rooms were hidden, they were in our own words to the server too.
         self.wording = WORDS | ({"CloseSocket": ("reason",)} if reader.header.get("rooms_hidden") else {})
-        self.recorded = _Recorded(policy if policy is not None else self._policy_of(reader.header))
+        self.recorded = _RecordedPolicy(policy if policy is not None else self._policy_of(reader.header))
         for name, used in (("fsm", fsm), ("room_fsm", room_fsm)):
             if (recorded := reader.header.get(name)) not in (None, address(used)):
                 self.notes.add(
                     f"recorded with {_brief(recorded)}, replayed with {address(used)}: {name}= takes another class"
                 )
 
-    def step(self, told: _Told) -> None:
+    def step(self, told: RecordedStep) -> None:
         self.steps += 1
         machine = self.machines.get(told.machine)
         if machine is None:
-            machine = self.machines[told.machine] = self._begun(told)
+            machine = self.machines[told.machine] = self._first_step(told)
         if machine.is_over:
             return
         now = self._replay_step(machine, told)
@@ -386,9 +386,9 @@ class _Run:
             self.divergences.append(
                 Divergence(told.machine, told.line, told.event, recorded, now, machine.before, machine.is_known)
             )
-        machine.before = (*machine.before, f"line {told.line}: {told.event}: {then}")[-BEFORE:]
+        machine.before = (*machine.before, f"line {told.line}: {told.event}: {then}")[-MAX_BEFORE:]
 
-    def _replay_step(self, machine: _Machine, told: _Told) -> str | None:
+    def _replay_step(self, machine: _Machine, told: RecordedStep) -> str | None:
         """Tell the machine the fact; return what it does, in words, if that is something else than was recorded."""
         fsm = machine.fsm
         if told.old not in fsm.states:
@@ -414,19 +414,19 @@ class _Run:
         done = [encoded(each, same) for each in effects]
         if fsm.state != told.new or self._shape(done) != self._shape(told.effects):
             return _describe(told.old, fsm.state, done) + raised
-        if self.words and shortened(fsm.reason, LONGEST) != told.reason:
+        if self.words and shortened(fsm.reason, MAX_TEXT) != told.reason:
             return f"{_describe(told.old, fsm.state, done)}: {fsm.reason}"
         return None
 
-    def _decoded(self, told: _Told, value: Json) -> Any:
+    def _decoded(self, told: RecordedStep, value: Json) -> Any:
         try:
             return decoded(value)
         except ValueError as error:
             raise UnreadableRecording(told.line, str(error)) from error
 
-    def _begun(self, told: _Told) -> _Machine:
-        if len(self.machines) == MOST_MACHINES:
-            raise UnreadableRecording(told.line, f"there are more than {MOST_MACHINES:,} machines in it")
+    def _first_step(self, told: RecordedStep) -> _Machine:
+        if len(self.machines) == MAX_MACHINES:
+            raise UnreadableRecording(told.line, f"there are more than {MAX_MACHINES:,} machines in it")
         fsm: Machine = (self.fsm if told.machine == CLIENT else self.room_fsm)(self.recorded.policy)
         memory = told.memory or {}
         # A room is asked for once, when it is made.

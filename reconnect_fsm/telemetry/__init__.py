@@ -1,6 +1,6 @@
 """What a client does, measured: for a metrics page, for OpenTelemetry, or for a function of yours.
 
-Everything measurable goes through one hook, `observe`: it calls a function with an `Event` for each attempt,
+Everything measurable goes through one hook, `observe`: it calls a function with an `TelemetryEvent` for each attempt,
 connection, join and ping, and for each change of status. The rest of this package is made of it:
 
 - `Metrics` counts by itself and needs nothing else; Prometheus can scrape it.
@@ -8,7 +8,7 @@ connection, join and ping, and for each change of status. The rest of this packa
   ``pip install 'reconnect-fsm[opentelemetry]'``.
 - A ``match`` statement of yours feeds whatever you have::
 
-    def count(event: Event) -> None:
+    def count(event: TelemetryEvent) -> None:
         match event:
             case AttemptEnded(duration=seconds, outcome=outcome):
                 statsd.timing(f"reconnect.attempt.{outcome}", seconds)
@@ -25,13 +25,13 @@ from reconnect_fsm.telemetry.events import (
     AttemptStarted,
     ConnectionLost,
     ConnectionOpened,
-    Event,
     JoinEnded,
     JoinStarted,
     PingAnswered,
     RoomCounted,
     RoomFailed,
     StatusCounted,
+    TelemetryEvent,
     observe,
 )
 from reconnect_fsm.telemetry.instrumentation import instrument
@@ -42,7 +42,6 @@ __all__ = [
     "AttemptStarted",
     "ConnectionLost",
     "ConnectionOpened",
-    "Event",
     "JoinEnded",
     "JoinStarted",
     "Metrics",
@@ -50,6 +49,7 @@ __all__ = [
     "RoomCounted",
     "RoomFailed",
     "StatusCounted",
+    "TelemetryEvent",
     "instrument",
     "observe",
 ]

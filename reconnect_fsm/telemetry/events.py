@@ -34,19 +34,19 @@ __all__ = [
     "AttemptStarted",
     "ConnectionLost",
     "ConnectionOpened",
-    "Event",
     "JoinEnded",
     "JoinStarted",
     "PingAnswered",
     "RoomCounted",
     "RoomFailed",
     "StatusCounted",
+    "TelemetryEvent",
     "observe",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class TelemetryEvent:
     """The base of all events."""
 
     at: float
@@ -54,7 +54,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptStarted(Event):
+class AttemptStarted(TelemetryEvent):
     """A dial began."""
 
     retry: int
@@ -62,7 +62,7 @@ class AttemptStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptEnded(Event):
+class AttemptEnded(TelemetryEvent):
     """That dial ended; each `AttemptStarted` has one of these."""
 
     duration: float
@@ -81,12 +81,12 @@ class AttemptEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionOpened(Event):
+class ConnectionOpened(TelemetryEvent):
     """There is a connection."""
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionLost(Event):
+class ConnectionLost(TelemetryEvent):
     """That connection is gone, whoever ended it; each `ConnectionOpened` has one of these."""
 
     duration: float
@@ -104,7 +104,7 @@ class ConnectionLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StatusCounted(Event):
+class StatusCounted(TelemetryEvent):
     """The client is in another status. The first of these has no ``old``, the last, when it is let go, no ``new``."""
 
     old: ClientStatus | None
@@ -116,14 +116,14 @@ class StatusCounted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class JoinStarted(Event):
+class JoinStarted(TelemetryEvent):
     """A room is being asked for."""
 
     room: Room
 
 
 @dataclass(frozen=True, slots=True)
-class JoinEnded(Event):
+class JoinEnded(TelemetryEvent):
     """That join ended; each `JoinStarted` has one of these."""
 
     room: Room
@@ -136,7 +136,7 @@ class JoinEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class RoomCounted(Event):
+class RoomCounted(TelemetryEvent):
     """A tracked room is in another status. No ``old``: it is tracked from now on; no ``new``: no longer."""
 
     room: Room
@@ -145,7 +145,7 @@ class RoomCounted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class RoomFailed(Event):
+class RoomFailed(TelemetryEvent):
     """A room is in ``error``: its join was refused, or it was put out. It is no longer tracked."""
 
     room: Room
@@ -154,15 +154,15 @@ class RoomFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class PingAnswered(Event):
+class PingAnswered(TelemetryEvent):
     """A pong came."""
 
     duration: float
     """The round trip, in seconds."""
 
 
-def observe(client: Connection, callback: Callable[[Event], object]) -> Callable[[], None]:
-    """Call the function with each `Event` of a `Connection` or `Client`. Returns one that ends it.
+def observe(client: Connection, callback: Callable[[TelemetryEvent], object]) -> Callable[[], None]:
+    """Call the function with each `TelemetryEvent` of a `Connection` or `Client`. Returns one that ends it.
 
     It is told at once of the present status and of each tracked room (events without ``old``), and of the same at the
     end (events without ``new``), so that what it adds up is right whenever it begins and comes to nothing. An attempt
@@ -173,7 +173,7 @@ def observe(client: Connection, callback: Callable[[Event], object]) -> Callable
 
     Raises TypeError if the function is none, or is a coroutine function.
     """
-    return _Watch(client, callback).begin()
+    return _EventSource(client, callback).begin()
 
 
 Outcome: TypeAlias = Literal["joined", "refused", "abandoned"]
@@ -185,12 +185,12 @@ OUTCOMES: Final[Mapping[RoomStatus, Outcome]] = {
 ENDED_BY_OTHERS: Final = ("socket_closed", "pong_missed")  # their argument is a CloseInfo
 
 
-class _Watch:
+class _EventSource:
     """Makes events of one client's steps. What it keeps is bounded by the rooms that are tracked."""
 
-    def __init__(self, client: Connection, callback: Callable[[Event], object]) -> None:
+    def __init__(self, client: Connection, callback: Callable[[TelemetryEvent], object]) -> None:
         self._client = client
-        self._listeners: Listeners[Event] = Listeners("telemetry.observe")
+        self._listeners: Listeners[TelemetryEvent] = Listeners("telemetry.observe")
         self._listeners.add(callback)
         self._tell = self._listeners.notify
         self._dialing: float | None = None  # since when

@@ -20,13 +20,13 @@ from reconnect_fsm.telemetry.events import (
     AttemptEnded,
     AttemptStarted,
     ConnectionLost,
-    Event,
     JoinEnded,
     JoinStarted,
     PingAnswered,
     RoomCounted,
     RoomFailed,
     StatusCounted,
+    TelemetryEvent,
     observe,
 )
 
@@ -70,7 +70,7 @@ CRDT_TYPE: Final = "reconnect_fsm.crdt_type"
 ERROR_TYPE: Final = "error.type"
 
 
-def measure(event: Event) -> Iterator[tuple[Instrument, float, Attributes]]:
+def measure(event: TelemetryEvent) -> Iterator[tuple[Instrument, float, Attributes]]:
     """What an event adds to which instrument."""
     match event:
         case AttemptStarted():
@@ -92,7 +92,7 @@ def measure(event: Event) -> Iterator[tuple[Instrument, float, Attributes]]:
             yield from _measure_room(event)
 
 
-def _measure_room(event: Event) -> Iterator[tuple[Instrument, float, Attributes]]:
+def _measure_room(event: TelemetryEvent) -> Iterator[tuple[Instrument, float, Attributes]]:
     match event:
         case JoinStarted(room=room):
             yield JOINS, 1, {CRDT_TYPE: room.crdt_type.name.lower()}
@@ -214,7 +214,7 @@ class Metrics:
                 ]
         return "\n".join(lines) + "\n"
 
-    def _count(self, event: Event, known: Attributes) -> None:
+    def _count(self, event: TelemetryEvent, known: Attributes) -> None:
         for instrument, value, attributes in measure(event):
             key = tuple(sorted({**known, **attributes}.items()))
             if instrument.kind == "histogram":

@@ -26,10 +26,10 @@ from reconnect_fsm.telemetry.events import (
     AttemptEnded,
     AttemptStarted,
     ConnectionLost,
-    Event,
     JoinEnded,
     JoinStarted,
     StatusCounted,
+    TelemetryEvent,
 )
 from reconnect_fsm.telemetry.metrics import (
     CAUSE,
@@ -80,7 +80,7 @@ class Exporter:
         self._joins: dict[Room, _Span] = {}
         self._lost: ConnectionLost | None = None
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: TelemetryEvent) -> None:
         """Record what the event measures; begin and end spans."""
         for each, value, attributes in measure(event):
             self._record[each](value, {**self._known, **attributes})

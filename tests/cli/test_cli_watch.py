@@ -27,8 +27,8 @@ from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.cli import main
 from reconnect_fsm.cli.live import picture, sparkline
-from reconnect_fsm.cli.observer import Observer, beginning, shown_url
 from reconnect_fsm.cli.views import in_words, size
+from reconnect_fsm.cli.watched import WatchedClient, beginning, shown_url
 from reconnect_fsm.loro_protocol import CrdtType
 from reconnect_fsm.testing import EmbeddedServer, NoPong, ScriptedServer
 
@@ -38,7 +38,7 @@ SECRET = "open-sesame-4711"
 Capture = pytest.CaptureFixture[str]
 LATER = RetryPolicy(base=40, cap=40, jitter=0)
 PINGS = Keepalive(interval=0.05, timeout=PATIENCE)
-News = dict[str, Any]
+Update = dict[str, Any]
 
 
 class Command:
@@ -56,12 +56,12 @@ class Command:
                     return line
         raise AssertionError(f"it ended without a line with {has!r}: {await self.ended()}")
 
-    async def news(self, kind: str, **what: object) -> News:
+    async def update(self, kind: str, **what: object) -> Update:
         """The next JSON line of that kind that says so."""
         while True:
-            news: News = json.loads(await self.line())
-            if news["kind"] == kind and what.items() <= news.items():
-                return news
+            update: Update = json.loads(await self.line())
+            if update["kind"] == kind and what.items() <= update.items():
+                return update
 
     async def ended(self) -> tuple[int, str, str]:
         """The exit code, and what was left to read on standard output and error."""
@@ -110,20 +110,20 @@ async def test_watch_follows_an_outage() -> None:
         EmbeddedServer() as server,
         running("watch", f"{server.url}?token={SECRET}", "--room", "notes", "--room", "here:ephemeral") as watch,
     ):
-        start = await watch.news("start")
+        start = await watch.update("start")
         assert (start["url"], start["rooms"]) == (server.url, ["notes", "here"])
-        await watch.news("status", new="connected")
-        assert (await watch.news("latency"))["seconds"] > 0
-        joined = await watch.news("room", room="here", new="joined")
+        await watch.update("status", new="connected")
+        assert (await watch.update("latency"))["seconds"] > 0
+        joined = await watch.update("room", room="here", new="joined")
         assert (joined["crdt"], joined["permission"]) == ("%EPH", "write")
         await server.stop(1012, "maintenance")
-        lost = await watch.news("transition", event="socket_closed")
+        lost = await watch.update("transition", event="socket_closed")
         assert (lost["old"], lost["new"], lost["status"]) == ("connected", "waiting", "reconnecting")
         assert "1012" in lost["reason"]
         assert lost["retry_in"] > 0
-        await watch.news("transition", event="dial_failed")
+        await watch.update("transition", event="dial_failed")
         await server.start()
-        await watch.news("room", room="notes", new="joined")
+        await watch.update("room", room="notes", new="joined")
         code, out, err = await watch.interrupted()
         end = json.loads(out.splitlines()[-1])
         assert (code, err) == (0, "")
@@ -137,11 +137,11 @@ async def test_watch_shows_what_is_in_a_room() -> None:
     async with EmbeddedServer() as server, Client(server.url) as client:
         room = client.join("notes", LoroAdaptor(doc))
         async with running("watch", server.url, "--room", "notes:loro") as watch:
-            await watch.news("room", new="joined")
+            await watch.update("room", new="joined")
             doc.get_text("text").insert(0, "hello")
             doc.commit()
             await room.synced()
-            told = await watch.news("document", room="notes", crdt="%LOR")
+            told = await watch.update("document", room="notes", crdt="%LOR")
             assert (told["operations"], json.loads(told["value"])) == (5, {"text": "hello"})
             assert (await watch.interrupted(signal.SIGTERM))[0] == 0
 
@@ -402,10 +402,10 @@ async def test_the_live_view_needs_rich(capsys: Capture, monkeypatch: pytest.Mon
     assert "pip install 'reconnect-fsm[cli]'" in capsys.readouterr().err
 
 
-def drawn(observer: Observer, width: int, height: int) -> list[str]:
+def drawn(watched: WatchedClient, width: int, height: int) -> list[str]:
     """The picture, as text; it fits."""
     console = Console(file=io.StringIO(), width=width, height=height, record=True, highlight=False)
-    console.print(picture(observer, width, height))
+    console.print(picture(watched, width, height))
     lines = console.export_text().splitlines()
     assert len(lines) < height
     assert [line for line in lines if len(line) > width] == []
@@ -417,7 +417,7 @@ async def test_the_picture_at_several_widths(width: int) -> None:
     """Whatever the width, it fits, and says how it stands, what comes next, and which rooms are joined."""
     async with EmbeddedServer() as server:
         url = f"{server.url}a/very/long/way/to/the/server/of/the/notes?token={SECRET}"
-        observer = Observer(url)
+        watched = WatchedClient(url)
         client = Client(
             url, retry=RetryPolicy(base=40, cap=40, jitter=0), keepalive=Keepalive(interval=0.05, timeout=5)
         )
@@ -426,17 +426,17 @@ async def test_the_picture_at_several_widths(width: int) -> None:
             ("a name that is too long " * 5, "loro"),
             ("日本語" * 9, "ephemeral"),
         ]
-        observer.follow(client, rooms)
+        watched.follow(client, rooms)
         async with client:
-            await until(lambda: observer.is_well and len(observer.latencies) > 2)
-            lines = drawn(observer, width, 24)
+            await until(lambda: watched.is_well and len(watched.latencies) > 2)
+            lines = drawn(watched, width, 24)
             assert lines[0].startswith("● connected for ")
             assert any(re.match(r"  latency \d+\.\d ms [▁▂▃▄▅▆▇█]+ ", line) for line in lines)
             assert sum(line.startswith("● ") and " joined " in line for line in lines) == 3
             assert any("3 rooms: joined" in line for line in lines)
             await server.stop(1012, "maintenance")
             await until(lambda: client.state == "waiting")
-            lines = drawn(observer, width, 24)
+            lines = drawn(watched, width, 24)
             assert re.match(r"◐ reconnecting for \d+(\.\d)? s, attempt 1 in [34]\d s", lines[0])
             assert "closed with code 1012: maintenance." in lines[1]
             assert sum(line.startswith("◐ ") and " reconnecting " in line for line in lines[1:]) == 3
@@ -446,59 +446,59 @@ async def test_the_picture_at_several_widths(width: int) -> None:
 async def test_the_picture_with_many_rooms_and_few_lines() -> None:
     """Rooms that need to be looked at come first, the rest is counted, and what happened last keeps its place."""
     async with EmbeddedServer(authenticate=lambda room_id, *_: None if room_id == "r7" else "write") as server:
-        observer, client = Observer(server.url), Client(server.url)
-        observer.follow(client, [(f"r{number}", "loro") for number in range(500)])
+        watched, client = WatchedClient(server.url), Client(server.url)
+        watched.follow(client, [(f"r{number}", "loro") for number in range(500)])
         async with client:
-            await until(lambda: len(observer.refused) == 1 and server.stats.joins == 500)
-            await until(lambda: sum(each.room.state == "joined" for each in observer.rooms) == 499)
-            lines = drawn(observer, 80, 16)
+            await until(lambda: len(watched.refused) == 1 and server.stats.joins == 500)
+            await until(lambda: sum(each.room.state == "joined" for each in watched.rooms) == 499)
+            lines = drawn(watched, 80, 16)
     at = lines.index("rooms")
     assert lines[at + 1].startswith("✖ r7")
     assert re.search(r"… \d+ more, \d+ of them joined", "\n".join(lines))
     assert "what happened last" in lines
-    assert len(observer.history) < 20  # not one for each room
+    assert len(watched.history) < 20  # not one for each room
 
 
 async def test_the_picture_while_pings_are_not_answered() -> None:
     """Whoever is connected to a server that knows no ping is told so; with --no-ping nothing is said of latency."""
     async with ScriptedServer([NoPong()] * 2) as server:
         for pings, told in ((True, "say --no-ping"), (False, "no latency is measured: --no-ping")):
-            observer = Observer(server.url, pings=pings)
+            watched = WatchedClient(server.url, pings=pings)
             client = Client(server.url, keepalive=Keepalive(enabled=False))
-            observer.follow(client, [])
+            watched.follow(client, [])
             async with client:
                 await client.wait_connected()
-                assert observer.hint == ""
-                observer.since -= 6.0  # as long ago
-                assert told in "\n".join(drawn(observer, 100, 20))
+                assert watched.hint == ""
+                watched.since -= 6.0  # as long ago
+                assert told in "\n".join(drawn(watched, 100, 20))
 
 
 async def test_the_picture_tells_old_latency_from_new() -> None:
     """What was measured before the connection was lost is not shown as if it were so now."""
     async with EmbeddedServer() as server:
-        observer = Observer(server.url)
+        watched = WatchedClient(server.url)
         client = Client(
             server.url, retry=RetryPolicy(base=40, cap=40, jitter=0), keepalive=Keepalive(interval=0.05, timeout=5)
         )
-        observer.follow(client, [])
+        watched.follow(client, [])
         async with client:
-            await until(lambda: len(observer.latencies) > 1)
-            assert any(line.startswith("  latency ") for line in drawn(observer, 80, 20))
+            await until(lambda: len(watched.latencies) > 1)
+            assert any(line.startswith("  latency ") for line in drawn(watched, 80, 20))
             server.reset_all()
             await until(lambda: client.state == "waiting")
-            assert any(line.startswith("  last latency ") for line in drawn(observer, 80, 20))
+            assert any(line.startswith("  last latency ") for line in drawn(watched, 80, 20))
 
 
 async def test_what_is_logged_is_shown_and_nothing_else_sees_it(caplog: pytest.LogCaptureFixture) -> None:
-    """A warning of the library is news; it is not printed over a picture."""
+    """A warning of the library is update; it is not printed over a picture."""
     import logging
 
-    observer = Observer("ws://127.0.0.1:9/")
-    with observer.listening_to_the_log():
+    watched = WatchedClient("ws://127.0.0.1:9/")
+    with watched.capturing_log():
         logging.getLogger("reconnect_fsm").warning("something %s\nodd", "rather")
     logging.getLogger("reconnect_fsm").warning("later")
-    assert [(each["kind"], each["level"]) for each in observer.news] == [("log", "warning")]
-    assert in_words(observer.news[0]) == "warning: something rather\N{REPLACEMENT CHARACTER}odd"
+    assert [(each["kind"], each["level"]) for each in watched.updates] == [("log", "warning")]
+    assert in_words(watched.updates[0]) == "warning: something rather\N{REPLACEMENT CHARACTER}odd"
     assert caplog.messages == ["later"]
 
 

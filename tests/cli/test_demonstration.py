@@ -101,7 +101,7 @@ def played() -> dict[str, Played]:
 def hurry(monkeypatch: Patch) -> None:
     """Nobody reads along, and what should happen within a second is not waited for much longer."""
     monkeypatch.setattr(demo, "READING_TIME", 0.02)
-    monkeypatch.setattr(demo, "PATIENCE", 5.0)
+    monkeypatch.setattr(demo, "EXPECTATION_TIMEOUT", 5.0)
 
 
 # --------------------------------------------------------------------------------------------------------- all is well
@@ -248,10 +248,10 @@ def test_a_failed_act(capsys: Capture, monkeypatch: Patch, play: Callable[[Stage
     """An act that fails is shown and named at the end, the exit code is 1, and everything is closed all the same."""
 
     async def play_impatiently(stage: Stage) -> None:
-        monkeypatch.setattr(demo, "PATIENCE", 0.1)
+        monkeypatch.setattr(demo, "EXPECTATION_TIMEOUT", 0.1)
         await play(stage)
 
-    monkeypatch.setattr(demo, "LONGEST_ACT", 2.0)
+    monkeypatch.setattr(demo, "ACT_TIMEOUT", 2.0)
     planted = (ACTS[0], Act("Planted", "It will fail.", play_impatiently), Act("Later", "", is_not_played))
     monkeypatch.setattr(demo, "ACTS", planted)
     assert demo.run() == 1
@@ -288,7 +288,7 @@ BROKEN: dict[str, tuple[int, Callable[[Patch], None]]] = {
 def test_a_broken_client(capsys: Capture, monkeypatch: Patch, what: str) -> None:
     """A client that lacks one of the shown abilities fails in the act that shows it."""
     number, break_it = BROKEN[what]
-    monkeypatch.setattr(demo, "PATIENCE", 2.5)
+    monkeypatch.setattr(demo, "EXPECTATION_TIMEOUT", 2.5)
     monkeypatch.setattr(demo, "ACTS", tuple(dict.fromkeys((ACTS[0], ACTS[number - 1]))))
     break_it(monkeypatch)
     assert demo.run() == 1

@@ -21,18 +21,18 @@ from faulty import PATIENCE, eventually
 from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
 from reconnect_fsm.diagrams import picture
 from reconnect_fsm.diagrams.ink import COLOURS
-from reconnect_fsm.inspector import Inspector, census, demo_inspector, inspect, run, run_demo, server, viewer
-from reconnect_fsm.inspector.census import Census, Query
-from reconnect_fsm.inspector.demo import Onlooker
-from reconnect_fsm.inspector.guard import Guard
+from reconnect_fsm.inspector import Inspector, demo_inspector, inspect, room_counts, run, run_demo, server, viewer
+from reconnect_fsm.inspector.access import Access
+from reconnect_fsm.inspector.demo import NullAdaptor
 from reconnect_fsm.inspector.observer import Stream
+from reconnect_fsm.inspector.room_counts import Query, RoomCounts
 from reconnect_fsm.loro_protocol import CrdtType, RoomError, RoomErrorCode
 from reconnect_fsm.testing import EmbeddedServer, leaks
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
-PAGE: Final = files("reconnect_fsm.inspector") / "page"
+PAGE_SIZE: Final = files("reconnect_fsm.inspector") / "page"
 QUICK: Final = RetryPolicy(base=0.05, cap=0.2)
 PINGS: Final = Keepalive(interval=0.1, timeout=2.0)
 NOWHERE: Final = "ws://127.0.0.1:9/"
@@ -202,7 +202,7 @@ async def test_nothing_but_get_is_answered(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../server.py", "..%2fserver.py", "page/main.js", "%2e%2e/guard.py", "nothing", "live"]
+    "name", ["../server.py", "..%2fserver.py", "page/main.js", "%2e%2e/access.py", "nothing", "live"]
 )
 async def test_only_the_files_of_the_page_are_served(name: str) -> None:
     """There is no path from a request to the file system."""
@@ -236,11 +236,11 @@ async def test_a_request_that_names_no_path_is_refused_like_any_other(target: st
 )
 def test_the_address_is_written_as_browsers_do(host: str, port: int, shown: str) -> None:
     """IPv6 in brackets, and without the port if it is HTTP's own: what the browser then says is let in."""
-    guard = Guard(host, port)
-    assert guard.url.startswith(f"http://{shown}/")
+    access = Access(host, port)
+    assert access.url.startswith(f"http://{shown}/")
     headers = {"Host": shown, "Origin": f"http://{shown}", "Upgrade": "websocket"}
-    path = guard.url.removeprefix(f"http://{shown}")
-    assert guard.refusal(make_mocked_request("GET", path, headers)) is None
+    path = access.url.removeprefix(f"http://{shown}")
+    assert access.refusal(make_mocked_request("GET", path, headers)) is None
 
 
 async def test_what_a_browser_may_do_with_an_answer() -> None:
@@ -267,7 +267,7 @@ async def test_a_hostile_host_header_is_not_repeated() -> None:
 async def test_no_secret_reaches_the_page() -> None:
     """Not the user's name and password, nor the query of the URL, nor the auth of a room."""
     client = Client("ws://alice:passw0rd@127.0.0.1:9/path?token=s3cret#frag")
-    client.join("r", Onlooker(), auth=b"r00mkey")
+    client.join("r", NullAdaptor(), auth=b"r00mkey")
     async with Inspector(client) as inspector, viewing(inspector) as told:
         await eventually(lambda: told.rooms)
         everything = json.dumps(told.latest)
@@ -291,7 +291,7 @@ async def test_the_token_is_not_logged(caplog: pytest.LogCaptureFixture) -> None
 
 async def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One more than there may be is told so; when one goes there is room again."""
-    monkeypatch.setattr(server, "VIEWERS", 2)
+    monkeypatch.setattr(server, "MAX_VIEWERS", 2)
     async with idle() as inspector:
         async with viewing(inspector), viewing(inspector):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -319,8 +319,8 @@ async def test_what_is_no_question_ends_a_viewer_and_nothing_else(nonsense: str)
 
 
 async def test_who_asks_too_fast_is_heard_at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script with the token can steer the client, but not take its event loop."""
-    monkeypatch.setattr(viewer, "HEARD_EVERY", 0.5)
+    """A script with the token can steer the client, but not count its event loop."""
+    monkeypatch.setattr(viewer, "MIN_REQUEST_INTERVAL", 0.5)
     client = Client(NOWHERE)
     async with Inspector(client) as inspector, viewing(inspector) as told:
         await eventually(lambda: told.latest)
@@ -384,7 +384,7 @@ async def test_buttons_do_what_they_say() -> None:
 async def test_what_happened_before_it_was_started_is_shown_too() -> None:
     """The client remembers its last transitions."""
     async with EmbeddedServer() as place, Client(place.url) as client:
-        await client.join("client", Onlooker(CrdtType.EPHEMERAL))  # whose own are left out, whatever it is called
+        await client.join("client", NullAdaptor(CrdtType.EPHEMERAL))  # whose own are left out, whatever it is called
         async with Inspector(client) as inspector, viewing(inspector) as told:
             await eventually(lambda: told.streams["transitions"])
             assert [each["event"] for each in told.streams["transitions"]] == ["start_requested", "socket_opened"]
@@ -395,7 +395,7 @@ async def test_what_is_still_to_be_told_is_not_shown_twice() -> None:
     async with EmbeddedServer() as place:
         client = Client(place.url)
         for number in range(1000):
-            client.join(f"{number}", Onlooker(CrdtType.EPHEMERAL))
+            client.join(f"{number}", NullAdaptor(CrdtType.EPHEMERAL))
         async with client, Inspector(client) as inspector, viewing(inspector) as told:
             await client.wait_connected()
             await eventually(lambda: told.counts.get("joined") == 1000)
@@ -480,11 +480,11 @@ async def test_news_are_coalesced() -> None:
 
 async def test_a_viewer_that_does_not_read_is_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """It costs what the kernel buffers, and no more; the client does not notice."""
-    monkeypatch.setattr(viewer, "SLOWEST", 0.2)
-    monkeypatch.setattr(census, "PAGE", 5000)
+    monkeypatch.setattr(viewer, "MAX_SEND_TIME", 0.2)
+    monkeypatch.setattr(room_counts, "PAGE_SIZE", 5000)
     client = Client(NOWHERE)
     for number in range(5000):
-        client.join(f"{number:0128}", Onlooker())
+        client.join(f"{number:0128}", NullAdaptor())
     async with Inspector(client) as inspector:
         host, port = origin(inspector).removeprefix("http://").split(":")
         deaf = socket.socket()
@@ -515,7 +515,7 @@ async def test_rooms_are_counted_filtered_and_paged() -> None:
     """By state and by what their ids contain, in any case; a page that is not there is the last one."""
     client = Client(NOWHERE)
     for number in range(120):
-        client.join(f"Room {number}", Onlooker())
+        client.join(f"Room {number}", NullAdaptor())
     client.start()
     async with Inspector(client) as inspector, viewing(inspector) as told:
         await eventually(lambda: told.counts.get("queued") == 120)
@@ -538,28 +538,28 @@ async def test_a_room_in_error_is_still_shown_until_it_is_joined_again() -> None
         Inspector(client) as inspector,
         viewing(inspector) as told,
     ):
-        room = await client.join("r", Onlooker(CrdtType.EPHEMERAL))
-        await client.join("other", Onlooker(CrdtType.EPHEMERAL))
+        room = await client.join("r", NullAdaptor(CrdtType.EPHEMERAL))
+        await client.join("other", NullAdaptor(CrdtType.EPHEMERAL))
         await eventually(lambda: told.counts.get("joined") == 2)
         out = RoomError(CrdtType.EPHEMERAL, "r", RoomErrorCode.EVICTED, "begone")
         await place.send("r", CrdtType.EPHEMERAL, out)
         await eventually(lambda: told.counts == told.counts | {"joined": 1, "error": 1})
         assert room.status == "error"
         assert "begone" in told.rooms["rows"][1][4]
-        await client.join("r", Onlooker(CrdtType.EPHEMERAL))
+        await client.join("r", NullAdaptor(CrdtType.EPHEMERAL))
         await eventually(lambda: told.counts == told.counts | {"joined": 2, "error": 0})
 
 
 async def test_no_room_is_kept_alive_by_it() -> None:
     """Left rooms and their documents are free to go, though somebody looks; all of them once nobody does."""
     client = Client(NOWHERE)
-    counted = Census(client)
+    counted = RoomCounts(client)
     for number in range(3):
-        client.join(f"{number}", Onlooker())
-    await counted.take(Query())
+        client.join(f"{number}", NullAdaptor())
+    await counted.count(Query())
     assert len(counted._known) == 3
     client.rooms[0].leave()
-    await counted.take(Query())
+    await counted.count(Query())
     assert len(counted._known) == 2
     assert not counted._refused
     counted.forget()
@@ -570,8 +570,8 @@ async def test_counting_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many rooms there are, the event loop gets its turn between slices of them."""
     client = Client(NOWHERE)
     for number in range(50):
-        client.join(f"{number}", Onlooker())
-    monkeypatch.setattr(census, "SLICE", 10)
+        client.join(f"{number}", NullAdaptor())
+    monkeypatch.setattr(room_counts, "SLICE_SIZE", 10)
     turns = 0
 
     async def others() -> None:
@@ -581,7 +581,7 @@ async def test_counting_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.sleep(0)
 
     task = asyncio.create_task(others())
-    await Census(client).take(Query())
+    await RoomCounts(client).count(Query())
     task.cancel()
     assert turns >= 4
 
@@ -606,21 +606,21 @@ async def test_it_costs_the_loop_nothing_while_nobody_looks() -> None:
 async def test_rooms_are_not_counted_again_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a fact, or another question, has them counted."""
     taken: list[Query] = []
-    take = Census.take
+    count = RoomCounts.count
 
-    async def counted(self: Census, query: Query) -> tuple[dict[str, Any], float]:
+    async def counted(self: RoomCounts, query: Query) -> tuple[dict[str, Any], float]:
         taken.append(query)
-        return await take(self, query)
+        return await count(self, query)
 
-    monkeypatch.setattr(Census, "take", counted)
-    monkeypatch.setattr(viewer, "GLANCE", 0.01)
+    monkeypatch.setattr(RoomCounts, "count", counted)
+    monkeypatch.setattr(viewer, "POLL_INTERVAL", 0.01)
     client = Client(NOWHERE)
-    client.join("r", Onlooker())
+    client.join("r", NullAdaptor())
     async with Inspector(client) as inspector, viewing(inspector) as told:
         await eventually(lambda: told.rooms)
         await asyncio.sleep(0.5)
         assert len(taken) == 1
-        client.join("s", Onlooker())
+        client.join("s", NullAdaptor())
         await eventually(lambda: told.rooms["total"] == 2)
         assert len(taken) <= 3
 
@@ -628,25 +628,25 @@ async def test_rooms_are_not_counted_again_while_nothing_happens(monkeypatch: py
 async def test_counting_takes_a_bounded_share_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 10,000 rooms in which something happens all the time, and two viewers: a twentieth, and one count more."""
     costs: list[float] = []
-    take = Census.take
+    count = RoomCounts.count
 
-    async def counted(self: Census, query: Query) -> tuple[dict[str, Any], float]:
-        census, cost = await take(self, query)
+    async def counted(self: RoomCounts, query: Query) -> tuple[dict[str, Any], float]:
+        room_counts, cost = await count(self, query)
         costs.append(cost)
-        return census, cost
+        return room_counts, cost
 
-    monkeypatch.setattr(viewer, "GLANCE", 0.01)  # so that nothing else holds it back
-    monkeypatch.setattr(Census, "take", counted)
+    monkeypatch.setattr(viewer, "POLL_INTERVAL", 0.01)  # so that nothing else holds it back
+    monkeypatch.setattr(RoomCounts, "count", counted)
     client = Client(NOWHERE)
     for number in range(10_000):
-        client.join(f"room {number}", Onlooker())
+        client.join(f"room {number}", NullAdaptor())
     loop = asyncio.get_running_loop()
     async with Inspector(client) as inspector, viewing(inspector) as one, viewing(inspector) as two:
         await eventually(lambda: one.rooms and two.rooms)
         costs.clear()
         began = loop.time()
         while loop.time() < began + 2:
-            client.join("once more", Onlooker()).leave()
+            client.join("once more", NullAdaptor()).leave()
             await asyncio.sleep(0.005)
         assert costs
         assert sum(costs) <= 0.05 * (loop.time() - began) + 2 * max(costs)
@@ -745,22 +745,22 @@ async def test_the_commands_last_until_cancelled(of_demo: bool) -> None:
 
 def test_all_files_of_the_page_are_served_and_shipped() -> None:
     """Those in the directory are those that the server knows."""
-    assert {file.name for file in PAGE.iterdir()} == {file for file, _ in server.FILES.values()}
+    assert {file.name for file in PAGE_SIZE.iterdir()} == {file for file, _ in server.FILES.values()}
 
 
 def test_the_page_names_no_address() -> None:
     """No CDN, no font, no beacon: nothing that a browser would fetch from elsewhere; and nothing inline."""
-    for file in PAGE.iterdir():
+    for file in PAGE_SIZE.iterdir():
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"(?i:https?:)//|\burl\(|@import|['\"]//", text), file
         assert not re.search(r"(?i)innerHTML|insertAdjacentHTML|document\.write|\beval\(", text), file
-    html = (PAGE / "index.html").read_text(encoding="utf-8")
+    html = (PAGE_SIZE / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"(?i)\son\w+=|\sstyle=|<style|<script(?![^>]*\ssrc=)", html)
 
 
 def test_the_colours_are_those_of_the_diagrams() -> None:
     """By status, light and dark, and the same in both."""
-    light, dark = (PAGE / "inspector.css").read_text(encoding="utf-8").split("prefers-color-scheme: dark", 1)
+    light, dark = (PAGE_SIZE / "inspector.css").read_text(encoding="utf-8").split("prefers-color-scheme: dark", 1)
     for status, colour in COLOURS.items():
         if status != "joined":  # the same as connected
             assert f"--{status}: {colour.line}; --{status}-fill: {colour.fill};" in light
@@ -832,7 +832,7 @@ async def test_the_page_follows_the_client_through_an_outage() -> None:
         Inspector(client) as inspector,
     ):
         for number in range(3):
-            client.join(f"room {number}", Onlooker(CrdtType.EPHEMERAL))
+            client.join(f"room {number}", NullAdaptor(CrdtType.EPHEMERAL))
         async with looking(inspector) as page:
             await lit(page, "connected")
             assert await moved(page) == {"socket_opened:connecting:connected"}
@@ -922,9 +922,9 @@ async def test_the_faults_of_the_demo_server_have_buttons() -> None:
         await press(page, "Answer joins")
         await press(page, "Retry now")
         await page.get_by_role("button", name="joined 5").wait_for()
-        await press(page, "Put the client out of a room")
+        await press(page, "Evict the client from a room")
         await page.get_by_role("button", name="error 1").click()
-        await shows(page, "#list tr", re.compile(r"room 1\b.*put out by the demo", re.DOTALL))
+        await shows(page, "#list tr", re.compile(r"room 1\b.*evicted by the demo", re.DOTALL))
         await press(page, "Join all rooms again")
         await page.get_by_role("button", name="joined 5").wait_for()
         await press(page, "Stop the server")
@@ -1089,7 +1089,7 @@ async def test_what_others_say_is_text_and_never_markup() -> None:
         Client(place.url) as client,
         Inspector(client, faults={evil: lambda: None}) as inspector,
     ):
-        await client.join(evil, Onlooker(CrdtType.EPHEMERAL))
+        await client.join(evil, NullAdaptor(CrdtType.EPHEMERAL))
         async with looking(inspector) as page:
             await place.close_all(4400, evil)
             await shows(page, "#explanation", evil)

@@ -32,7 +32,7 @@ from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, NotifyRooms,
 from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import JoinErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import STAY, event, row
-from reconnect_fsm.recorder.format import DEEPEST, LONGEST, MOST_LEVELS, Opaque, decoded, encoded, is_too_deep, same
+from reconnect_fsm.recorder.format import MAX_DEPTH, MAX_LEVELS, MAX_TEXT, Opaque, decoded, encoded, is_too_deep, same
 from reconnect_fsm.recorder.recorder import (
     HeaderData,
     Recorder,
@@ -597,7 +597,7 @@ class Awkward:
 def test_any_value_can_be_written(value: Any) -> None:
     """As what it is or as its type's name, marked as opaque; never at length, and nothing raises."""
     line = json.dumps(encoded(value, same), allow_nan=False)
-    assert len(line) <= 6 * LONGEST
+    assert len(line) <= 6 * MAX_TEXT
     decoded(json.loads(line))
     once = encoded(value, same)
     assert encoded(decoded(once), same) == once  # it is compared in this form
@@ -607,7 +607,7 @@ def test_a_list_that_holds_itself_can_be_written() -> None:
     """It ends at some depth."""
     loop: list[Any] = []
     loop.append(loop)
-    assert len(json.dumps(encoded(loop, same))) < LONGEST
+    assert len(json.dumps(encoded(loop, same))) < MAX_TEXT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -887,16 +887,16 @@ def test_a_hostile_file_does_no_harm(changes: dict[str, Any], what: str | None) 
 def test_what_is_written_is_never_too_deep_to_be_read() -> None:
     """However deep a value is, in a step or in a header; and there is an end to what is read."""
     deep: Any = 1
-    for _ in range(DEEPEST + 20):
+    for _ in range(MAX_DEPTH + 20):
         deep = StatusChange(deep, 1, "why")
-    for tuples in range(DEEPEST):
+    for tuples in range(MAX_DEPTH):
         value = deep
         for _ in range(tuples):
             value = (value,)
         for line in ({"args": [encoded(value, same)]}, {"policy": {"codes": [encoded(value, same)]}}):
             assert not is_too_deep(line)
-    assert not is_too_deep(json.loads(f"{'[' * MOST_LEVELS}1{']' * MOST_LEVELS}"))
-    assert is_too_deep(json.loads(f"[{'[' * MOST_LEVELS}1{']' * MOST_LEVELS}]"))
+    assert not is_too_deep(json.loads(f"{'[' * MAX_LEVELS}1{']' * MAX_LEVELS}"))
+    assert is_too_deep(json.loads(f"[{'[' * MAX_LEVELS}1{']' * MAX_LEVELS}]"))
 
 
 def test_a_line_without_an_end_is_not_read_to_its_end() -> None:
@@ -909,7 +909,7 @@ def test_a_line_without_an_end_is_not_read_to_its_end() -> None:
 
 def test_notes_and_machines_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may have billions of either."""
-    monkeypatch.setattr(sys.modules["reconnect_fsm.recorder.replay"], "MOST_MACHINES", 30)
+    monkeypatch.setattr(sys.modules["reconnect_fsm.recorder.replay"], "MAX_MACHINES", 30)
     run = Run()
     for number in range(31):
         run.tell("join_requested", room=RoomFSM(), name=str(number))

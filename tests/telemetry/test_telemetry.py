@@ -37,7 +37,6 @@ from reconnect_fsm.telemetry import (
     AttemptStarted,
     ConnectionLost,
     ConnectionOpened,
-    Event,
     JoinEnded,
     JoinStarted,
     Metrics,
@@ -45,6 +44,7 @@ from reconnect_fsm.telemetry import (
     RoomCounted,
     RoomFailed,
     StatusCounted,
+    TelemetryEvent,
     instrument,
     instrumentation,
     observe,
@@ -403,7 +403,7 @@ async def test_a_span_of_the_programs_own_is_no_parent() -> None:
 # --------------------------------------------------------------------------------------------------------------- events
 
 
-def brief(event: Event) -> str:
+def brief(event: TelemetryEvent) -> str:
     match event:
         case StatusCounted() | RoomCounted():
             return f"{type(event).__name__} {event.old} → {event.new}"
@@ -508,12 +508,12 @@ async def test_a_room_that_is_put_out_is_counted_once() -> None:
 @virtual
 async def test_an_observer_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """D-LISTEN holds for it too; and what cannot be one is refused."""
-    heard: list[Event] = []
+    heard: list[TelemetryEvent] = []
 
-    def broken(event: Event) -> None:
+    def broken(event: TelemetryEvent) -> None:
         raise ZeroDivisionError
 
-    async def coroutine(event: Event) -> None: ...
+    async def coroutine(event: TelemetryEvent) -> None: ...
 
     async with ScriptedServer() as server:
         client = client_of(server)
@@ -657,7 +657,7 @@ def test_what_is_counted_is_what_happened(script: list[Entry], commands: list[tu
 
 
 async def outage(script: list[Entry], commands: list[tuple[str, float]]) -> None:
-    telemetry, metrics, dials, events = Telemetry(), Metrics(), list[float](), list[Event]()
+    telemetry, metrics, dials, events = Telemetry(), Metrics(), list[float](), list[TelemetryEvent]()
 
     class Counted(Client):
         def run_effect(self, effect: Any) -> None:
@@ -814,7 +814,7 @@ ECHOES: dict[str, Entry] = {
 @pytest.mark.parametrize("echo", ECHOES)
 async def test_no_secret_is_in_any_of_it(echo: str) -> None:
     """Token in query, password, header, cookie, auth; said back by the server; and the room's id, unless asked for."""
-    telemetry, metrics, events = Telemetry(), Metrics(), list[Event]()
+    telemetry, metrics, events = Telemetry(), Metrics(), list[TelemetryEvent]()
 
     async def admit(room_id: str, crdt: object, auth: bytes) -> Permission:
         assert auth == SECRET.encode()
@@ -901,5 +901,5 @@ def test_the_names_keep_to_the_conventions() -> None:
 
 def test_all_that_is_public_is_exported() -> None:
     """Every event has a name here."""
-    assert {each.__name__ for each in Event.__subclasses__()} <= set(reconnect_fsm.telemetry.__all__)
+    assert {each.__name__ for each in TelemetryEvent.__subclasses__()} <= set(reconnect_fsm.telemetry.__all__)
     assert isinstance(instrumentation, types.ModuleType)

@@ -1,11 +1,11 @@
-// The buttons. One that would do nothing now says why; it keeps the focus, so it is marked, not disabled.
+// The buttons. A button that would do nothing now says why. It keeps the focus, so it is marked, not disabled.
 
 import { $, element, say } from "./dom.js";
 
 const ACTIONS = {
   connect: ["Connect", "make sure that it is connected, or on its way"],
   retry: ["Retry now", "drop what there is, and make a fresh attempt"],
-  close: ["Close", "stop, until somebody asks for a connection again"],
+  close: ["Close", "stop, until connect or retry is asked for"],
   offline: ["Go offline", "tell the client that this machine has no network"],
   online: ["Go online", "tell the client that this machine has a network again"],
 };
@@ -42,17 +42,17 @@ export class Controls {
     return idle.map(([name, why]) => `${ACTIONS[name][0]}: ${why}.`).join(" ");
   }
 
-  show(news) {
-    if (news.actions) {
-      this.why = news.actions;
+  show(update) {
+    if (update.actions) {
+      this.why = update.actions;
       for (const [name, button] of Object.entries(this.buttons)) {
         button.setAttribute("aria-disabled", String(Boolean(this.why[name])));
         button.title = this.why[name] ? `would do nothing: ${this.why[name]}` : ACTIONS[name][1];
       }
       this.hint(this.pointed);
     }
-    if (news.faults) this.showFaults(news.faults);
-    if (news.notices) say($("notices"), news.notices.at(-1));
+    if (update.faults) this.showFaults(update.faults);
+    if (update.notices) say($("notices"), update.notices.at(-1));
   }
 
   showFaults(faults) {

@@ -3,7 +3,7 @@
 
 import { $, clock, drawn, element, milliseconds, say } from "./dom.js";
 
-const MOST = 600, HEIGHT = 150, LEFT = 58, RIGHT = 8, TOP = 10, BOTTOM = 22; // points; pixels
+const MAX_POINTS = 600, HEIGHT = 150, LEFT = 58, RIGHT = 8, TOP = 10, BOTTOM = 22; // points; pixels
 const FIGURES = 20;
 
 export class Latency {
@@ -26,7 +26,7 @@ export class Latency {
 
   show({ latency }) {
     if (!latency) return;
-    this.points = [...(latency.afresh ? [] : this.points), ...latency.items].slice(-MOST);
+    this.points = [...(latency.afresh ? [] : this.points), ...latency.items].slice(-MAX_POINTS);
     const trips = this.points.filter(isTrip);
     if (trips.length) {
       const sorted = trips.map(([, seconds]) => seconds).sort((a, b) => a - b);

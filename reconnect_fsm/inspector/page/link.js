@@ -1,13 +1,13 @@
-// The connection to the inspector. It comes back by itself, and says when it is gone.
+// The connection to the inspector. It reconnects by itself, and reports when it is lost.
 
-const FIRST = 500, LONGEST = 5000, TRIES = 60; // milliseconds; about five minutes
+const MIN_DELAY = 500, MAX_DELAY = 5000, MAX_TRIES = 60; // milliseconds; about five minutes
 
 export class Link {
-  constructor(news, gone) {
-    this.news = news;
-    this.gone = gone;
+  constructor(onUpdate, onTrouble) {
+    this.onUpdate = onUpdate;
+    this.onTrouble = onTrouble;
     this.tries = 0;
-    this.opened = () => {};
+    this.onOpen = () => {};
     this.open();
   }
 
@@ -16,18 +16,18 @@ export class Link {
     this.socket = socket;
     socket.onopen = () => {
       this.tries = 0;
-      this.gone("");
-      this.opened();
+      this.onTrouble("");
+      this.onOpen();
     };
-    socket.onmessage = (message) => this.news(JSON.parse(message.data));
+    socket.onmessage = (message) => this.onUpdate(JSON.parse(message.data));
     socket.onclose = () => {
       this.tries += 1;
-      if (this.tries > TRIES) {
-        this.gone("The inspector does not answer any more. What you see is old; reload the page to try again.");
+      if (this.tries > MAX_TRIES) {
+        this.onTrouble("The inspector does not answer any more. What you see is old; reload the page to try again.");
         return;
       }
-      this.gone("The inspector does not answer: the program has ended, or is busy. What you see is old; trying again.");
-      setTimeout(() => this.open(), Math.min(FIRST * 2 ** Math.min(this.tries - 1, 10), LONGEST));
+      this.onTrouble("The inspector does not answer: the program has ended, or is busy. What you see is old; trying again.");
+      setTimeout(() => this.open(), Math.min(MIN_DELAY * 2 ** Math.min(this.tries - 1, 10), MAX_DELAY));
     };
   }
 

@@ -30,10 +30,10 @@ export class Machine {
     this.light();
   }
 
-  show(news) {
-    if (news.transitions) this.last = news.transitions.items.at(-1) ?? this.last;
-    if (news.client) this.client = news.client;
-    if (news.client || news.transitions) this.light();
+  show(update) {
+    if (update.transitions) this.last = update.transitions.items.at(-1) ?? this.last;
+    if (update.client) this.client = update.client;
+    if (update.client || update.transitions) this.light();
   }
 
   light() {

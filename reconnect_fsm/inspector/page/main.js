@@ -1,4 +1,4 @@
-// What the inspector tells is given to each part of the page, which shows what is new in it.
+// Each update of the inspector is given to every part of the page, which shows its own part of it.
 
 import { $, say } from "./dom.js";
 import { Link } from "./link.js";
@@ -22,7 +22,7 @@ class Head {
 }
 
 const link = new Link(
-  (news) => parts.forEach((part) => part.show(news)),
+  (update) => parts.forEach((part) => part.show(update)),
   (trouble) => {
     say($("trouble"), trouble);
     $("trouble").hidden = !trouble;
@@ -31,4 +31,4 @@ const link = new Link(
 );
 const rooms = new Rooms(link);
 const parts = [new Head(), new Controls(link), new Machine(), new Timeline(), new Latency(), rooms];
-link.opened = () => rooms.look();
+link.onOpen = () => rooms.look();

@@ -2,7 +2,7 @@
 
 import { $, badge, clock, element } from "./dom.js";
 
-const MOST = 300; // rows
+const MAX_ROWS = 300; // rows
 
 export class Timeline {
   constructor() {
@@ -12,8 +12,8 @@ export class Timeline {
   show({ transitions }) {
     if (!transitions) return;
     if (transitions.afresh) this.body.replaceChildren();
-    for (const each of transitions.items.slice(-MOST)) this.body.prepend(this.row(each));
-    while (this.body.rows.length > MOST) this.body.lastElementChild.remove();
+    for (const each of transitions.items.slice(-MAX_ROWS)) this.body.prepend(this.row(each));
+    while (this.body.rows.length > MAX_ROWS) this.body.lastElementChild.remove();
     $("timeline").parentElement.classList.toggle("filled", this.body.rows.length > 0);
   }
 

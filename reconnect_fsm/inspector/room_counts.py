@@ -1,7 +1,7 @@
-"""The rooms of a client, counted by state, and a page of those that somebody asks for. Fit for 100,000 rooms.
+"""The rooms of a client, counted by state, and one page of those that a viewer asks for. Fit for 100,000 rooms.
 
-Nothing is kept for a tracked room, and nobody subscribes to one: whoever looks has them counted, in slices between
-which the event loop gets its turn.
+Nothing is kept for a tracked room, and no room has a listener for it. The rooms are counted while a page is open, in
+slices between which the event loop runs other callbacks.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from reconnect_fsm._asyncio.room_driver import Room, fsm_of
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import RoomStatus
 
-__all__ = ["PAGE", "Census", "Query"]
+__all__ = ["PAGE_SIZE", "Query", "RoomCounts"]
 
-PAGE: Final = 50  # rooms to a page
-SLICE: Final = 1000  # rooms looked at before the loop gets its turn: about a millisecond
+PAGE_SIZE: Final = 50  # rooms to a page
+SLICE_SIZE: Final = 1000  # rooms between two turns of the event loop: about a millisecond
 LEFT: Final = RoomFSM.left.name  # no tracked room is
-REFUSED: Final = 10_000  # rooms in `error` that are named_context, the latest
+MAX_REFUSED: Final = 10_000  # rooms in `error` that are kept, the latest
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which rooms somebody wants to see: those in these states, or in any, whose id contains the text, in any case."""
+    """The rooms that a viewer asks for: in these states, or in any; with this text in the id, ignoring case."""
 
     states: frozenset[str] = frozenset()
     text: str = ""
@@ -48,10 +48,10 @@ class Row(NamedTuple):
     permission: str | None
 
 
-class Census:
-    """Counts the rooms of one client; remembers those that went to `error` while somebody looked.
+class RoomCounts:
+    """Counts the rooms of one client; keeps those that went to `error` while a page was open.
 
-    The client itself forgets them.
+    The client itself drops them.
     """
 
     def __init__(self, client: Client) -> None:
@@ -60,44 +60,44 @@ class Census:
         self._refused: dict[tuple[str, str], Row] = {}
 
     def forget(self) -> None:
-        """Nobody looks any more: hold on to no room."""
+        """No page is open any more: keep no room alive."""
         self._known = {}
 
-    async def take(self, query: Query) -> tuple[dict[str, Any], float]:
-        """The counts and the page asked for, or the last one there is; and the seconds of the loop that it took."""
+    async def count(self, query: Query) -> tuple[dict[str, Any], float]:
+        """The counts and the page asked for, or the last page; and the seconds of the loop that it took."""
         began = time.perf_counter()
         rooms = self._client.rooms
-        self._notice_refused(rooms)
+        self._keep_refused(rooms)
         everything: list[Room | Row] = [*rooms, *self._refused.values()]
         states, text = query.states, query.text.casefold()
         counts: Counter[str] = Counter()
         matching: list[Room | Row] = []
         cost = time.perf_counter() - began
-        for start in range(0, len(everything), SLICE):
+        for start in range(0, len(everything), SLICE_SIZE):
             if start:
                 await asyncio.sleep(0)
             began = time.perf_counter()
-            for room in everything[start : start + SLICE]:
+            for room in everything[start : start + SLICE_SIZE]:
                 state = room.state
                 counts[state] += 1
                 if (not states or state in states) and (not text or text in room.id.casefold()):
                     matching.append(room)
             cost += time.perf_counter() - began
-        pages = max(math.ceil(len(matching) / PAGE), 1)
+        pages = max(math.ceil(len(matching) / PAGE_SIZE), 1)
         page = min(query.page, pages - 1)
         known = fsm_of(rooms[0]).states if rooms else RoomFSM.states
         return {
             "total": len(everything),
             "counts": [[name, state.status.value, counts[name]] for name, state in known.items() if name != LEFT],
-            "rows": [_row(room) for room in matching[page * PAGE : (page + 1) * PAGE]],
+            "rows": [_row(room) for room in matching[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]],
             "matching": len(matching),
             "page": page,
             "pages": pages,
-            "size": PAGE,
+            "size": PAGE_SIZE,
         }, cost
 
-    def _notice_refused(self, rooms: tuple[Room, ...]) -> None:
-        """A room that is refused or put out is in `error`, and in no set of the client's any more."""
+    def _keep_refused(self, rooms: tuple[Room, ...]) -> None:
+        """A room that was refused or evicted is in `error`, and the client has dropped it."""
         now = dict.fromkeys(rooms)
         for room in filterfalse(now.__contains__, self._known):
             if room.status is RoomStatus.ERROR:
@@ -105,7 +105,7 @@ class Census:
         if self._refused:
             for room in filterfalse(self._known.__contains__, rooms):  # it may be one that was joined again
                 self._refused.pop((room.id, room.crdt_type.value), None)
-        for key in list(self._refused)[: max(len(self._refused) - REFUSED, 0)]:
+        for key in list(self._refused)[: max(len(self._refused) - MAX_REFUSED, 0)]:
             del self._refused[key]
         self._known = now
 

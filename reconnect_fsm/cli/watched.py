@@ -1,4 +1,4 @@
-"""What ``watch`` knows of a client: kept as it happens, bounded, and free of secrets."""
+"""What ``watch`` knows of a client: recorded as it happens, bounded, and without secrets."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from reconnect_fsm._asyncio.client import Client
     from reconnect_fsm._asyncio.room_driver import Room
 
-__all__ = ["News", "Observer", "WatchedRoom", "beginning", "shown_url"]
+__all__ = ["Update", "WatchedClient", "WatchedRoom", "beginning", "shown_url"]
 
-News: TypeAlias = dict[str, Any]
-"""What happened: ``time``, ``at``, ``kind``, and what the kind has."""
+Update: TypeAlias = dict[str, Any]
+"""One thing that happened: ``time``, ``at``, ``kind``, and the fields of that kind."""
 
-KEPT: Final = 200  # of what happened, and round trips
-WAITING: Final = 10_000  # news that nobody has shown yet; then the oldest are dropped
-MOST_OPERATIONS: Final = 200_000  # of a document whose value is still looked at: that takes a tenth of a second
-MOST_VALUE: Final = 400  # characters
-PATIENCE: Final = 5.0  # seconds; who answers no ping by then hardly will
+MAX_KEPT: Final = 200  # updates in the history, and round trips
+MAX_UPDATES: Final = 10_000  # that are not shown yet; then the oldest are dropped
+MAX_OPERATIONS: Final = 200_000  # of a document whose value is read: that takes a tenth of a second
+MAX_VALUE: Final = 400  # characters
+SILENT_AFTER: Final = 5.0  # seconds; a server that has answered no ping by then hardly will
 PRESENCE: Final = 60_000  # milliseconds after which an entry of an ephemeral store is forgotten
 STOPPED: Final = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 
@@ -42,26 +42,26 @@ def shown_url(url: str) -> str:
 
 
 def beginning(contents: object) -> str:
-    """The first characters of some contents as JSON, in one line."""
-    return sanitized(json.dumps(contents, ensure_ascii=False, default=repr), MOST_VALUE)
+    """The first characters of a value as JSON, in one line."""
+    return sanitized(json.dumps(contents, ensure_ascii=False, default=repr), MAX_VALUE)
 
 
 @dataclass
 class WatchedRoom:
-    """A room, and what is in the document that it was joined with."""
+    """A room, and the contents of its document."""
 
     room: Room
     operations: int = 0
-    """Of a document; of an ephemeral store, how many keys it has."""
+    """Of the document; for an ephemeral store, the number of keys."""
     value: str = "{}"
-    """The beginning of what it holds."""
+    """The beginning of its contents."""
 
     @property
     def is_ephemeral(self) -> bool:
         return self.room.crdt_type is CrdtType.EPHEMERAL
 
-    def look(self) -> bool:
-        """See what it holds now; return whether that is something else than before."""
+    def refresh(self) -> bool:
+        """Read the contents; return whether they have changed."""
         before = (self.operations, self.value)
         adaptor: Any = self.room.adaptor
         if self.is_ephemeral:
@@ -69,24 +69,24 @@ class WatchedRoom:
             self.operations, self.value = len(contents), beginning(contents)
         elif adaptor.doc.len_ops != self.operations:
             self.operations = adaptor.doc.len_ops
-            is_small = self.operations <= MOST_OPERATIONS
+            is_small = self.operations <= MAX_OPERATIONS
             self.value = beginning(adaptor.doc.get_deep_value()) if is_small else "(too large to show)"
         return (self.operations, self.value) != before
 
 
-class Observer:
-    """Follows a client and its rooms. Raises InvalidURL for an address that is none."""
+class WatchedClient:
+    """Follows a client and its rooms. Raises InvalidURL for an invalid address."""
 
     def __init__(self, url: str, *, pings: bool = True) -> None:
         self.url = shown_url(url)
         self.pings = pings
         """Whether the latency is measured."""
         self.rooms: list[WatchedRoom] = []
-        self.news: deque[News] = deque(maxlen=WAITING)
-        """What nobody has shown yet."""
-        self.history: deque[News] = deque(maxlen=KEPT)
-        """What happened last: transitions, rooms' changes, what was logged."""
-        self.latencies: deque[float] = deque(maxlen=KEPT)
+        self.updates: deque[Update] = deque(maxlen=MAX_UPDATES)
+        """Those that are not shown yet."""
+        self.history: deque[Update] = deque(maxlen=MAX_KEPT)
+        """The last transitions, changes of rooms, and log records."""
+        self.latencies: deque[float] = deque(maxlen=MAX_KEPT)
         self.connects = 0
         self.failures = 0
         """Attempts that failed."""
@@ -96,10 +96,10 @@ class Observer:
         self.state = ""
         self.reason = ""
         self.since = 0.0
-        """Of the status; a time of `now`."""
+        """When the present status began; a time of `now`."""
         self.attempt = 0
         self.next_attempt: float | None = None
-        """When it is due; a time of `now`."""
+        """When the next attempt is due; a time of `now`."""
         self._client: Client | None = None
         self._began = time.monotonic()
         self._woken = asyncio.Event()
@@ -112,9 +112,9 @@ class Observer:
     # What happens
 
     def follow(self, client: Client, rooms: list[tuple[str, str]], auth: bytes = b"") -> None:
-        """Begin to; join these rooms (id and crdt), for which loro is needed."""
+        """Begin to follow the client, and join these rooms (id and CRDT), which needs loro."""
         self._client = client
-        self._tell("start", url=self.url, rooms=[room_id for room_id, _ in rooms])
+        self._add("start", url=self.url, rooms=[room_id for room_id, _ in rooms])
         client.on_transition(self._moved)
         client.on_status(self._changed)
         client.on_latency(self._measured)
@@ -141,7 +141,7 @@ class Observer:
         self.next_attempt = None if change.retry_in is None else self.now + change.retry_in
         if change.status is not self.status:
             self.status, self.since = change.status, self.now
-        self._tell(
+        self._add(
             "transition",
             event=change.event,
             old=change.old,
@@ -153,7 +153,7 @@ class Observer:
         )
 
     def _changed(self, change: StatusChange[ClientStatus]) -> None:
-        self._tell(
+        self._add(
             "status",
             old=str(change.old),
             new=str(change.new),
@@ -164,10 +164,10 @@ class Observer:
 
     def _measured(self, seconds: float) -> None:
         self.latencies.append(seconds)
-        self._tell("latency", seconds=round(seconds, 6))
+        self._add("latency", seconds=round(seconds, 6))
 
     def _room_changed(self, watched: WatchedRoom, change: StatusChange[RoomStatus]) -> None:
-        self._tell(
+        self._add(
             "room",
             room=watched.room.id,
             crdt=str(watched.room.crdt_type),
@@ -177,12 +177,12 @@ class Observer:
             permission=watched.room.permission,
         )
 
-    def look(self) -> None:
-        """See what is in the documents now."""
+    def refresh(self) -> None:
+        """Read the contents of the documents."""
         for each in self.rooms:
-            if each.look():
+            if each.refresh():
                 room = each.room
-                self._tell(
+                self._add(
                     "document",
                     room=room.id,
                     crdt=str(room.crdt_type),
@@ -191,8 +191,8 @@ class Observer:
                 )
 
     def end(self, code: int) -> None:
-        """It is over, with this exit code; what follows is only the client being closed."""
-        self._tell(
+        """Add the last update, with the exit code. After it the client is only closed."""
+        self._add(
             "end",
             status=str(self.status),
             reason=self.reason,
@@ -203,10 +203,10 @@ class Observer:
         )
 
     @contextmanager
-    def listening_to_the_log(self) -> Generator[None, None, None]:
-        """Meanwhile, what the library warns of is news, and nothing that spoils a live view."""
+    def capturing_log(self) -> Generator[None, None, None]:
+        """Turn the library's warnings into updates meanwhile; on the screen they would spoil a live view."""
         logger = logging.getLogger("reconnect_fsm")
-        handler = _LogNews(self)
+        handler = _LogHandler(self)
         propagates, logger.propagate = logger.propagate, False
         logger.addHandler(handler)
         try:
@@ -216,29 +216,29 @@ class Observer:
             logger.propagate = propagates
 
     def logged(self, level: str, message: str) -> None:
-        self._tell("log", level=level, message=sanitized(message, MOST_VALUE))
+        self._add("log", level=level, message=sanitized(message, MAX_VALUE))
 
-    def _tell(self, kind: str, **what: Any) -> None:
+    def _add(self, kind: str, **what: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        news: News = {"time": now, "at": round(self.now, 3), "kind": kind, **what}
-        self.news.append(news)
+        update: Update = {"time": now, "at": round(self.now, 3), "kind": kind, **what}
+        self.updates.append(update)
         if kind in ("transition", "room", "log"):
-            self._remember(news)
+            self._add_to_history(update)
         self._woken.set()
 
-    def _remember(self, news: News) -> None:
-        """Rooms that do the same at the same time are one piece of history: thousands may do so at each loss."""
+    def _add_to_history(self, update: Update) -> None:
+        """Add an update to the history. Rooms that change alike are counted as one: each loss may change thousands."""
         last = self.history[-1] if self.history else {}
         if (
-            all(last.get(each) == news.get(each) for each in ("kind", "old", "new", "reason"))
-            and news["kind"] == "room"
+            all(last.get(each) == update.get(each) for each in ("kind", "old", "new", "reason"))
+            and update["kind"] == "room"
         ):
             last["rooms"] += 1
         else:
-            self.history.append({**news, "rooms": 1})
+            self.history.append({**update, "rooms": 1})
 
     async def wait(self, seconds: float) -> None:
-        """For news, and at most so long."""
+        """Wait for an update, at most so long."""
         try:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
@@ -246,11 +246,11 @@ class Observer:
             pass
         self._woken.clear()
 
-    # How it stands
+    # The present status
 
     @property
     def has_stopped(self) -> bool:
-        """Whether the client made up its mind not to try again."""
+        """Whether the client has stopped, and does not try again."""
         return self.state != "" and self.status in STOPPED
 
     @property
@@ -261,35 +261,35 @@ class Observer:
 
     @property
     def refused(self) -> list[Room]:
-        """The rooms that the server refused; nobody asks for them again."""
+        """The rooms that the server refused; the client does not join them again."""
         return [each.room for each in self.rooms if each.room.status is RoomStatus.ERROR]
 
     @property
     def hint(self) -> str:
-        """What a person may try, if there is something to try; else empty."""
+        """What the user may try; may be empty."""
         if not self.pings or self.latencies or not self.connects:
             return ""
-        is_silent = self.status is ClientStatus.CONNECTED and self.now - self.since > PATIENCE
+        is_silent = self.status is ClientStatus.CONNECTED and self.now - self.since > SILENT_AFTER
         if is_silent or any(each.get("event") == "pong_missed" for each in self.history):
             return "the server never answered a ping; if it does not know the text 'ping', say --no-ping"
         return ""
 
     def explained(self) -> str:
-        """In words: why it is as it is, and what comes next; without what a program could call."""
+        """The reason of the status and what comes next, without the methods that a program could call."""
         assert self._client is not None
-        coming = explanation_of(self._client).next
+        next_step = explanation_of(self._client).next
         if self.status is ClientStatus.CONNECTED:
-            return coming
-        return f"{self.reason if self.reason.endswith('.') else f'{self.reason}.'} {coming}".strip()
+            return next_step
+        return f"{self.reason if self.reason.endswith('.') else f'{self.reason}.'} {next_step}".strip()
 
 
-class _LogNews(logging.Handler):
-    def __init__(self, observer: Observer) -> None:
+class _LogHandler(logging.Handler):
+    def __init__(self, watched: WatchedClient) -> None:
         super().__init__(logging.WARNING)
-        self._observer = observer
+        self._watched = watched
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._observer.logged(record.levelname.lower(), record.getMessage())
+        self._watched.logged(record.levelname.lower(), record.getMessage())
 
 
 def _rounded(seconds: float | None) -> float | None:

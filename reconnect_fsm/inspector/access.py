@@ -1,10 +1,10 @@
-"""Who may talk to the inspector: a browser on this machine that was given the address, and no other site through it.
+"""Access control of the inspector: only a browser on this machine that has the address, and no other site through it.
 
 * It listens on a loopback address only.
 * Each request must name a loopback host: a name that an attacker makes resolve to us (DNS rebinding) is refused.
 * Each request must hold the token, which is compared in constant time.
-* A request that says which page made it must come from our own page; a WebSocket must say so.
-* The page may load nothing but its own files, and nobody may frame it or keep a copy.
+* A request with an Origin must come from our own page; a WebSocket must have one.
+* The page may load only its own files. It must not be framed or cached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from yarl import URL
 
-__all__ = ["Guard", "check_host"]
+__all__ = ["Access", "check_host"]
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' ws://{host}; "
@@ -41,25 +41,25 @@ def check_host(host: str) -> str:
         address = None
     if address is None or not address.is_loopback:
         raise ValueError(
-            f"the inspector cannot listen on {host!r}: whoever reaches it can steer the client, so it serves this "
-            "machine only. Leave host out, or give a loopback address such as 127.0.0.1 or ::1; to look from another "
+            f"the inspector cannot listen on {host!r}: everyone who reaches it can control the client, so it serves "
+            "this machine only. Leave host out, or give a loopback address such as 127.0.0.1 or ::1; from another "
             "machine, tunnel the port (ssh -L)"
         )
     return str(address)
 
 
-class Guard:
-    """Says which requests are refused, and what a browser may do with the answer. Made once the port is known."""
+class Access:
+    """Decides which requests are refused, and what a browser may do with the answer. Made once the port is known."""
 
     def __init__(self, host: str, port: int) -> None:
         origins = [URL.build(scheme="http", host=each, port=port) for each in (host, "localhost")]
         self._token = secrets.token_urlsafe(24)
-        self._hosts = {origin.raw_authority for origin in origins}  # as browsers say it: port 80 is left out
+        self._hosts = {origin.raw_authority for origin in origins}  # as browsers write it: without port 80
         self.url = f"{origins[0]}/{self._token}/"
-        """The address of the page. It holds the token: show it to whoever may steer the client, and log it nowhere."""
+        """The address of the page. It holds the token: show it only to users who may control the client."""
 
     def protected(self, request: web.BaseRequest, response: web.Response) -> web.Response:
-        """The answer, with what a browser may do with it."""
+        """The answer, with the headers that restrict what a browser may do with it."""
         response.headers.update(HEADERS)
         host = request.headers.get(hdrs.HOST, "")
         response.headers["Content-Security-Policy"] = POLICY.format(host=host if host in self._hosts else "127.0.0.1")
