@@ -1,8 +1,7 @@
 """The format of recordings: any value as JSON, and back.
 
-Values of the types that facts and effects are made of come back as they were. Of what is of any other type only the
-type is written, marked as opaque, so that a machine of the user's own can be recorded too, whatever it knows.
-Everything is bounded.
+Values of the types that events and effects hold are restored as they were. Of a value of any other type only the type
+is written, marked as opaque, so that a machine of the user's own can be recorded, too. Everything is bounded.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ FORMAT: Final = 1
 CLIENT: Final = "client"
 """What the client is called among the machines of a recording; all others are rooms."""
 MAX_TEXT: Final = 1000  # characters of a text
-MAX_ITEMS: Final = 100  # of a list; of one in another far fewer
-MAX_DEPTH: Final = 6  # of one value in another
+MAX_ITEMS: Final = 100  # of a list; of a list in another, far fewer
+MAX_DEPTH: Final = 6  # of nested values
 MAX_LEVELS: Final = 4 + 2 * MAX_DEPTH  # of lists and objects: 3 around a header's codes, 2 for a value, 1 for the last
 
 Json: TypeAlias = Any
@@ -59,7 +58,7 @@ class Transition(NamedTuple):
     machine: str
     """``"client"``, or a room's id."""
     event: str
-    """The fact that led to it; empty where only a change of status is known."""
+    """The event that led to it; empty where only a change of status is known."""
     old: str
     """The state before."""
     new: str
@@ -80,7 +79,7 @@ class Opaque(str):
     __slots__ = ()
 
 
-# What is written in full, and made again when it is read. Of exactly these classes: a subclass may hold anything.
+# Written in full, and restored when read. Exactly these classes: a subclass may hold anything.
 FIELDS: Final[dict[type, tuple[str, ...]]] = {
     value: tuple(each.name for each in dataclasses.fields(value))
     for module in (_status, _effects)
@@ -89,8 +88,8 @@ FIELDS: Final[dict[type, tuple[str, ...]]] = {
 }
 FIELDS[_status.CloseInfo] = tuple(
     name for name in FIELDS[_status.CloseInfo] if name != "shown"
-)  # nor what it stands for
-LEFT_OUT: Final = frozenset({"cause", "stop", "fault", "is_redacted"})  # where there is none: most values have none
+)  # `shown` is derived from the others
+LEFT_OUT: Final = frozenset({"cause", "stop", "fault", "is_redacted"})  # if empty, as most are
 ERRORS: Final[dict[type, tuple[str, ...]]] = {
     ClientStopped: ("reason", "cause", "stop"),
     JoinRefused: ("code", "message", "app_code"),
@@ -112,7 +111,7 @@ NAMED: Final[dict[str, Any]] = {each.__name__: each for each in (*FIELDS, *ERROR
 
 
 def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
-    """Any value as JSON, bounded in size. ``text`` is what becomes of a str. Raises nothing, unless ``text`` does."""
+    """Any value as JSON, bounded in size. ``text`` converts a str. Raises nothing, unless ``text`` does."""
     kind = cast("type[object]", type(value))
     if kind is str:
         return text(shortened(value, MAX_TEXT))
@@ -137,12 +136,12 @@ def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
 
 
 def _value(value: Any, text: Callable[[str], Json], depth: int) -> Json:
-    """A value of our own. How a connection ended is written as it may be shown, and says if that is not all of it."""
+    """A value of a class of this package. A CloseInfo is written redacted, and says whether anything was redacted."""
     if not isinstance(value, _status.CloseInfo):
         return {"is": type(value).__name__, **_inside(value, FIELDS[type(value)], text, depth)}
     shown = value.redacted()
-    told = {"is": "CloseInfo", **_inside(shown, FIELDS[_status.CloseInfo], text, depth)}
-    return told | ({"is_redacted": True} if told["reason"] != shown.reason else {})
+    fields = {"is": "CloseInfo", **_inside(shown, FIELDS[_status.CloseInfo], text, depth)}
+    return fields | ({"is_redacted": True} if fields["reason"] != shown.reason else {})
 
 
 def _inside(value: Any, names: Iterable[str], text: Callable[[str], Json], depth: int) -> dict[str, Json]:
@@ -151,12 +150,12 @@ def _inside(value: Any, names: Iterable[str], text: Callable[[str], Json], depth
 
 
 def private(_: str) -> Json:
-    """What becomes of a text that nobody but the user's own machine knows: it may be a secret that nobody told us."""
+    """Converts a text that only a machine of the user's knows: it may be a secret that the redaction does not know."""
     return {"opaque": "<str>"}
 
 
 def _described(value: Any, kind: type[object], depth: int) -> str:
-    """What it is, and not what it says. Of a dataclass, such as an effect of the user's own, its numbers too."""
+    """The type of a value, without its contents. Of a dataclass, such as an effect of the user's, also the numbers."""
     if issubclass(kind, Enum):
         return f"{kind.__name__}.{value.name}"
     if dataclasses.is_dataclass(kind) and depth < MAX_DEPTH:
@@ -166,61 +165,61 @@ def _described(value: Any, kind: type[object], depth: int) -> str:
 
 
 def in_words(value: Json) -> str:
-    """A value as it was written, for a human."""
+    """A recorded value in words."""
     if (items := as_list(value)) is not None:
         return f"[{', '.join(map(in_words, items))}]"
-    if (told := as_object(value)) is None:
+    if (fields := as_object(value)) is None:
         return repr(value)
-    name = str(told.get("is", "?"))
+    name = str(fields.get("is", "?"))
     if name in ("?", "tuple"):
-        return str(told["opaque"]) if "opaque" in told else in_words(told.get("items"))
-    if told.keys() == {"is", "name"}:
-        return str(told["name"])
-    inner = ", ".join(in_words(each) for key, each in told.items() if key != "is" and each != "")
+        return str(fields["opaque"]) if "opaque" in fields else in_words(fields.get("items"))
+    if fields.keys() == {"is", "name"}:
+        return str(fields["name"])
+    inner = ", ".join(in_words(each) for key, each in fields.items() if key != "is" and each != "")
     return f"{name}({inner})" if inner else name
 
 
 def decoded(value: Json) -> Any:
-    """What `encoded` made JSON of. Raises ValueError for what it never makes."""
+    """The value that `encoded` was given. Raises ValueError for JSON that `encoded` never makes."""
     if (items := as_list(value)) is not None:
         return [decoded(each) for each in items]
-    told = as_object(value)
-    if told is None:
+    fields = as_object(value)
+    if fields is None:
         return value
-    if "is" not in told and "opaque" in told:
-        return Opaque(told["opaque"])
+    if "is" not in fields and "opaque" in fields:
+        return Opaque(fields["opaque"])
     try:
-        return _made(told)
+        return _restored(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no value can be made of {shortened(repr(value))}") from error
 
 
-def _made(told: dict[str, Json]) -> Any:
-    name = told["is"]
+def _restored(fields: dict[str, Json]) -> Any:
+    name = fields["is"]
     if name == "tuple":
-        return tuple(decoded(told["items"]))
+        return tuple(decoded(fields["items"]))
     if name == "float":
-        return float(told["value"])
+        return float(fields["value"])
     kind = NAMED[name]
     if kind in ENUMS:
-        return kind[told["name"]]
-    inside = {key: decoded(told[key]) for key in (*FIELDS.get(kind, ()), *ERRORS.get(kind, ())) if key in told}
+        return kind[fields["name"]]
+    inside = {key: decoded(fields[key]) for key in (*FIELDS.get(kind, ()), *ERRORS.get(kind, ())) if key in fields}
     if kind in FIELDS:
-        return kind(**inside)  # what an older version did not have, has a default
-    error: Exception = kind.__new__(kind, told["words"])
+        return kind(**inside)  # a field that an older version did not write has a default
+    error: Exception = kind.__new__(kind, fields["words"])
     vars(error).update(inside)
     return error
 
 
 def is_whole(value: Json) -> bool:
-    """Whether all of a value was written."""
-    if (told := as_object(value)) is not None:
-        return "opaque" not in told and all(map(is_whole, told.values()))
+    """Whether all of a value was written, with nothing opaque in it."""
+    if (fields := as_object(value)) is not None:
+        return "opaque" not in fields and all(map(is_whole, fields.values()))
     return all(map(is_whole, as_list(value) or ()))
 
 
 def is_too_deep(line: Json) -> bool:
-    """Whether more lies inside one another than is ever written; far deeper, Python itself would give up."""
+    """Whether its nesting is deeper than a recorder writes; Python's own recursion is limited, too."""
     level: list[Json] = [line]
     for _ in range(MAX_LEVELS + 1):
         if not level:
@@ -235,7 +234,7 @@ def same(text: str) -> str:
 
 
 def address(kind: type) -> str:
-    """Where a class is found."""
+    """The address of a class: ``module:Class``."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
@@ -249,6 +248,6 @@ def as_list(value: Json) -> list[Json] | None:
     return value if isinstance(value, list) else None  # pyright: ignore[reportUnknownVariableType]
 
 
-def shortened(text: str, most: int = 120) -> str:
-    """The text, or its beginning."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def shortened(text: str, limit: int = 120) -> str:
+    """The text, or its beginning if it is longer than the limit."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

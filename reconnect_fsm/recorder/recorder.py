@@ -1,16 +1,16 @@
-"""The flight recorder: what the machines were told, and what they did, as JSON lines without secrets.
+"""The flight recorder: every event of the machines and what it did, as JSON lines without secrets.
 
-A driver keeps the last steps of its machines anyway: `Connection.export` writes them to a file. `Connection.record`
-writes every step from now on. Both begin with a header, then comes one line a step::
+The dispatcher keeps the last steps of the machines anyway: `Connection.export` writes them to a file.
+`Connection.record` writes every step from now on. Both write a header, then one line for each step::
 
     {"recording": "reconnect_fsm", "format": 1, "library": "1.0", "python": "3.11.2", "policy": {…}, …}
     {"at": 12.5, "machine": "client", "event": "timer_fired", "args": [], "old": "waiting", "new": "retrying", …}
 
-`replay` tells fresh machines the same facts and compares what they do.
+`replay` fires the same events in new machines and compares what they do.
 
-No URL, header, token or auth bytes is ever told to a machine, and what a server says back was made fit to be shown
-before. A machine of your own may know anything: of its own facts, and of what it remembers, numbers are written, but of
-texts, bytes and values of your own types only that they are some; its reasons go through the same redaction.
+No event brings a machine a URL, a header, a token or auth bytes, and what a server says is redacted before. A machine
+of your own may know anything. Of its own events and context only numbers are written; of texts, bytes and values of
+your own types only the type is. Its reasons are redacted, too.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ __all__ = [
 
 logger = logging.getLogger("reconnect_fsm")
 
-MIN_BYTES: Final = 10_000  # for a header, a step and the end
-MAX_CODES: Final = 1000  # that a policy takes for fatal
-MIN_DISTINCT: Final = 8  # characters; a shorter id of a room is part of many a word
-MAX_TEXTS: Final = 100  # whose rooms were hidden and may come again
+MIN_BYTES: Final = 10_000  # enough for the header, a step and the last line
+MAX_CODES: Final = 1000  # fatal codes of a policy
+MIN_DISTINCT: Final = 8  # characters of a room's id; a shorter one may be part of a word
+MAX_TEXTS: Final = 100  # with hidden ids that are cached
 
 AS_JSON: Final = json.JSONEncoder(allow_nan=False).encode  # dumps() would make an encoder for each line
 
@@ -98,10 +98,10 @@ class HeaderData:
 
 
 class Recorder:
-    """Makes lines of the steps of one client: a header first, and with a machine's first step its context.
+    """Makes the lines of a recording: the header, and a line for each step; a machine's first line holds its context.
 
-    ``redaction`` knows the client's secrets; ``hide_rooms`` makes unguessable names of the rooms' ids, in what servers
-    say too: of the ``rooms`` that there are already, and of all whose steps are recorded.
+    ``redaction`` knows the client's secrets. ``hide_rooms`` replaces the ids of rooms by unguessable names, also in the
+    server's words: the ids of ``rooms``, which exist already, and of all rooms whose steps are recorded.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class Recorder:
 
     def line(self, step: Step) -> str:
         """The line of a step."""
-        at, whose, fsm, event, args, old, new, reason, attempt, effects, memory = step
+        at, room_id, fsm, event, args, old, new, reason, attempt, effects, context = step
         is_new = fsm not in self._names
-        name = self._names[fsm, whose]
-        base = RoomFSM if whose else ClientFSM
+        name = self._names[fsm, room_id]
+        base = RoomFSM if room_id else ClientFSM
         text = self._text if type(fsm) is base else self._careful
-        told: dict[str, Json] = {
+        fields: dict[str, Json] = {
             "at": at,
             "machine": name,
             "event": event,
@@ -161,13 +161,13 @@ class Recorder:
             "retry_in": _retry_in(effects),
             "effects": [encoded(each, text) for each in effects],
         }
-        if is_new and memory is not None:
-            named = islice(named_context(fsm, memory).items(), MAX_ITEMS)
-            told["memory"] = {key: encoded(each, text if hasattr(base, key) else private) for key, each in named}
-        return self._line(told)
+        if is_new and context is not None:
+            named = islice(named_context(fsm, context).items(), MAX_ITEMS)
+            fields["memory"] = {key: encoded(each, text if hasattr(base, key) else private) for key, each in named}
+        return self._line(fields)
 
     def expect(self, steps: Iterable[Step]) -> None:
-        """These steps come: what is said of a room may come before its own first step."""
+        """Prepare for these steps: the client's may name a room before the room's own first step."""
         if self._hidden is not None:
             for step in steps:
                 self._hidden.name(step[1])
@@ -176,32 +176,32 @@ class Recorder:
         """The last line."""
         return self._line({"end": why, "steps": steps})
 
-    def _line(self, told: dict[str, Json]) -> str:
-        return AS_JSON(told) + "\n"
+    def _line(self, fields: dict[str, Json]) -> str:
+        return AS_JSON(fields) + "\n"
 
     def _careful(self, words: str) -> str:
-        """What a machine of the user's own says, which may know a secret."""
+        """The words of a machine of the user's own, which may know a secret."""
         return self._text(self._redaction(words))
 
     def _numbers(self, settings: RetryPolicy | Keepalive, base: type) -> dict[str, Json]:
-        """What a policy or keepalive is made with; sets as lists, its random source not at all."""
-        told: dict[str, Json] = {"is": address(type(settings))}
+        """The settings of a policy or keepalive; sets as lists, the random source not at all."""
+        fields: dict[str, Json] = {"is": address(type(settings))}
         for each in dataclasses.fields(settings):
             value: Any = getattr(settings, each.name)
             text = same if hasattr(base, each.name) else private
             if type(value) in (set, frozenset, range):
                 codes: list[Any] = sorted(value, key=repr)[:MAX_CODES]
-                told[each.name] = [encoded(code, text) for code in codes]
+                fields[each.name] = [encoded(code, text) for code in codes]
             elif each.repr:
-                told[each.name] = encoded(value, text)
-        return told
+                fields[each.name] = encoded(value, text)
+        return fields
 
 
 class _HiddenIds:
-    """Makes unguessable names of rooms' ids, and finds the ids in texts: a server may name the room it speaks of."""
+    """Replaces ids of rooms by unguessable names, also within texts: a server may name the room it speaks of."""
 
-    def __init__(self, rooms: Iterable[str], facts: Collection[str]) -> None:
-        self._facts = facts
+    def __init__(self, rooms: Iterable[str], events: Collection[str]) -> None:
+        self._events = events
         self._key = secrets.token_bytes(16)
         self._names: dict[str, str] = {"": ""}
         self._lengths: list[int] = []  # of the ids, the longest first
@@ -210,12 +210,12 @@ class _HiddenIds:
             self.name(room)
 
     def name(self, room: str) -> str:
-        """What is written instead of this id."""
+        """The name that is written instead of this id."""
         name = self._names.get(room)
         if name is None:
             digest = hashlib.blake2s(room.encode(errors="replace"), key=self._key, digest_size=6)
             name = f"room-{digest.hexdigest()}"
-            for each in (room, sanitized(room)):  # as it is, and as it comes back
+            for each in (room, sanitized(room)):  # as it is, and as it is shown
                 self._names[each] = name
                 if len(each) not in self._lengths:
                     self._lengths = sorted({*self._lengths, len(each)}, reverse=True)
@@ -223,8 +223,8 @@ class _HiddenIds:
         return name
 
     def text(self, words: str) -> str:
-        """The text without ids. A short one must stand alone: ``room`` is no part of ``room_closed``."""
-        if words in self._facts:  # what rooms are told has a name too, which is for machines to read
+        """The text without ids. A short id must stand alone: ``room`` is not found in ``room_closed``."""
+        if words in self._events:  # the name of an event is read by machines
             return words
         if (known := self._texts.get(words)) is not None:
             return known
@@ -247,7 +247,7 @@ class _HiddenIds:
 
 
 class _MachineNames:
-    """A name for each machine. A room's is its id; that of one who came later is told apart by a number."""
+    """A name for each machine. A room's is its id; a later room with the same id has a number, too."""
 
     def __init__(self, shown: Callable[[str], str] = same) -> None:
         self._shown = shown
@@ -258,11 +258,11 @@ class _MachineNames:
         return fsm in self._names
 
     def __getitem__(self, which: tuple[Machine, str]) -> str:
-        fsm, whose = which
+        fsm, room_id = which
         name = self._names.get(fsm)
         if name is None:
-            name = shown = self._shown(whose) if whose else CLIENT
-            if whose:
+            name = shown = self._shown(room_id) if room_id else CLIENT
+            if room_id:
                 while self._count[name]:
                     self._count[shown] += 1
                     name = f"{shown} ({self._count[shown]})"
@@ -272,7 +272,7 @@ class _MachineNames:
 
 
 def _retry_in(effects: Iterable[object]) -> float | None:
-    """The wait that begins; a timer that is started with something else is a deadline for that."""
+    """The wait for the next attempt that begins; other effects tell it from the timer of a join or a keepalive."""
     kinds = {type(each): each for each in effects}
     timer = kinds.get(StartTimer)
     return (
@@ -283,10 +283,10 @@ def _retry_in(effects: Iterable[object]) -> float | None:
 
 
 class Recording:
-    """A complete recording, from `Connection.record` on until it is closed, with the client at the latest.
+    """A complete recording, from `Connection.record` until it is closed, at the latest with the client.
 
     As a context manager it is closed at the end of the block. It ends by itself when ``max_bytes`` are written or
-    writing fails, which is logged; the client is never harmed.
+    writing fails, which is logged; neither harms the client.
     """
 
     def __init__(self, log: StepLog, recorder: Recorder, file: File, *, max_bytes: int) -> None:
@@ -306,7 +306,7 @@ class Recording:
         """Why it has ended, in words; None as long as it goes on."""
         log.sink = self
         recorder.expect(log.log)
-        self._guarded(lambda: self._write(recorder.header()))
+        self._safely(lambda: self._write(recorder.header()))
 
     def __enter__(self) -> Self:
         return self
@@ -318,16 +318,16 @@ class Recording:
         return f"<Recording of {self.steps} steps, {self.ended or 'going on'}>"
 
     def close(self) -> None:
-        """End it, and close the file if it was given by its name. Closing it twice does nothing."""
-        self._guarded(lambda: self._end("closed by this program"))
+        """End the recording, and close the file if it was given by its path. Closing it twice does nothing."""
+        self._safely(lambda: self._end("closed by this program"))
 
     def closed(self) -> None:
-        """The driver says: the client is closed."""
-        self._guarded(lambda: self._end("closed with the client"))
+        """The client is closed (`StepSink`)."""
+        self._safely(lambda: self._end("closed with the client"))
 
     def step(self, step: Step) -> None:
-        """The driver says: a machine was told a fact."""
-        self._guarded(lambda: self._add(step))
+        """An event has fired (`StepSink`)."""
+        self._safely(lambda: self._add(step))
 
     def _add(self, step: Step) -> None:
         line = self._recorder.line(step)
@@ -338,7 +338,7 @@ class Recording:
             return
         self._write(line)
         self.steps += 1
-        if not step[1]:  # the client's own are few and telling: they should survive a crash
+        if not step[1]:  # the client's own steps are few and important: they must survive a crash
             self._file.flush()
 
     def _write(self, line: str) -> None:
@@ -356,7 +356,7 @@ class Recording:
                 if self._is_ours:
                     self._file.close()
 
-    def _guarded(self, do: Callable[[], None]) -> None:
+    def _safely(self, do: Callable[[], None]) -> None:
         """A full disk, or a value that cannot be written, ends the recording and nothing else."""
         try:
             do()
@@ -364,11 +364,11 @@ class Recording:
             what = f"writing it raised {type(error).__name__}"
             logger.warning("the recording ended: %s", what, exc_info=not isinstance(error, OSError))
             if self.ended is None:
-                self._guarded(lambda: self._end(what))
+                self._safely(lambda: self._end(what))
 
 
 def _opened(file: File) -> tuple[TextIO, bool]:
-    """The file to write to, and whether it is ours to close; a new one is for its owner alone."""
+    """The file to write to, and whether we close it. A new file is readable by its owner alone."""
     if not isinstance(file, str | os.PathLike):
         return file, False
     private = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -376,7 +376,7 @@ def _opened(file: File) -> tuple[TextIO, bool]:
 
 
 def export(steps: Iterable[Step], recorder: Recorder, file: File) -> int:
-    """Write these steps as a recording; return how many they are. Raises OSError if the file cannot be written."""
+    """Write these steps as a recording; return their number. Raises OSError if the file cannot be written."""
     kept = tuple(steps)
     recorder.expect(kept)
     target, is_ours = _opened(file)
@@ -392,12 +392,12 @@ def export(steps: Iterable[Step], recorder: Recorder, file: File) -> int:
 
 
 def transitions(steps: Iterable[Step]) -> list[Transition]:
-    """The transitions among a driver's steps: those that changed a state or asked for something."""
+    """The transitions among the steps: those that changed a state or had effects."""
     names = _MachineNames()
     return [
         Transition(
-            at, names[fsm, whose], event, old, new, str(fsm.states[new].status), reason, attempt, _retry_in(effects)
+            at, names[fsm, room_id], event, old, new, str(fsm.states[new].status), reason, attempt, _retry_in(effects)
         )
-        for at, whose, fsm, event, _, old, new, reason, attempt, effects, _ in steps
+        for at, room_id, fsm, event, _, old, new, reason, attempt, effects, _ in steps
         if old != new or effects
     ]

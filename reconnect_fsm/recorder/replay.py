@@ -1,7 +1,7 @@
 """Replays a recording: would these machines do the same again?
 
-Machines know no clock and no chance: what they do follows from the facts that they are told, and from the random waits,
-which are taken from the recording. So where another version, or a subclass, goes another way, it is another decision.
+Machines know no clock and no random source. What they do follows from the events, and from the random waits, which are
+taken from the recording. So if another version or a subclass behaves differently, it decides differently.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ __all__ = ["Divergence", "Replay", "UnreadableRecording", "replay", "transitions
 
 logger = logging.getLogger("reconnect_fsm")
 
-MAX_BEFORE: Final = 5  # steps told before a divergence
-MAX_SHOWN: Final = 10  # divergences that str() tells in full, and notes
+MAX_BEFORE: Final = 5  # steps shown before a divergence
+MAX_SHOWN: Final = 10  # divergences that str() shows in full; notes
 MAX_MACHINES: Final = 1_000_000  # a kilobyte each
-MAX_LINE: Final = 1_000_000  # characters; far more than is ever written
-MAX_SECONDS: Final = 1e12  # seconds
+MAX_LINE: Final = 1_000_000  # characters; far more than a recorder writes
+MAX_SECONDS: Final = 1e12
 
 Machine: TypeAlias = ClientFSM | RoomFSM
 
 
 class UnreadableRecording(ReconnectError, ValueError):
-    """A line is none of a recording, or of one that this version cannot read; ``line`` counts from 1."""
+    """A line does not belong to a recording, or this version cannot read it; ``line`` counts from 1."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(f"line {line}: {sanitized(what, MAX_TEXT)}")
@@ -99,7 +99,7 @@ KINDS: Final[dict[str, Any]] = {
 
 
 class _Reader:
-    """Reads a recording line by line, so that it may be as long as it likes, and whoever wrote it may mean no good."""
+    """Reads a recording line by line. It may be of any length, and it is not trusted."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.notes = _Notes()
@@ -118,18 +118,18 @@ class _Reader:
         self.header = header
 
     def __iter__(self) -> Iterator[RecordedStep]:
-        for number, told in self._objects:
-            if "end" in told:
-                if not str(told["end"]).startswith(("closed", "the last steps")):
-                    self.notes.add(f"the recording ended early: {_brief(told['end'])}")
+        for number, fields in self._objects:
+            if "end" in fields:
+                if not str(fields["end"]).startswith(("closed", "the last steps")):
+                    self.notes.add(f"the recording ended early: {_brief(fields['end'])}")
                 continue
-            if "recording" in told:
+            if "recording" in fields:
                 raise UnreadableRecording(number, "another recording begins here: put it into a file of its own")
-            yield _step(number, told)
+            yield _step(number, fields)
 
     def _parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Json]]]:
-        cut: UnreadableRecording | None = None  # by a crash, if it is the last line
-        readline = getattr(lines, "readline", None)  # of a file: it may hold but one line, without an end
+        cut: UnreadableRecording | None = None  # a crash may cut the last line
+        readline = getattr(lines, "readline", None)  # of a file, which may be one endless line
         pieces = lines if readline is None else iter(partial(readline, MAX_LINE + 1), "")
         for number, line in enumerate(pieces, 1):
             if len(line) > MAX_LINE:
@@ -139,13 +139,13 @@ class _Reader:
             if cut is not None:
                 raise cut
             try:
-                told = json.loads(line, parse_constant=_no_number)
+                value = json.loads(line, parse_constant=_no_number)
             except (ValueError, RecursionError) as error:
                 cut = UnreadableRecording(number, f"this is no JSON ({error}): {_beginning(line)}")
                 if number == 1:
                     raise cut from error
                 continue
-            if (fields := as_object(told)) is None:
+            if (fields := as_object(value)) is None:
                 raise UnreadableRecording(number, f"a line must be a JSON object, not {_beginning(line)}")
             if is_too_deep(fields):
                 raise UnreadableRecording(number, "its lists and objects lie too deep inside one another")
@@ -155,7 +155,7 @@ class _Reader:
 
 
 class _Notes:
-    """The first of them, and how many more."""
+    """Keeps the first notes, and counts the others."""
 
     def __init__(self) -> None:
         self._first: list[str] = []
@@ -167,7 +167,8 @@ class _Notes:
         else:
             self._more += 1
 
-    def told(self) -> tuple[str, ...]:
+    def shown(self) -> tuple[str, ...]:
+        """The first notes, and how many more there are."""
         return (*self._first, f"and {self._more:,} more notes") if self._more else tuple(self._first)
 
 
@@ -187,21 +188,21 @@ def _beginning(line: str) -> str:
     return shortened(line[: 2 * MAX_TEXT].strip())
 
 
-def _step(line: int, told: dict[str, Json]) -> RecordedStep:
+def _step(line: int, values: dict[str, Json]) -> RecordedStep:
     for name, kind in KINDS.items():
-        value = told.get(name)
+        value = values.get(name)
         if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < MAX_SECONDS):
             raise UnreadableRecording(line, f"{name!r} of this step is missing or makes no sense: {_brief(value)}")
-    fields: dict[str, Any] = {name: told.get(name) for name in KINDS}
+    fields: dict[str, Any] = {name: values.get(name) for name in KINDS}
     return RecordedStep(line=line, **fields)
 
 
 def transitions_in(lines: Iterable[str]) -> list[Transition]:
-    """The transitions of a recording, for a picture. Raises UnreadableRecording, which names the line."""
+    """The transitions in a recording, for a picture. Raises UnreadableRecording, which names the line."""
     return [
-        Transition(told.at, *(getattr(told, name) for name in Transition._fields[1:]))
-        for told in _Reader(lines)
-        if told.old != told.new or told.effects
+        Transition(step.at, *(getattr(step, name) for name in Transition._fields[1:]))
+        for step in _Reader(lines)
+        if step.old != step.new or step.effects
     ]
 
 
@@ -210,59 +211,59 @@ def transitions_in(lines: Iterable[str]) -> list[Transition]:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where a machine first goes another way than was recorded; ``str()`` tells it in several lines."""
+    """The first step in which a machine does something else than was recorded; ``str()`` describes it."""
 
     machine: str
     """``"client"``, or a room's id."""
     line: int
     """Of the recording, counted from 1."""
     event: str
-    """The fact that it was told."""
+    """The event that fired."""
     recorded: str
-    """What the machine did then, in words."""
-    now: str
-    """What this one does."""
+    """What the recorded machine did, in words."""
+    replayed: str
+    """What this machine does."""
     before: tuple[str, ...] = ()
     """The machine's last steps before it, in words."""
     is_certain: bool = True
-    """False if not all that the machine named_context is known, so that this may be no difference between versions."""
+    """False if the recording lacks a part of the machine's context, so that this may be no difference of versions."""
 
     def __str__(self) -> str:
-        lines = [f"line {self.line}: {self.machine} goes another way on {self.event}"]
+        lines = [f"line {self.line}: {self.machine} behaves differently on {self.event}"]
         lines += [f"  before    {each}" for each in self.before]
-        lines += [f"  recorded  {self.recorded}", f"  now       {self.now}"]
+        lines += [f"  recorded  {self.recorded}", f"  replayed  {self.replayed}"]
         if not self.is_certain:
-            lines.append("  Not all that the machine knew is recorded, so this may be no difference.")
+            lines.append("  A part of the machine's context is not recorded, so this may be no difference.")
         return _printable(lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What came of a replay; ``str()`` tells it."""
+    """The result of a replay; ``str()`` describes it."""
 
     header: dict[str, Any]
     """The recording's first line."""
     machines: tuple[str, ...]
     """``"client"`` and the rooms' ids, in the order of their first steps."""
     steps: int
-    """How many were recorded."""
+    """The number of recorded steps."""
     divergences: tuple[Divergence, ...]
     """The first of each machine, in the order in which they happened."""
     notes: tuple[str, ...] = ()
-    """What else is to be known, such as that the last line was cut short."""
+    """Remarks, such as that the last line was cut short."""
 
     def __str__(self) -> str:
         machines = "1 machine" if len(self.machines) == 1 else f"{len(self.machines):,} machines"
-        found = f"{len(self.divergences):,} went another way" if self.divergences else "all went the same way"
+        found = f"{len(self.divergences):,} behaved differently" if self.divergences else "all did the same"
         if other := sum(not each.is_certain for each in self.divergences):
-            found += f", {other:,} of them perhaps"
+            found += f", {other:,} of them not for certain"
         first, more = self.divergences[:MAX_SHOWN], len(self.divergences) - MAX_SHOWN
         lines = [*map(str, first), *([f"and {more:,} machines more"] if more > 0 else []), *self.notes]
         return _printable([*lines, f"{self.steps:,} steps of {machines}: {found}"])
 
 
 def _printable(lines: list[str]) -> str:
-    """Whoever made the file must not command the terminal."""
+    """Remove control characters: the file is not trusted, and the text goes to a terminal."""
     return "\n".join(sanitized(line, 2 * MAX_TEXT) for each in lines for line in each.split("\n"))
 
 
@@ -272,14 +273,14 @@ class _Machine:
 
     fsm: Machine
     is_known: bool
-    """Whether all that it remembers is known."""
+    """Whether all of its context is known."""
     before: tuple[str, ...] = ()
     is_over: bool = False
-    """It has gone another way; what comes then says nothing."""
+    """It has behaved differently; its later steps prove nothing."""
 
 
 class _RecordedPolicy:
-    """Makes a copy of a policy whose delays are those that were recorded, and that judges what was redacted alike."""
+    """Makes a copy of a policy that returns the recorded delays, and that judges redacted close reasons as recorded."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._given = policy
@@ -287,16 +288,16 @@ class _RecordedPolicy:
         self._fault = ""
         self._was_refused = False
         self.policy = copy(policy)
-        # it is frozen
+        # the dataclass is frozen
         vars(self.policy).update(delay=self._delay, no_sooner=self._no_sooner, is_fatal_close=self._is_fatal_close)
 
-    def expect(self, told: RecordedStep) -> None:
-        """This step comes next."""
-        effects = [as_object(each) or {} for each in told.effects]
+    def expect(self, step: RecordedStep) -> None:
+        """Prepare for this step."""
+        effects = [as_object(each) or {} for each in step.effects]
         waits = [each.get("seconds") for each in effects if each.get("is") == "StartTimer"]
         self._wait = next((float(each) for each in reversed(waits) if isinstance(each, int | float)), None)
-        raised = re.match(r"the machine \S+ raised (\w+);", told.reason) if told.new != told.old else None
-        self._fault = raised[1] if raised and told.event != "faulted" else ""
+        raised = re.match(r"the machine \S+ raised (\w+);", step.reason) if step.new != step.old else None
+        self._fault = raised[1] if raised and step.event != "faulted" else ""
         changes = [as_object(each.get("change")) or {} for each in effects]
         self._was_refused = any((as_object(each.get("stop")) or {}).get("name") == "REFUSED" for each in changes)
 
@@ -305,14 +306,18 @@ class _RecordedPolicy:
             raise type(self._fault, (Exception,), {})
         if self._wait is not None:
             return self._wait
-        return min(self.policy.base * 2.0 ** min(max(attempt - 1, 0), 32), self.policy.cap)  # none was: this is new
+        return min(
+            self.policy.base * 2.0 ** min(max(attempt - 1, 0), 32), self.policy.cap
+        )  # none was recorded: this wait is new
 
     def _is_fatal_close(self, info: CloseInfo) -> bool:
-        """What the server said was judged as it said it (D-JUDGED); what was redacted does not tell."""
+        """The machine judged the server's own words (D-JUDGED); redacted words do not say how."""
         return self._given.is_fatal_close(info) or (info.is_redacted and self._was_refused)
 
     def _no_sooner(self, retry_after: float) -> float:
-        return 0.0 if self._wait is None or not retry_after else self._wait  # it is the longer of the two
+        return (
+            0.0 if self._wait is None or not retry_after else self._wait
+        )  # the recorded wait is the longer of the two
 
 
 def replay(
@@ -323,29 +328,29 @@ def replay(
     policy: RetryPolicy | None = None,
     words: bool = False,
 ) -> Replay:
-    """Tell fresh machines the recorded facts, and compare what they do with what was recorded, step by step.
+    """Fire the recorded events in new machines, and compare each step with the recorded one.
 
     Parameters:
         lines: of a recording, such as an open file.
         fsm: the class of the client's machine.
         room_fsm: the class of the rooms' machines.
-        policy: decides what is fatal, and how often is too often; by default a `RetryPolicy` with the recorded numbers.
-            The waits are always those that were recorded.
+        policy: decides what is fatal, and the limit of attempts; by default a `RetryPolicy` with the recorded numbers.
+            The waits are always the recorded ones.
         words: compare reasons and messages too, not only states and effects.
 
     Raises UnreadableRecording, which names the line.
     """
     reader = _Reader(lines)
     run = _Replayer(reader, fsm, room_fsm, policy, words)
-    for told in reader:
+    for step in reader:
         try:
-            run.step(told)
+            run.step(step)
         except UnreadableRecording:
             raise
-        except Exception as error:  # a machine's own are told as what it does: this is what somebody made up
+        except Exception as error:  # not the machine's, which is part of the result: the recording is forged or damaged
             what = f"this step makes no sense ({type(error).__name__}: {error})"
-            raise UnreadableRecording(told.line, what) from error
-    return Replay(reader.header, tuple(run.machines), run.steps, tuple(run.divergences), reader.notes.told())
+            raise UnreadableRecording(step.line, what) from error
+    return Replay(reader.header, tuple(run.machines), run.steps, tuple(run.divergences), reader.notes.shown())
 
 
 class _Replayer:
@@ -362,8 +367,8 @@ class _Replayer:
         self.divergences: list[Divergence] = []
         self.notes = reader.notes
         self.steps = 0
-        # Where ids of rooms were hidden, they were in our own words to the server too.
-        self.wording = WORDS | ({"CloseSocket": ("reason",)} if reader.header.get("rooms_hidden") else {})
+        # Where the ids of rooms are hidden, they are hidden in our words to the server, too.
+        self.words_of = WORDS | ({"CloseSocket": ("reason",)} if reader.header.get("rooms_hidden") else {})
         self.recorded = _RecordedPolicy(policy if policy is not None else self._policy_of(reader.header))
         for name, used in (("fsm", fsm), ("room_fsm", room_fsm)):
             if (recorded := reader.header.get(name)) not in (None, address(used)):
@@ -371,101 +376,103 @@ class _Replayer:
                     f"recorded with {_brief(recorded)}, replayed with {address(used)}: {name}= takes another class"
                 )
 
-    def step(self, told: RecordedStep) -> None:
+    def step(self, step: RecordedStep) -> None:
+        """Replay one step, and keep the divergence, if it is one."""
         self.steps += 1
-        machine = self.machines.get(told.machine)
+        machine = self.machines.get(step.machine)
         if machine is None:
-            machine = self.machines[told.machine] = self._first_step(told)
+            machine = self.machines[step.machine] = self._first_step(step)
         if machine.is_over:
             return
-        now = self._replay_step(machine, told)
-        then = _describe(told.old, told.new, told.effects)
-        if now is not None:
+        replayed = self._replay_step(machine, step)
+        recorded = _describe(step.old, step.new, step.effects)
+        if replayed is not None:
             machine.is_over = True
-            recorded = f"{then}: {told.reason}" if self.words else then
+            in_full = f"{recorded}: {step.reason}" if self.words else recorded
             self.divergences.append(
-                Divergence(told.machine, told.line, told.event, recorded, now, machine.before, machine.is_known)
+                Divergence(step.machine, step.line, step.event, in_full, replayed, machine.before, machine.is_known)
             )
-        machine.before = (*machine.before, f"line {told.line}: {told.event}: {then}")[-MAX_BEFORE:]
+        machine.before = (*machine.before, f"line {step.line}: {step.event}: {recorded}")[-MAX_BEFORE:]
 
-    def _replay_step(self, machine: _Machine, told: RecordedStep) -> str | None:
-        """Tell the machine the fact; return what it does, in words, if that is something else than was recorded."""
+    def _replay_step(self, machine: _Machine, step: RecordedStep) -> str | None:
+        """Fire the event; return what the machine does, in words, if it is something else than was recorded."""
         fsm = machine.fsm
-        if told.old not in fsm.states:
-            return f"there is no state {told.old}"
-        if told.event not in fsm.events:
-            return f"there is no fact {told.event}"
-        if fsm.state != told.old:
+        if step.old not in fsm.states:
+            return f"there is no state {step.old}"
+        if step.event not in fsm.events:
+            return f"there is no event {step.event}"
+        if fsm.state != step.old:
             self.notes.add(
-                f"line {told.line}: {told.machine} was in {fsm.state}, and is in {told.old} without a recorded fact"
+                f"line {step.line}: {step.machine} was in {fsm.state}, and is in {step.old} without a recorded event"
             )
             machine.is_known = False
-            fsm.jump_to(fsm.states[told.old])
-        args = [self._decoded(told, each) for each in told.args]
-        machine.is_known = machine.is_known and is_whole(told.args)
-        self.recorded.expect(told)
+            fsm.jump_to(fsm.states[step.old])
+        args = [self._decoded(step, each) for each in step.args]
+        machine.is_known = machine.is_known and is_whole(step.args)
+        self.recorded.expect(step)
         raised = ""
         try:
-            effects: Iterable[object] = fsm.events[told.event].fire(fsm, *args)
-        except BaseException as error:  # loro's, for one, is no Exception (D-GUARD)
+            effects: Iterable[object] = fsm.events[step.event].fire(fsm, *args)
+        except BaseException as error:  # loro's errors are no Exceptions (D-GUARD)
             if not is_fault(error):
                 raise
             effects, raised = broken(fsm, error, _log_error), f"; it raised {error!r}"
         done = [encoded(each, same) for each in effects]
-        if fsm.state != told.new or self._shape(done) != self._shape(told.effects):
-            return _describe(told.old, fsm.state, done) + raised
-        if self.words and shortened(fsm.reason, MAX_TEXT) != told.reason:
-            return f"{_describe(told.old, fsm.state, done)}: {fsm.reason}"
+        if fsm.state != step.new or self._shape(done) != self._shape(step.effects):
+            return _describe(step.old, fsm.state, done) + raised
+        if self.words and shortened(fsm.reason, MAX_TEXT) != step.reason:
+            return f"{_describe(step.old, fsm.state, done)}: {fsm.reason}"
         return None
 
-    def _decoded(self, told: RecordedStep, value: Json) -> Any:
+    def _decoded(self, step: RecordedStep, value: Json) -> Any:
         try:
             return decoded(value)
         except ValueError as error:
-            raise UnreadableRecording(told.line, str(error)) from error
+            raise UnreadableRecording(step.line, str(error)) from error
 
-    def _first_step(self, told: RecordedStep) -> _Machine:
+    def _first_step(self, step: RecordedStep) -> _Machine:
+        """The machine as it was before its first step."""
         if len(self.machines) == MAX_MACHINES:
-            raise UnreadableRecording(told.line, f"there are more than {MAX_MACHINES:,} machines in it")
-        fsm: Machine = (self.fsm if told.machine == CLIENT else self.room_fsm)(self.recorded.policy)
-        memory = told.memory or {}
-        # A room is asked for once, when it is made.
-        is_known = told.memory is not None or (told.old == fsm.initial.name and told.event == "join_requested")
-        is_fresh = told.old == fsm.initial.name and memory.get("reason") == fsm.reason  # nothing was told to it before
+            raise UnreadableRecording(step.line, f"there are more than {MAX_MACHINES:,} machines in it")
+        fsm: Machine = (self.fsm if step.machine == CLIENT else self.room_fsm)(self.recorded.policy)
+        context = step.memory or {}
+        # `join_requested` is the first event of a room, so a new machine has all of its context.
+        is_known = step.memory is not None or (step.old == fsm.initial.name and step.event == "join_requested")
+        is_fresh = step.old == fsm.initial.name and context.get("reason") == fsm.reason  # no event fired in it before
         machine = _Machine(fsm, is_known)
-        if told.old in fsm.states:
-            fsm.jump_to(fsm.states[told.old])
-        for name, each in memory.items():
+        if step.old in fsm.states:
+            fsm.jump_to(fsm.states[step.old])
+        for name, each in context.items():
             if name in NOT_CONTEXT or name.startswith("__") or name in fsm.events:
-                raise UnreadableRecording(told.line, f"no machine remembers something called {_brief(name)}")
+                raise UnreadableRecording(step.line, f"no machine has an attribute {_brief(name)} in its context")
             if not is_whole(each):
-                machine.is_known &= is_fresh  # it is what a machine begins with, then
+                machine.is_known &= is_fresh  # it is then what a new machine has
                 continue
             try:
-                setattr(fsm, name, self._decoded(told, each))
+                setattr(fsm, name, self._decoded(step, each))
             except AttributeError:
-                machine.is_known = False  # this class has no such thing to remember
+                machine.is_known = False  # this class has no such attribute
         return machine
 
     def _shape(self, effects: list[Json]) -> list[Json]:
-        return effects if self.words else [_without_words(each, self.wording) for each in effects]
+        return effects if self.words else [_without_words(each, self.words_of) for each in effects]
 
     def _policy_of(self, header: dict[str, Json]) -> RetryPolicy:
-        told = as_object(header.get("policy")) or {}
-        if (kind := told.get("is")) != address(RetryPolicy):
+        recorded = as_object(header.get("policy")) or {}
+        if (kind := recorded.get("is")) != address(RetryPolicy):
             self.notes.add(
-                f"recorded with the policy {_brief(kind)}: what it takes for fatal is known only if policy= is given"
+                f"recorded with the policy {_brief(kind)}: give it as policy=, or closes may be judged differently"
             )
         known = {each.name for each in dataclasses.fields(RetryPolicy)} - {"random"}
         try:
             numbers: dict[str, Any] = {
                 name: value if (codes := as_list(value)) is None else frozenset(codes)
-                for name, value in told.items()
+                for name, value in recorded.items()
                 if name in known and as_object(value) is None
             }
             return RetryPolicy(**numbers)
         except (TypeError, ValueError) as error:
-            self.notes.add(f"the recorded policy cannot be: {error}")
+            self.notes.add(f"the recorded policy is invalid: {error}")
             return RetryPolicy()
 
 
@@ -477,18 +484,18 @@ WORDS: Final[dict[str, tuple[str, ...]]] = {
     "JoinRefused": ("words", "message"),
     "RoomLeft": ("words",),
 }
-"""Where a value only tells a human what happened. Not the reason of a CloseSocket: the server is told it."""
+"""The fields that are only words for a human. Not the reason of a CloseSocket: it is sent to the server."""
 
 
-def _without_words(value: Json, wording: dict[str, tuple[str, ...]]) -> Json:
-    """An effect, but for what is worded: another wording is not another way."""
-    if (told := as_object(value)) is None:
+def _without_words(value: Json, words_of: dict[str, tuple[str, ...]]) -> Json:
+    """An effect without its words: other words are no other behaviour."""
+    if (fields := as_object(value)) is None:
         return value
-    left_out = wording.get(str(told.get("is")), ())
-    return {key: _without_words(each, wording) for key, each in told.items() if key not in left_out}
+    left_out = words_of.get(str(fields.get("is")), ())
+    return {key: _without_words(each, words_of) for key, each in fields.items() if key not in left_out}
 
 
 def _describe(old: str, new: str, effects: Iterable[Json]) -> str:
-    """A step in words: the states, and what was asked for."""
+    """A step in words: the states, and the effects."""
     asked = ", ".join(shortened(in_words(each)) for each in effects)
     return f"{old} → {new}" + (f"; {shortened(asked, 600)}" if asked else "") if old != new or asked else f"stays {old}"

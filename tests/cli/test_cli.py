@@ -466,7 +466,7 @@ def test_replay_of_the_same(capsys: Capture, tmp_path: Path) -> None:
     """The machine that was recorded does the same again; and it is drawn."""
     record(tmp_path / "run.jsonl")
     assert main(["replay", str(tmp_path / "run.jsonl"), "--svg", str(tmp_path / "run.svg")]) == 0
-    assert "all went the same way" in capsys.readouterr().out
+    assert "all did the same" in capsys.readouterr().out
     drawn = (tmp_path / "run.svg").read_text(encoding="utf-8")
     assert drawn.startswith("<svg")
     assert "dial_failed" in drawn
@@ -484,7 +484,7 @@ def test_replay_that_diverges(capsys: Capture, write_module: WriteModule, tmp_pa
     """)
     arguments = ["replay", str(tmp_path / "run.jsonl"), "--fsm", "their_app.machines:TheirFSM"]
     assert main(arguments) == 1
-    assert "another way on start_requested" in capsys.readouterr().out
+    assert "behaves differently on start_requested" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

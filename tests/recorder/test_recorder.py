@@ -627,7 +627,7 @@ class Ring(Effect):
     ],
 )  # fmt: skip
 def test_an_opaque_value_says_what_it_is_and_no_more(value: Any, told: Any) -> None:
-    """Of numbers, so that another number is another way; of texts and of what prints itself nothing."""
+    """Of numbers, so that another number is a difference; of texts and of what prints itself nothing."""
     assert encoded(value, same) == ({"opaque": told} if isinstance(told, str) else told)
     assert isinstance(through_json(object()), Opaque)
 
@@ -640,7 +640,7 @@ def test_a_replay_by_the_same_machine_goes_the_same_way() -> None:
     run = an_outage(Run())
     again = replay(run.lines, words=True)
     assert (again.machines, again.steps, again.divergences, again.notes) == (("client",), 7, (), ())
-    assert str(again) == "7 steps of 1 machine: all went the same way"
+    assert str(again) == "7 steps of 1 machine: all did the same"
 
 
 class Stubborn(ClientFSM):
@@ -656,22 +656,22 @@ class Pausing(ClientFSM):
     socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.paused))
 
 
-def test_a_replay_tells_where_another_version_goes_another_way() -> None:
+def test_a_replay_says_where_another_version_behaves_differently() -> None:
     """The first divergence, with its line, what was recorded, what is done now, and what came before."""
     run = Run(policy=RetryPolicy(max_attempts=1, jitter=0.0))
     an_outage(run)
     (found,) = replay(run.lines, fsm=Stubborn).divergences
     assert (found.machine, found.line, found.event) == ("client", 6, "dial_failed")
     assert found.recorded.startswith("retrying → disconnected; CancelDial, Release")
-    assert found.now.startswith("retrying → waiting; CancelDial, StartTimer(1.0)")
+    assert found.replayed.startswith("retrying → waiting; CancelDial, StartTimer(1.0)")
     assert [each.split(":")[0] for each in found.before] == ["line 2", "line 3", "line 4", "line 5"]
     assert found.is_certain
-    assert "client goes another way on dial_failed" in str(found)
+    assert "client behaves differently on dial_failed" in str(found)
 
     again = replay(an_outage(Run()).lines, fsm=Pausing)
     (found,) = again.divergences
     assert (found.line, found.event) == (4, "socket_closed")
-    assert "1 went another way" in str(again)
+    assert "1 behaved differently" in str(again)
     assert again.notes == (
         f"recorded with reconnect_fsm.client_fsm:ClientFSM, replayed with {__name__}:Pausing: fsm= takes another class",
     )
@@ -709,8 +709,8 @@ def test_a_divergence_tells_what_was_raised() -> None:
 
     (found,) = replay(an_outage(Run()).lines, fsm=Unfinished).divergences
     assert found.event == "socket_closed"
-    assert found.now.startswith("connected → error")
-    assert found.now.endswith("it raised NotImplementedError('the wait')")
+    assert found.replayed.startswith("connected → error")
+    assert found.replayed.endswith("it raised NotImplementedError('the wait')")
 
 
 def test_of_many_divergences_the_first_are_told_in_full() -> None:
@@ -725,9 +725,9 @@ def test_of_many_divergences_the_first_are_told_in_full() -> None:
         run.tell("join_requested", room=room, name=str(number))
         run.tell("connection_opened", "connected", room=room, name=str(number))
     told = str(replay(run.lines, room_fsm=Shy))
-    assert told.count("goes another way") == 10
+    assert told.count("behaves differently") == 10
     assert "and 40 machines more" in told
-    assert "100 steps of 50 machines: 50 went another way" in told
+    assert "100 steps of 50 machines: 50 behaved differently" in told
 
 
 def test_wording_is_no_way() -> None:
@@ -769,14 +769,14 @@ def test_a_state_or_fact_that_is_gone_is_another_way() -> None:
     run.tell("tapped")
     assert replay(run.lines, fsm=More).divergences == ()
     (found,) = replay(run.lines).divergences
-    assert found.now == "there is no fact tapped"
+    assert found.replayed == "there is no event tapped"
     run = Run(More)
     for event_name, *args in (("start_requested",), ("socket_opened",), ("socket_closed", LOST), ("timer_fired",)):
         run.tell(event_name, *args)
     assert replay(run.lines, fsm=More).divergences == ()
     assert replay(run.lines).divergences[0].line == 4
     begun_there = [run.lines[0], *run.lines[4:]]
-    assert replay(begun_there).divergences[0].now == "there is no state resting"
+    assert replay(begun_there).divergences[0].replayed == "there is no state resting"
 
 
 class Panic(BaseException):
@@ -835,7 +835,7 @@ def test_what_is_not_known_is_not_blamed_on_a_version() -> None:
     (found,) = replay(cut).divergences
     assert not found.is_certain
     assert "this may be no difference" in str(found)
-    assert "1 went another way, 1 of them perhaps" in str(replay(cut))
+    assert "1 behaved differently, 1 of them not for certain" in str(replay(cut))
 
 
 def test_a_gap_is_noted() -> None:
@@ -843,7 +843,7 @@ def test_a_gap_is_noted() -> None:
     run = an_outage(Run())
     lines = [line for number, line in enumerate(run.lines) if number != 4]
     again = replay(lines)
-    assert "client was in waiting, and is in retrying without a recorded fact" in again.notes[0]
+    assert "client was in waiting, and is in retrying without a recorded event" in again.notes[0]
 
 
 def nested(depth: int) -> str:
@@ -863,21 +863,21 @@ def nested(depth: int) -> str:
         ({"at": float("nan")}, "NaN is no number"),
         ({"at": 10**300}, "'at' of this step"),
         ({"retry_in": 1e300}, "'retry_in' of this step"),
-        ({"memory": {"__class__": 1}}, "remembers something called __class__"),
-        ({"memory": {"policy": 1}}, "remembers something called policy"),
+        ({"memory": {"__class__": 1}}, "has an attribute __class__ in its context"),
+        ({"memory": {"policy": 1}}, "has an attribute policy in its context"),
         ({"memory": {"attempt": "x", "loss": [], "news": 3, "nonsense": 1}}, None),
         ({"reason": "x" * 10**6}, "more than 1,000,000 characters"),
         ({"machine": "\x1b[2J", "event": "\x1b]0;\x07"}, None),
     ],
 )  # fmt: skip
 def test_a_hostile_file_does_no_harm(changes: dict[str, Any], what: str | None) -> None:
-    """It is refused with the line, or goes another way; nothing else is raised, and the terminal is not commanded."""
+    """It is refused with the line, or behaves differently; nothing else is raised, and the terminal is not commanded."""
     run = an_outage(Run())
     first = {name: value for name, value in run.steps[2].items() if name != "memory"}
     lines = [run.lines[0], json.dumps(first | changes).replace('"DEEP"', nested(300)), *run.lines[4:6]]
     if what is None:
         told = str(replay(lines))
-        assert "another way" in told
+        assert "differently" in told
         assert told.replace("\n", "").isprintable()
     else:
         with pytest.raises(UnreadableRecording, match=f"line 2: .*({what})"):
