@@ -224,6 +224,10 @@ class Event(Generic[P]):
         """
         return Event(_rows(rows), self._record, self)
 
+    def extends(self, other: Event[Any]) -> bool:
+        """Whether it is the other event, or the other event with more rows."""
+        return self is other or (self._inherited is not None and self._inherited.extends(other))
+
     def layers(self) -> Iterator[tuple[str, tuple[Row, ...]]]:
         """The rows and the class that declared them, the most derived class first."""
         yield self.declared_in, self._rows

@@ -4,13 +4,13 @@ How to read a picture. A coloured box is a state; a dashed frame holds the state
 event that leads to one state. Where an event can lead to several states, it is a small table: a cell for each guard,
 coloured like its target; the first guard that passes wins. What most states lead to is the end of one arrow that
 says so; elsewhere it is named in the tables instead of being pointed at. What changes no state is left out of the
-overview; the full picture lists it in the state's box. Refusals are in the matrix only. What a subclass adds is marked
-with +, what it overrides with ≠. Cards tell the same without arrows, in one column, for narrow screens.
+overview; the full picture lists it in the state's box. Ignored events are in the matrix only. A + marks what a subclass
+adds, a ≠ what it overrides. Cards show the same without arrows, in one column, for narrow screens.
 
 DOT, Mermaid, Markdown and cards need nothing but this package, and are the same on every run. `svg` needs the
 ``graphviz`` package and Graphviz' program ``dot``; `picture` takes what there is.
 
-`sequence` draws what machines did along time, from a record of their transitions.
+`sequence` draws a recorded run along time.
 """
 
 from reconnect_fsm.diagrams.as_cards import cards

@@ -68,13 +68,13 @@ def svg(cls: Machine, detail: Detail = "overview") -> str:
 
 
 def digest(cls: Machine, detail: Detail = "overview") -> str:
-    """What an SVG of the machine bears as ``data-digest``, whatever the class is called: it is new if they agree."""
+    """The ``data-digest`` of an SVG of the machine, without the class's name: a picture is current if it agrees."""
     _, _, body = dot(cls, detail).partition("\n")
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 def legend(changes: Changes, detail: Detail) -> list[str]:
-    """How the pictures are to be read."""
+    """How to read the pictures."""
     lines = ["A grey line leads to what can happen in a state; there, the first guard that passes wins."]
     if detail == "full":
         lines.append("After a slash: the actions that are taken. In capitals: the clauses that are answered.")

@@ -84,7 +84,7 @@ _NOT_IN_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """About how wide a text is drawn; what the table does not know counts as wide."""
+    """The approximate width of a text; characters that are not in the table count as wide."""
     codes = (ord(each) - 32 for each in text)
     units = sum(_WIDTHS[code] if 0 <= code < len(_WIDTHS) else _WIDE for code in codes)
     return units * size / 1000 * (1.07 if bold else 1)

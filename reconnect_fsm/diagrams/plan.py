@@ -1,4 +1,4 @@
-"""What is to be drawn: the moves of a machine, gathered for the eye, and what a subclass changed in them."""
+"""What is drawn: the moves of a machine, grouped for the eye, and what a subclass changed in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from reconnect_fsm.machine import FSM, Event, Rule, State
+from reconnect_fsm.machine import FSM, Rule, State
 
 __all__ = ["ADDED", "OVERRIDDEN", "Changes", "Detail", "Fan", "Machine", "Move", "Plan", "by_status", "conditions"]
 
@@ -74,7 +74,7 @@ class Changes:
     """What a subclass adds to the machine that it is made from, or overrides in it.
 
     That machine is the first one with states of its own in the line of ancestors, such as `ClientFSM`: the changes of
-    all classes between are told.
+    all classes between are listed.
     """
 
     def __init__(self, cls: Machine) -> None:
@@ -94,10 +94,7 @@ class Changes:
         """Nothing, too, if rows were only put before the inherited ones: each of those is marked."""
         if name not in self.origin.events:
             return ADDED
-        layer: Event[Any] | None = self.cls.events[name]
-        while layer is not None and layer is not self.origin.events[name]:
-            layer = layer._inherited
-        return OVERRIDDEN if layer is None else ""
+        return "" if self.cls.events[name].extends(self.origin.events[name]) else OVERRIDDEN
 
     def of_method(self, name: str) -> str:
         """Of a guard or an action, or of an event's method by its name."""

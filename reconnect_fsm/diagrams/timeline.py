@@ -1,9 +1,9 @@
-"""What machines did along time, as an SVG: one column a machine, coloured by status, and the facts that moved them.
+"""A sequence diagram as an SVG: a column for each machine, coloured by status, and the events along time.
 
-Time runs down, so that every fact has a line of its own, with its time, and the picture fits a page as well as a phone.
-Where facts follow each other closely time is stretched; a long quiet stretch is shortened, which a break in the axis
-shows. A record with more facts than fit is summed up: each line then stands for several, and each bar shows the shares
-of the statuses.
+Time runs down. Every event has a line of its own, with its time, so that the picture fits a page as well as a phone.
+Where events follow each other closely, time is stretched; a long quiet time is shortened, and a break in the axis shows
+it. A record with too many events is summed up: each line then stands for several, and each bar shows the shares of the
+statuses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from reconnect_fsm.recorder.format import CLIENT, Transition
 __all__ = ["sequence"]
 
 INSTANT: Final = 0.005
-"""Seconds within which what rooms do belongs to the fact that moved the first of them."""
+"""Seconds within which the steps of rooms belong to the event of the first of them."""
 MAX_LINES: Final = 48
 EVENT, SMALL = 13, 12
 PAD: Final = 10
@@ -41,7 +41,7 @@ PAD: Final = 10
 
 @dataclass(slots=True)
 class _Line:
-    """What is told in one line: a fact and what it led to, or many of them."""
+    """One line of the picture: an event and what it led to, or many of them."""
 
     steps: list[Transition]
     top: float = 0.0
@@ -103,8 +103,8 @@ class _Sequence:
         busiest = sorted((name for name in every if name != CLIENT), key=lambda name: -len(every[name].steps))
         self.is_narrow = width < 600
         # Beside the axis, the client's column and legible words there is space for so many columns.
-        most = (width - 270) // 15 if self.is_narrow else (width - 400) // 90
-        shown = {CLIENT, *busiest[: min(rooms, most)]}
+        max_rooms = (width - 270) // 15 if self.is_narrow else (width - 400) // 90
+        shown = {CLIENT, *busiest[: min(rooms, max_rooms)]}
         self.lanes = sorted(
             (lane for lane in every.values() if lane.name in shown), key=lambda lane: lane.name != CLIENT
         )
@@ -126,7 +126,7 @@ class _Sequence:
         return x + (6 if self.is_narrow else 10)
 
     def gathered(self) -> list[_Line]:
-        """The lines: one for each fact told to the client, and what rooms did at that instant with it."""
+        """The lines: one for each event of the client, with the steps of rooms at that instant."""
         lines: list[_Line] = []
         for step in self.steps:
             if not lines or step.machine == CLIENT or step.time - lines[-1].start > INSTANT:
@@ -169,12 +169,12 @@ class _Sequence:
 
     def wrapped_up(self, height: float) -> str:
         names = ", ".join(lane.name for lane in self.lanes)
-        told = f"{len(self.steps)} transitions of {names or 'nothing'} within {_seconds(self.end - self.begin)}. "
-        told += " ".join(
+        described = f"{len(self.steps)} transitions of {names or 'nothing'} within {_seconds(self.end - self.begin)}. "
+        described += " ".join(
             f"{_seconds(line.start - self.begin)}: {self.headline(line)}." for line in self.lines[:MAX_LINES]
         )
         return document(
-            "fsm-sequence", (self.width, height), self.title or "What happened", _short(told, 2000), self.body
+            "fsm-sequence", (self.width, height), self.title or "What happened", _short(described, 2000), self.body
         )
 
     def draw_head(self) -> float:
@@ -189,25 +189,25 @@ class _Sequence:
         return y + 12
 
     def draw_foot(self, y: float) -> float:
-        """What has to be said besides; returns its height."""
+        """Draw the legend and the notes; return their height."""
         rooms = [f"{number} {lane.name}" for number, lane in enumerate(self.lanes) if lane.name != CLIENT]
         words = rooms if self.is_narrow else []
         if self.left_out:
             rest = "1 more room is" if self.left_out == 1 else f"{self.left_out:,} more rooms are"
             words = [*words, f"{rest} not shown."]
         if any(line.is_sum for line in self.lines):
-            words = [*words, "Each line sums up several facts; bars show the shares of the statuses."]
+            words = [*words, "Each line sums up several events; bars show the shares of the statuses."]
         for number, each in enumerate(words):
             self.text(PAD, y + 16 * (number + 1), fitting(each, self.width - 2 * PAD, SMALL), SMALL, FAINT)
         return 16.0 * len(words) + 20
 
     def draw_line(self, line: _Line) -> float:
-        """A fact, in words; returns its height."""
+        """Draw the words of a line; return their height."""
         y = line.top
         time = _seconds(line.start - self.begin)
-        told = [step for step in line.steps[:12] if step.reason or step.event]
+        explained = [step for step in line.steps[:12] if step.reason or step.event]
         hint = "\n".join(
-            [time, *(f"{each.machine}: {each.event} {each.old} → {each.new}. {each.reason}" for each in told)]
+            [time, *(f"{each.machine}: {each.event} {each.old} → {each.new}. {each.reason}" for each in explained)]
         )
         self.body.append(f'<g class="line"><title>{escaped(_short(hint, 1500))}</title>')
         self.body.append(f'<path d="M{self.axis_x - 4:g} {y:g}H{self.text_x - 6:g}" stroke="{BORDER}"/>')
@@ -216,8 +216,8 @@ class _Sequence:
         height = 4.0
         for words, size, colour, bold in self.words(line):
             lines = wrapped(words, room, size, bold=bold)
-            most = 2 if self.is_narrow else 1
-            kept = [*lines[: most - 1], " ".join(lines[most - 1 :])] if lines else []
+            max_lines = 2 if self.is_narrow else 1
+            kept = [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])] if lines else []
             for part in (fitting(each, room, size, bold=bold) for each in kept if each):
                 self.text(self.text_x, y + height, part, size, colour, bold=bold)
                 height += size + 3
@@ -225,7 +225,7 @@ class _Sequence:
         return height + 6
 
     def words(self, line: _Line) -> list[tuple[str, int, Colour, bool]]:
-        """The lines of text beside a fact: text, size, colour, and whether it is bold."""
+        """The lines of text beside an event: text, size, colour, and whether it is bold."""
         if line.is_sum:
             counted = Counter(step.event or f"→ {step.new}" for step in line.steps).most_common(3)
             return [
@@ -327,7 +327,7 @@ class _Sequence:
         )
 
     def status_before(self, step: Transition) -> str:
-        """The status of the state in which a machine was before its first step, as far as the record tells."""
+        """The status of the state in which a machine was before its first step, as far as it is recorded."""
         known = self.statuses.get((step.machine == CLIENT, step.old))
         return known or (step.old if step.old in COLOURS else "")
 
@@ -357,5 +357,5 @@ def _microseconds(time: float) -> int:
     return round(time * 1_000_000)
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

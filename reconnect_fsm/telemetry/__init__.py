@@ -1,7 +1,7 @@
-"""What a client does, measured: for a metrics page, for OpenTelemetry, or for a function of yours.
+"""Measurements of a client: for a metrics page, for OpenTelemetry, or for a function of yours.
 
 Everything measurable goes through one hook, `observe`: it calls a function with an `TelemetryEvent` for each attempt,
-connection, join and ping, and for each change of status. The rest of this package is made of it:
+connection, join and ping, and for each change of status. The rest of this package uses it:
 
 - `Metrics` counts by itself and needs nothing else; Prometheus can scrape it.
 - `instrument` hands the same measurements, and spans, to OpenTelemetry; it needs the extra
@@ -17,7 +17,7 @@ connection, join and ping, and for each change of status. The rest of this packa
 
     unobserve = observe(client, count)
 
-While nobody observes, none of it costs anything. No event holds a query string, a header, a token or auth bytes.
+Without an observer it costs nothing. No event holds a query string, a header, a token or auth bytes.
 """
 
 from reconnect_fsm.telemetry.events import (

@@ -1,7 +1,7 @@
-"""The hook: the steps of a client's machines, told as events that can be counted and timed.
+"""The hook: the steps of a client's machines, turned into events that can be counted and timed.
 
-All but the pings is worked out from the driver's steps alone, by what the machines asked for and not by the names of
-their states, so that a subclass of a machine is measured too. All times are the event loop's.
+All but the pings is derived from the steps alone, by the effects and not by the names of states, so that a subclass of
+a machine is measured, too. All times are the event loop's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TelemetryEvent:
-    """The base of all events."""
+    """The base of all telemetry events."""
 
     at: float
     """When, in the event loop's seconds."""
@@ -55,7 +55,7 @@ class TelemetryEvent:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted(TelemetryEvent):
-    """A dial began."""
+    """A dial has begun."""
 
     retry: int
     """The number of the retry, counted from 1; 0 for the first attempt, and for one after a stable connection."""
@@ -63,18 +63,18 @@ class AttemptStarted(TelemetryEvent):
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded(TelemetryEvent):
-    """That dial ended; each `AttemptStarted` has one of these."""
+    """That dial has ended; one for each `AttemptStarted`."""
 
     duration: float
-    """In seconds, from DNS to the handshake's end."""
+    """In seconds, from DNS to the end of the handshake."""
     outcome: Literal["connected", "failed", "cancelled"]
-    """"cancelled": the client gave it up, since it was closed, told to dial afresh, or is offline."""
+    """"cancelled": the client cancelled it, because it was closed, is to dial afresh, or is offline."""
     failure: AttemptFailure | None = None
     """Why it failed."""
 
     @property
     def error(self) -> str | None:
-        """The same in one of few words: the HTTP status if there was an answer, else the kind of the failure."""
+        """The failure as one of few words: the HTTP status if there was an answer, else the kind of the failure."""
         if self.failure is None:
             return None
         return self.failure.kind.value if self.failure.http_status is None else str(self.failure.http_status)
@@ -82,49 +82,50 @@ class AttemptEnded(TelemetryEvent):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOpened(TelemetryEvent):
-    """There is a connection."""
+    """The client is connected."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLost(TelemetryEvent):
-    """That connection is gone, whoever ended it; each `ConnectionOpened` has one of these."""
+    """That connection has ended; one for each `ConnectionOpened`."""
 
     duration: float
     """How long it was open, in seconds."""
     cause: str
-    """The fact that ended it, by the name it has in `ClientFSM`: ``socket_closed``, ``pong_missed``, ``went_offline``,
+    """The event of `ClientFSM` that ended it: ``socket_closed``, ``pong_missed``, ``went_offline``,
     ``close_requested``, ``retry_requested``, ``faulted``."""
     close: CloseInfo | None = None
-    """How it ended, if this program did not end it."""
+    """How it was closed, unless this program closed it."""
 
     @property
     def is_wanted(self) -> bool:
-        """Whether this program asked for it."""
+        """Whether this program ended it on purpose."""
         return self.cause in ("close_requested", "retry_requested")
 
 
 @dataclass(frozen=True, slots=True)
 class StatusCounted(TelemetryEvent):
-    """The client is in another status. The first of these has no ``old``, the last, when it is let go, no ``new``."""
+    """The client is in another status. The first of these has no ``old``; the last, at the end of the
+    observation, no ``new``."""
 
     old: ClientStatus | None
     new: ClientStatus | None
     cause: str
-    """The fact that led to it, by the name it has in `ClientFSM`."""
+    """The event of `ClientFSM` that led to it."""
     reason: str
     """Why, in words that hold no secrets."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinStarted(TelemetryEvent):
-    """A room is being asked for."""
+    """A join has begun."""
 
     room: Room
 
 
 @dataclass(frozen=True, slots=True)
 class JoinEnded(TelemetryEvent):
-    """That join ended; each `JoinStarted` has one of these."""
+    """That join has ended; one for each `JoinStarted`."""
 
     room: Room
     duration: float
@@ -132,7 +133,7 @@ class JoinEnded(TelemetryEvent):
     outcome: Literal["joined", "refused", "abandoned"]
     """"abandoned": the connection was lost, the client stopped, or the room was left before there was an answer."""
     error: str | None = None
-    """Why it was refused: the code's name (``auth_failed``, …), or the fact's (``credentials_failed``, ``faulted``)."""
+    """Why it was refused: the name of the code (``auth_failed``, …) or event (``credentials_failed``, ``faulted``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class RoomCounted(TelemetryEvent):
 
 @dataclass(frozen=True, slots=True)
 class RoomFailed(TelemetryEvent):
-    """A room is in ``error``: its join was refused, or it was put out. It is no longer tracked."""
+    """A room is in ``error``: its join was refused, or it was evicted. It is no longer tracked."""
 
     room: Room
     error: str
@@ -155,7 +156,7 @@ class RoomFailed(TelemetryEvent):
 
 @dataclass(frozen=True, slots=True)
 class PingAnswered(TelemetryEvent):
-    """A pong came."""
+    """A pong has arrived."""
 
     duration: float
     """The round trip, in seconds."""
@@ -164,12 +165,12 @@ class PingAnswered(TelemetryEvent):
 def observe(client: Connection, callback: Callable[[TelemetryEvent], object]) -> Callable[[], None]:
     """Call the function with each `TelemetryEvent` of a `Connection` or `Client`. Returns one that ends it.
 
-    It is told at once of the present status and of each tracked room (events without ``old``), and of the same at the
-    end (events without ``new``), so that what it adds up is right whenever it begins and comes to nothing. An attempt
-    or a join that is under way when it begins is not told of.
+    At the beginning it is called for the present status and each tracked room (events without ``old``), and at the end
+    for the same (events without ``new``), so that sums are right whenever it begins, and zero in the end. It is not
+    called for an attempt or a join that is under way at the beginning.
 
-    The function is called while the client is at it: it should return soon. If it raises, that is logged and harms
-    nothing. Call both for the thread of the event loop.
+    The function is called between an event and its effects: it should return soon. If it raises, that is logged and
+    harms nothing. Call both in the thread of the event loop.
 
     Raises TypeError if the function is none, or is a coroutine function.
     """
@@ -186,13 +187,13 @@ ENDED_BY_OTHERS: Final = ("socket_closed", "pong_missed")  # their argument is a
 
 
 class _EventSource:
-    """Makes events of one client's steps. What it keeps is bounded by the rooms that are tracked."""
+    """Makes telemetry events from the steps of one client. Its memory is bounded by the tracked rooms."""
 
     def __init__(self, client: Connection, callback: Callable[[TelemetryEvent], object]) -> None:
         self._client = client
         self._listeners: Listeners[TelemetryEvent] = Listeners("telemetry.observe")
         self._listeners.add(callback)
-        self._tell = self._listeners.notify
+        self._emit = self._listeners.notify
         self._dialing: float | None = None  # since when
         self._connected: float | None = None
         self._joining: dict[Room, float] = {}
@@ -202,10 +203,10 @@ class _EventSource:
     def begin(self) -> Callable[[], None]:
         client, now = self._client, observation_of(self._client)
         at, self._connected = now.now, now.opened_at
-        self._tell(StatusCounted(at, None, client.status, "", client.reason))
+        self._emit(StatusCounted(at, None, client.status, "", client.reason))
         for room in client.rooms if isinstance(client, Client) else ():
             self._count(at, room, room.status)
-        self._stop = now.on_step(self._took), client.on_latency(self._ponged)
+        self._stop = now.on_step(self._on_step), client.on_latency(self._on_latency)
         return self._end
 
     def _end(self) -> None:
@@ -216,58 +217,60 @@ class _EventSource:
             at = self._now()
             for room in tuple(self._tracked):
                 self._count(at, room, None)
-            self._tell(StatusCounted(at, self._client.status, None, "", self._client.reason))
+            self._emit(StatusCounted(at, self._client.status, None, "", self._client.reason))
 
-    def _ponged(self, seconds: float) -> None:
-        self._tell(PingAnswered(self._now(), seconds))
+    def _on_latency(self, seconds: float) -> None:
+        self._emit(PingAnswered(self._now(), seconds))
 
     def _now(self) -> float:
         return observation_of(self._client).now
 
-    def _took(self, told: tuple[Step, Any]) -> None:
-        step, subject = told
+    def _on_step(self, taken: tuple[Step, Any]) -> None:
+        step, subject = taken
         if isinstance(subject, Room):
-            self._room_took(step, subject)
+            self._on_room_step(step, subject)
         else:
-            self._client_took(step)
+            self._on_client_step(step)
 
-    def _client_took(self, step: Step) -> None:
+    def _on_client_step(self, step: Step) -> None:
         at, _, _, event, args, _, _, _, attempt, effects, _ = step
-        asked = {type(effect): effect for effect in effects}
-        if self._dialing is not None and (CancelDial in asked or Release in asked):
+        by_type = {type(effect): effect for effect in effects}
+        if self._dialing is not None and (CancelDial in by_type or Release in by_type):
             duration, self._dialing = at - self._dialing, None
             if event == "dial_failed":
-                self._tell(AttemptEnded(at, duration, "failed", args[0]))
+                self._emit(AttemptEnded(at, duration, "failed", args[0]))
             else:
-                self._tell(AttemptEnded(at, duration, "connected" if AnnounceConnected in asked else "cancelled"))
-        if self._connected is not None and (CloseSocket in asked or Release in asked):
+                self._emit(AttemptEnded(at, duration, "connected" if AnnounceConnected in by_type else "cancelled"))
+        if self._connected is not None and (CloseSocket in by_type or Release in by_type):
             duration, self._connected = at - self._connected, None
-            close = args[0].redacted() if event in ENDED_BY_OTHERS else None  # D-JUDGED: the machine was told more
-            self._tell(ConnectionLost(at, duration, event, close))
-        if isinstance(news := asked.get(NotifyStatus), NotifyStatus):
-            self._tell(StatusCounted(at, news.change.old, news.change.new, event, news.change.reason))
-        if AnnounceConnected in asked:
+            close = (
+                args[0].redacted() if event in ENDED_BY_OTHERS else None
+            )  # D-JUDGED: the machine has the words unredacted
+            self._emit(ConnectionLost(at, duration, event, close))
+        if isinstance(status := by_type.get(NotifyStatus), NotifyStatus):
+            self._emit(StatusCounted(at, status.change.old, status.change.new, event, status.change.reason))
+        if AnnounceConnected in by_type:
             self._connected = at
-            self._tell(ConnectionOpened(at))
-        if Dial in asked:
+            self._emit(ConnectionOpened(at))
+        if Dial in by_type:
             self._dialing = at
-            self._tell(AttemptStarted(at, attempt))
+            self._emit(AttemptStarted(at, attempt))
 
-    def _room_took(self, step: Step, room: Room) -> None:
+    def _on_room_step(self, step: Step, room: Room) -> None:
         at, _, _, event, args, old, new, _, _, effects, _ = step
-        asked = {type(effect) for effect in effects}
+        kinds = {type(effect) for effect in effects}
         error = _error(event, args) if room.status is RoomStatus.ERROR else None
         if room in self._joining:
             outcome = "abandoned" if event == "connection_lost" else OUTCOMES.get(room.status)
             if outcome is not None:
-                self._tell(JoinEnded(at, room, at - self._joining.pop(room), outcome, error))
+                self._emit(JoinEnded(at, room, at - self._joining.pop(room), outcome, error))
         if error is not None and old != new:
-            self._tell(RoomFailed(at, room, error))
-        stays = Untrack not in asked and is_tracked(room)
+            self._emit(RoomFailed(at, room, error))
+        stays = Untrack not in kinds and is_tracked(room)
         self._count(at, room, room.status if stays else None)
-        if RequestJoin in asked and room not in self._joining:
+        if RequestJoin in kinds and room not in self._joining:
             self._joining[room] = at
-            self._tell(JoinStarted(at, room))
+            self._emit(JoinStarted(at, room))
 
     def _count(self, at: float, room: Room, new: RoomStatus | None) -> None:
         old = self._tracked.get(room)
@@ -276,10 +279,10 @@ class _EventSource:
                 del self._tracked[room]
             else:
                 self._tracked[room] = new
-            self._tell(RoomCounted(at, room, old, new))
+            self._emit(RoomCounted(at, room, old, new))
 
 
 def _error(event: str, args: tuple[Any, ...]) -> str:
-    """Why a room failed, in one of few words: the code's name if the server said one, else that of the fact."""
+    """Why a room failed, as one of few words: the name of the server's code, if it sent one, else of the event."""
     codes = [arg.code for arg in args if isinstance(arg, JoinRefused)]
     return codes[0].name.lower() if codes and isinstance(codes[0], JoinErrorCode | RoomErrorCode) else event

@@ -1,4 +1,4 @@
-"""OpenTelemetry, for those who ask for it: it is imported when `instrument` is called, and not before."""
+"""OpenTelemetry. It is imported only when `instrument` is called."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def instrument(
     attributes: Attributes | None = None,
     room_ids: bool = False,
 ) -> Callable[[], None]:
-    """Have OpenTelemetry told what a `Connection` or `Client` does. Returns a function that ends it.
+    """Export the measurements of a `Connection` or `Client` to OpenTelemetry. Returns a function that ends it.
 
     Call it before the client is started, with nothing more where the program sets up its providers globally. With the
     SDK's exporters that keep all in memory::
@@ -53,10 +53,10 @@ def instrument(
         >>> [span.name for span in spans.get_finished_spans()]
         ['reconnect_fsm.attempt', 'reconnect_fsm.connect']
 
-    **Spans.** One trace for each connection, of how it came to be. Its root is ``reconnect_fsm.connect``, or
-    ``reconnect_fsm.reconnect`` after a loss: from when the client set out until it was connected, or stopped. Below it
-    are one ``reconnect_fsm.attempt`` for each dial, and one ``reconnect_fsm.join`` for each room that was asked for
-    over the connection. The time *of* the connection is no span, for it may last for weeks, and a span is seen only
+    **Spans.** One trace for each connection. Its root is ``reconnect_fsm.connect``, or ``reconnect_fsm.reconnect``
+    after a loss: from when the client began to connect until it was connected, or stopped. Its children are one
+    ``reconnect_fsm.attempt`` for each dial, and one ``reconnect_fsm.join`` for each room that was joined over the
+    connection. The time *of* the connection is no span, for it may last for weeks, and a span is seen only
     when it ends; it is a histogram, and an event of the next root. Roots are roots: a span of yours that is current
     somewhere does not become their parent.
 
@@ -67,8 +67,8 @@ def instrument(
         tracer_provider: where the spans go; None: the global one.
         meter_provider: where the metrics go; None: the global one.
         attributes: are added to every span and metric, such as a name for this client, or ``server.address`` where the
-            URL is asked for before each attempt. Each should have few values.
-        room_ids: whether spans of joins tell the room's id, as ``reconnect_fsm.room_id``, and a refusal in the server's
+            URL is a function. Each should have few values.
+        room_ids: whether spans of joins hold the room's id, as ``reconnect_fsm.room_id``, and a refusal in the server's
             words, which may hold it. It may name a person or a document, so they do not unless asked to. No metric ever
             does.
 
@@ -82,4 +82,4 @@ def instrument(
             "pip install 'reconnect-fsm[opentelemetry]'. To measure without it, use reconnect_fsm.telemetry.Metrics"
         ) from error
     known = attributes_of(client) | dict(attributes or {})
-    return observe(client, Exporter(tracer_provider, meter_provider, known, room_ids).tell)
+    return observe(client, Exporter(tracer_provider, meter_provider, known, room_ids).export)

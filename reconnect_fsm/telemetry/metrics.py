@@ -30,7 +30,7 @@ from reconnect_fsm.telemetry.events import (
     observe,
 )
 
-__all__ = ["INSTRUMENTS", "Attributes", "Instrument", "Metrics", "attributes_of", "came_out", "measure"]
+__all__ = ["INSTRUMENTS", "Attributes", "Instrument", "Metrics", "attributes_of", "measure", "outcome_of"]
 
 Attributes: TypeAlias = Mapping[str, str | int]
 
@@ -61,7 +61,7 @@ PING = Instrument("reconnect_fsm.ping.duration", "histogram", "s", "Round trips 
 ROOMS = Instrument("reconnect_fsm.room.count", "up_down_counter", "{room}", "Tracked rooms by status.")
 JOINS = Instrument("reconnect_fsm.joins", "counter", "{join}", "Joins, and joins again, that were begun.")
 JOIN = Instrument("reconnect_fsm.join.duration", "histogram", "s", "How long joins took.", MOMENTS)
-FAILED = Instrument("reconnect_fsm.rooms.failed", "counter", "{room}", "Rooms refused or put out.")
+FAILED = Instrument("reconnect_fsm.rooms.failed", "counter", "{room}", "Rooms refused or evicted.")
 
 INSTRUMENTS: Final = (CLIENTS, ATTEMPTS, ATTEMPT, LOST, CONNECTION, PING, ROOMS, JOINS, JOIN, FAILED)
 
@@ -76,7 +76,7 @@ def measure(event: TelemetryEvent) -> Iterator[tuple[Instrument, float, Attribut
         case AttemptStarted():
             yield ATTEMPTS, 1, {}
         case AttemptEnded(duration=seconds):
-            yield ATTEMPT, seconds, came_out(event)
+            yield ATTEMPT, seconds, outcome_of(event)
         case ConnectionLost(duration=seconds):
             why = {CAUSE: event.cause} | ({} if event.close is None else {CLOSE_CODE: _code(event.close.code)})
             yield CONNECTION, seconds, why
@@ -97,22 +97,22 @@ def _measure_room(event: TelemetryEvent) -> Iterator[tuple[Instrument, float, At
         case JoinStarted(room=room):
             yield JOINS, 1, {CRDT_TYPE: room.crdt_type.name.lower()}
         case JoinEnded(room=room, duration=seconds):
-            yield JOIN, seconds, {CRDT_TYPE: room.crdt_type.name.lower()} | came_out(event)
+            yield JOIN, seconds, {CRDT_TYPE: room.crdt_type.name.lower()} | outcome_of(event)
         case RoomFailed(room=room, error=error):
             yield FAILED, 1, {CRDT_TYPE: room.crdt_type.name.lower(), ERROR_TYPE: error}
         case _:
             pass
 
 
-def came_out(event: AttemptEnded | JoinEnded) -> dict[str, str]:
-    """How it came out, and why not better."""
+def outcome_of(event: AttemptEnded | JoinEnded) -> dict[str, str]:
+    """The attributes of the outcome, and of the error if there was one."""
     return {OUTCOME: event.outcome} | ({} if event.error is None else {ERROR_TYPE: event.error})
 
 
 def attributes_of(client: Connection) -> dict[str, str | int]:
-    """What tells one client's measurements from another's: the server. No path, query, user or password.
+    """The attributes that distinguish one client's measurements from another's: the server. No path, query or user.
 
-    Nothing of it is known of a client whose URL is asked for before each attempt.
+    If the URL is a function, which is called before each attempt, the server is not known.
     """
     known: dict[str, str | int] = {"network.protocol.name": "websocket"}
     url = observation_of(client).url
@@ -130,7 +130,7 @@ def _moved(instrument: Instrument, old: str | None, new: str | None) -> Iterator
 
 
 def _code(code: int) -> str:
-    """Close codes from 3000 on are anybody's: a server could make up two thousand."""
+    """Close codes from 3000 on are free to use: a server could send two thousand of them."""
     return str(code) if 1000 <= code < 1016 else f"{code // 1000}xxx"
 
 
@@ -160,7 +160,7 @@ class Metrics:
         async def scrape(request: web.Request) -> web.Response:
             return web.Response(text=metrics.exposition(), headers={"Content-Type": Metrics.CONTENT_TYPE})
 
-    For the thread of the event loop, as a client is.
+    Use it in the thread of the event loop, as a client.
     """
 
     CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -170,8 +170,8 @@ class Metrics:
         self._histograms: dict[Instrument, dict[Key, _Histogram]] = {each: {} for each in INSTRUMENTS}
 
     def observe(self, client: Connection, attributes: Attributes | None = None) -> Callable[[], None]:
-        """Count what this client does too. Returns a function that ends it: call it once the client is closed for good,
-        or it is counted as disconnected for ever.
+        """Count this client, too. Returns a function that ends it: call it once the client is closed for good, or it is
+        counted as disconnected for ever.
 
         ``attributes`` are added to those that say which server it is; each should have few values.
         """
@@ -179,7 +179,7 @@ class Metrics:
         return observe(client, lambda event: self._count(event, known))
 
     def snapshot(self) -> dict[str, list[dict[str, Any]]]:
-        """All there is, by instrument, as plain values that are fit for JSON.
+        """All measurements by instrument, as plain values for JSON.
 
         ``{"reconnect_fsm.attempts": [{"attributes": {"server.address": "example.org", …}, "value": 3}], …}``; in place
         of ``value`` a histogram has ``count``, ``sum`` and ``buckets`` (how many were at most so much).
@@ -199,7 +199,7 @@ class Metrics:
         return found
 
     def exposition(self) -> str:
-        """All there is, in the text format that Prometheus scrapes; names as OpenTelemetry's are turned into its."""
+        """All measurements in Prometheus' text format; names are converted as OpenTelemetry's exporter does."""
         lines: list[str] = []
         for each in INSTRUMENTS:
             name = each.name.replace(".", "_") + SUFFIXES[each.kind]

@@ -1,4 +1,4 @@
-"""Events turned into the spans and measurements of OpenTelemetry; the only module that imports it."""
+"""Turns telemetry events into spans and measurements of OpenTelemetry; the only module that imports it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from reconnect_fsm.telemetry.metrics import (
     OUTCOME,
     Attributes,
     Instrument,
-    came_out,
     measure,
+    outcome_of,
 )
 
 __all__ = ["Exporter"]
@@ -53,13 +53,13 @@ RETRY, ATTEMPTS, ROOM_ID, DURATION, REASON = (
     f"reconnect_fsm.{name}" for name in ("retry", "attempts", "room_id", "duration", "reason")
 )
 LOST: Final = "reconnect_fsm.connection.lost"
-ALONE: Final = Context()  # not what is current: that is whatever was current where some task or timer was made
+ALONE: Final = Context()  # not the current context, which is that of the task or timer that runs
 
 Details: TypeAlias = Mapping[str, str | int | float]
 
 
 class Exporter:
-    """Tells OpenTelemetry of the events of one client. What it keeps is bounded by the rooms that are being joined."""
+    """Exports the events of one client. Its memory is bounded by the joins under way."""
 
     def __init__(
         self,
@@ -73,14 +73,14 @@ class Exporter:
         self._tracer = get_tracer(SCOPE, _version(), tracer_provider)
         self._known = known
         self._room_ids = room_ids
-        self._trace = ALONE  # of the connection there is, or of the way to it
+        self._trace = ALONE  # of the present connection, or of the way to it
         self._way: _Span | None = None
         self._attempts = 0
         self._attempt: _Span | None = None
         self._joins: dict[Room, _Span] = {}
         self._lost: ConnectionLost | None = None
 
-    def tell(self, event: TelemetryEvent) -> None:
+    def export(self, event: TelemetryEvent) -> None:
         """Record what the event measures; begin and end spans."""
         for each, value, attributes in measure(event):
             self._record[each](value, {**self._known, **attributes})
@@ -88,22 +88,22 @@ class Exporter:
             case ConnectionLost():
                 self._lost = event
             case StatusCounted(new=None):
-                self._let_go(event.at)
+                self._end_all(event.at)
             case StatusCounted():
                 self._status_changed(event)
             case AttemptStarted(at=at, retry=retry):
                 self._attempts += 1
                 self._attempt = self._begin("attempt", at, SpanKind.CLIENT, {RETRY: retry})
             case AttemptEnded(at=at, failure=failure) if self._attempt is not None:
-                attempt, self._attempt = self._attempt, None  # first of all: an exporter may raise
+                attempt, self._attempt = self._attempt, None  # first, because an exporter may raise
                 if failure is not None and failure.http_status is not None:
                     attempt.set(HTTP_STATUS, failure.http_status)
-                attempt.end(at, came_out(event), None if failure is None else failure.why)
+                attempt.end(at, outcome_of(event), None if failure is None else failure.why)
             case JoinStarted():
                 self._begin_join(event)
             case JoinEnded(at=at, room=room, outcome=outcome) if room in self._joins:
                 why = room.reason if self._room_ids else event.error or ""  # a server may name the room in its words
-                self._joins.pop(room).end(at, came_out(event), why if outcome == "refused" else None)
+                self._joins.pop(room).end(at, outcome_of(event), why if outcome == "refused" else None)
             case _:
                 pass
 
@@ -134,8 +134,8 @@ class Exporter:
             join.set(ROOM_ID, room.id)
         self._joins[room] = join
 
-    def _let_go(self, at: float) -> None:
-        """Nobody looks any more: what is under way ends here, how it will come out is not known."""
+    def _end_all(self, at: float) -> None:
+        """The observation ends: end all spans; their outcome is not known."""
         spans = (*self._joins.values(), self._attempt, self._way)
         self._joins.clear()
         self._attempt = self._way = None
@@ -152,7 +152,7 @@ class Exporter:
 
 
 class _Span:
-    """A span that begins by the clock and lasts by the event loop's time, which nobody sets back."""
+    """A span that begins by the clock and lasts by the event loop's time, which is never set back."""
 
     __slots__ = ("_at", "_began", "_span")
 
@@ -168,11 +168,11 @@ class _Span:
         self._span.add_event(name, details, self._began)
 
     def as_parent(self) -> Context:
-        """What lets spans begin below it, also once it has ended; it holds its ids alone."""
+        """The context for child spans, also after this span has ended; it holds only the ids."""
         return set_span_in_context(NonRecordingSpan(self._span.get_span_context()), ALONE)
 
     def end(self, at: float, details: Details, error: str | None = None) -> None:
-        """End it at that time of the loop's; with an error if there was one, in words that hold no secrets."""
+        """End it at that time of the loop; with an error if there was one, in words without secrets."""
         self._span.set_attributes(details)
         if error is not None:
             self._span.set_status(Status(StatusCode.ERROR, error))

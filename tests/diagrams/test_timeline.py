@@ -187,7 +187,7 @@ def test_ten_thousand_transitions_are_summed_up() -> None:
     shares = dict(re.findall(r"(\w+) (\d+)%", title))
     assert parts == [COLOURS["connected"].fill, COLOURS["reconnecting"].fill]
     assert 73 <= int(shares["connected"]) <= 77
-    assert "Each line sums up several facts; bars show the shares of the statuses." in picture
+    assert "Each line sums up several events; bars show the shares of the statuses." in picture
 
 
 def test_nothing_in_a_record_is_taken_for_markup() -> None:

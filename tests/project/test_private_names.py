@@ -29,7 +29,6 @@ OF_LIBRARIES = {
 
 ALLOWED: dict[str, int] = {
     "_asyncio/client.py": 2,
-    "diagrams/plan.py": 1,
     "testing/machines.py": 2,
     "testing/server.py": 4,
     "testing/simulation.py": 2,

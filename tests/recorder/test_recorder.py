@@ -871,7 +871,7 @@ def nested(depth: int) -> str:
     ],
 )  # fmt: skip
 def test_a_hostile_file_does_no_harm(changes: dict[str, Any], what: str | None) -> None:
-    """It is refused with the line, or behaves differently; nothing else is raised, and the terminal is not commanded."""
+    """It is refused with its line, or behaves differently; nothing else is raised, no control character shown."""
     run = an_outage(Run())
     first = {name: value for name, value in run.steps[2].items() if name != "memory"}
     lines = [run.lines[0], json.dumps(first | changes).replace('"DEEP"', nested(300)), *run.lines[4:6]]

@@ -872,7 +872,7 @@ def test_the_example_of_instrument() -> None:
 async def test_the_example_of_the_hook() -> None:
     """A ``match`` statement of the user's: the code of the package's own text runs."""
     text = reconnect_fsm.telemetry.__doc__ or ""
-    code = "\n".join(line.removeprefix("    ") for line in text.split("::\n")[1].split("\n\nWhile")[0].splitlines())
+    code = "\n".join(line.removeprefix("    ") for line in text.split("::\n")[1].split("\n\nWithout")[0].splitlines())
     said: list[tuple[object, ...]] = []
     statsd = SimpleNamespace(timing=lambda *what: said.append(what), increment=lambda *what: said.append(what))
     async with ScriptedServer() as server:
