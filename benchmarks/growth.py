@@ -7,7 +7,7 @@
 
 Each point is measured in a process of its own, against a server in another. Times are the processor's, of the thread of
 the event loop, so that other programs do not show; the clock is printed beside them. What loro does within one call
-holds the interpreter's lock, and nobody can divide it: its time is subtracted from ours and shown apart.
+holds the interpreter's lock, and cannot be divided: its time is subtracted from ours and shown separately.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from reconnect_fsm.testing import ChaosProxy, EmbeddedServer
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent
 BUILD: Final = ROOT / "build"
-PATIENCE: Final = 240.0  # seconds for one point
-MAX_BLOCKED: Final = 0.020  # seconds that the loop may be blocked by us
-STEEP: Final = 1.25  # exponents up to this pass for linear: neither caches nor collections of garbage are free
+TIMEOUT: Final = 240.0  # seconds for one point
+MAX_BLOCKED: Final = 0.020  # seconds for which we may block the loop
+MAX_EXPONENT: Final = 1.25  # that counts as linear: caches and garbage collection cost something, too
 BEAT: Final = 0.001
 KIB, MIB = 1024, 1024 * 1024
 
@@ -134,12 +134,12 @@ class Heartbeat:
     """Beats every millisecond, and knows how long the loop was blocked: what its thread worked between two beats.
 
     Collections of garbage are left out: how long they take depends on all that a program holds. A beat is late for what
-    others do with the machine, too; that is told apart as ``late``.
+    others do with the machine, too; that is reported as ``late``.
     """
 
     def __init__(self) -> None:
         self.elsewhere = 0.0
-        """Seconds of the thread that are not ours; whoever calls loro adds to it."""
+        """Seconds of the thread that are not ours; each caller of loro adds to it."""
         self.blocked = self.late = 0.0
         self._collecting = self._collected = 0.0
 
@@ -208,16 +208,16 @@ class Calls:
             self._all.set()
 
     async def first_asked(self) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await self._first.wait()
 
     async def all_joined(self) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await self._all.wait()
 
 
 class Nothing:
-    """The least adaptor: a document with nothing in it."""
+    """The smallest adaptor: a document with nothing in it."""
 
     __slots__ = ("_calls",)
     crdt_type = CrdtType.LORO
@@ -255,7 +255,7 @@ def memory(field: str = "VmRSS") -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"this system does not tell {field}")
+    raise RuntimeError(f"this system does not report {field}")
 
 
 def forget_peak() -> None:
@@ -310,7 +310,7 @@ async def rooms(count: int) -> Figures:
     return figures
 
 
-GROUP: Final = 20  # clients started, or closed, in one go; whoever does more blocks the loop himself
+GROUP: Final = 20  # clients started or closed at once; with more, the benchmark itself would block the loop
 
 
 async def clients(count: int, idle: float) -> Figures:
@@ -371,7 +371,7 @@ async def transfer(url: str, heart: Heartbeat, doc: Any) -> Figures:
         elsewhere = heart.elsewhere
         async with heart.phase(figures, "ours"):
             room = await client.join("document", adaptor)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await room.synced()
         figures["loro"] = heart.elsewhere - elsewhere
         figures["wall"], figures["blocked"] = figures.pop("ours_wall"), figures.pop("ours_blocked")
@@ -400,7 +400,7 @@ def document(size: int) -> Any:
 
 
 def timed_adaptor(doc: Any, heart: Heartbeat) -> Any:
-    """A LoroAdaptor that tells the heartbeat what loro takes."""
+    """A LoroAdaptor that reports the time spent in loro to the heartbeat."""
     from reconnect_fsm.adaptors import LoroAdaptor
 
     class Timed(LoroAdaptor):
@@ -488,7 +488,7 @@ async def worst_ping(client: Client, calls: Calls) -> float:
     worst, joined = 0.0, asyncio.create_task(calls.all_joined())
     while True:
         began = time.perf_counter()
-        await client.ping(timeout=PATIENCE)
+        await client.ping(timeout=TIMEOUT)
         worst = max(worst, time.perf_counter() - began)
         if joined.done():
             await joined
@@ -543,16 +543,16 @@ async def server(which: str, *args: str) -> AsyncIterator[tuple[str, Command]]:
 
     async def obey(line: str) -> None:
         stdin.write(f"{line}\n".encode())
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await stdout.readline()
 
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             said = (await stdout.readline()).decode().split()
         yield said[0] if said[0].startswith("ws:") else f"ws://127.0.0.1:{said[0]}/", obey
     finally:
         stdin.close()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await process.wait()
 
 
@@ -593,7 +593,7 @@ async def serve(which: str, args: Sequence[str]) -> None:
 def run_point(name: str, *args: object) -> Figures:
     """Measure one point in a process of its own. Raises CalledProcessError if it fails, having said why on stderr."""
     command = [sys.executable, __file__, "--point", name, *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=2 * PATIENCE, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=2 * TIMEOUT, check=True)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -654,7 +654,7 @@ def exponent(points: Iterable[tuple[float, float]]) -> float:
 
 
 def larger_half(points: Sequence[Figures], name: str) -> list[tuple[float, float]]:
-    """The points that tell how it goes on: small ones are all overhead."""
+    """The large points, which show the trend: small ones are all overhead."""
     return [(each["size"], each[name]) for each in points[len(points) // 2 :]]
 
 
@@ -666,7 +666,7 @@ def verdict(column: Column, points: Sequence[Figures]) -> str:
     if not column.grows:
         return ""
     slope = exponent(larger_half(points, column.name))
-    return f"n^{slope:.2f}{'' if slope <= STEEP else ', WORSE THAN LINEAR'}"
+    return f"n^{slope:.2f}{'' if slope <= MAX_EXPONENT else ', WORSE THAN LINEAR'}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
@@ -837,7 +837,7 @@ def page(result: Mapping[str, Any]) -> str:
             verdict=f"**Not as it should be: {'; '.join(bad)}.**"
             if bad
             else "**Nothing grows worse than linearly, and nothing blocks for longer than it may.**",
-            steep=STEEP,
+            steep=MAX_EXPONENT,
             longest=shown(MAX_BLOCKED, "s"),
         )
     ]

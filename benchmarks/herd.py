@@ -30,7 +30,7 @@ PER_SECOND: Final = CLIENTS // 50  # accepts: the server needs 50 s for all of t
 BACKLOG, LONG_BACKLOG, ENDLESS_BACKLOG = 128, 4_096, 65_535  # aiohttp.web's default; Linux' default; the most there is
 OUTAGE: Final = 30.0  # seconds
 SEED: Final = 1
-PATIENCE: Final = 600.0  # seconds; where it might take for ever
+TIMEOUT: Final = 600.0  # seconds; where it might take for ever
 
 
 # ------------------------------------------------------------------------------------------- what else could be done
@@ -51,7 +51,7 @@ class OneDraw(RetryPolicy):
 
 @dataclass(frozen=True)
 class ToTheSecond(RetryPolicy):
-    """Comes back when Retry-After says, to the second: no jitter on it."""
+    """Reconnects when Retry-After says, to the second, without jitter."""
 
     def no_sooner(self, retry_after: float) -> float:
         return retry_after
@@ -86,7 +86,7 @@ def busy(retry_after: float) -> AttemptFailure:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """A server that tells each client another Retry-After: whole seconds, from 1 to ``most``."""
+    """A server that sends each client another Retry-After: whole seconds, from 1 to ``most``."""
 
     most: int
     random: Random = field(default_factory=lambda: Random(SEED))
@@ -109,7 +109,7 @@ class Scenario:
     limited: bool = False
     backlog: int = BACKLOG
 
-    def told(self, clients: int) -> str:
+    def described(self, clients: int) -> str:
         return self.words.format(rate=f"{self.rate(clients):,g}", queue=f"{self.queue(clients):,}")
 
     def rate(self, clients: int) -> float:
@@ -123,7 +123,7 @@ class Scenario:
         if self.limited:
             options |= {"accepts_per_second": self.rate(clients), "backlog": self.queue(clients)}
         if self == ENDLESS:
-            options["at_most"] = PATIENCE
+            options["at_most"] = TIMEOUT
         return options
 
 
@@ -160,7 +160,7 @@ class Task:
     def __call__(self) -> tuple[Key, HerdRun, float]:
         options = self.scenario.options(self.clients)
         if self.over_capacity is not None:
-            options |= {"over_capacity": deepcopy(self.over_capacity), "at_most": PATIENCE}  # a server that begins anew
+            options |= {"over_capacity": deepcopy(self.over_capacity), "at_most": TIMEOUT}  # a server that begins anew
         policy = {**POLICIES, **ALTERNATIVES, "to the second": to_the_second}[self.policy]
         began = time.process_time()
         run = simulate_herd(policy, **options)
@@ -278,7 +278,7 @@ class _Facts:
     def policies(self) -> str:
         limits = ["*no policy can do better*", "0.0 s", self.limit(), self.limit(), "0.0 s", self.limit()]
         return self.table(
-            ["", *(each.told(self.figures.clients) for each in SCENARIOS)], POLICIES, SCENARIOS, _cell, limits
+            ["", *(each.described(self.figures.clients) for each in SCENARIOS)], POLICIES, SCENARIOS, _cell, limits
         )
 
     def tried(self) -> str:
@@ -289,14 +289,17 @@ class _Facts:
     def alternatives(self) -> str:
         scenarios = (OPEN, LIMITED, BLIP_LIMITED)
         return self.table(
-            ["", *(each.told(self.figures.clients) for each in scenarios)], ("ours", *ALTERNATIVES), scenarios, _cell
+            ["", *(each.described(self.figures.clients) for each in scenarios)],
+            ("ours", *ALTERNATIVES),
+            scenarios,
+            _cell,
         )
 
     def retry_after(self) -> str:
         rows = ["ours", *(row for each in RETRY_AFTER for row in (each, f"{each}, to the second"))]
         scenarios = (LIMITED, BLIP_LIMITED)
         return self.table(
-            ["Retry-After", *(each.told(self.figures.clients) for each in scenarios)], rows, scenarios, _cell
+            ["Retry-After", *(each.described(self.figures.clients) for each in scenarios)], rows, scenarios, _cell
         ).replace("| ours |", "| none |")
 
     def table(
@@ -323,7 +326,7 @@ def _peak(run: HerdRun) -> str:
 def _back(run: HerdRun) -> str:
     seconds = run.back_after(0.99)
     if seconds is None:
-        return f"{len(run.back) / run.clients:.0%} after {PATIENCE / 60:.0f} min".replace("%", " %")
+        return f"{len(run.back) / run.clients:.0%} after {TIMEOUT / 60:.0f} min".replace("%", " %")
     return f"{seconds:.1f} s"
 
 
@@ -462,7 +465,7 @@ def write(figures: Figures, out: Path) -> None:
     many = f"{figures.clients:,} clients"
     for each in DRAWN:
         runs = {name: figures.runs[name, each.name] for name in POLICIES}
-        (out / f"herd_{each.name}.svg").write_text(draw_svg(runs, title=f"{many}: {each.told(figures.clients)}"))
+        (out / f"herd_{each.name}.svg").write_text(draw_svg(runs, title=f"{many}: {each.described(figures.clients)}"))
     (out / "herd.md").write_text(page(figures))
 
 

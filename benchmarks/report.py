@@ -18,7 +18,7 @@ OTHERS = ("websockets", "centrifuge", "socketio")
 
 @dataclass(frozen=True)
 class Met:
-    """A goal, and how near ours came to it."""
+    """A goal, and how near our figure is to it."""
 
     goal: Goal
     ratio: float
@@ -32,7 +32,7 @@ class Met:
 
     @property
     def limit(self) -> float:
-        return 1.0 if self.goal.than is None else self.goal.most
+        return 1.0 if self.goal.than is None else self.goal.limit
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def line(row: Row, work: Mapping[str, Any]) -> Line:
 
 
 def met(goal: Goal, figures: Mapping[str, Sequence[float]]) -> Met:
-    """How near ours came."""
-    others = [goal.most] * len(figures["ours"]) if goal.than is None else figures[goal.than]
+    """Compare our figures with the goal."""
+    others = [goal.limit] * len(figures["ours"]) if goal.than is None else figures[goal.than]
     ratio = statistics.median(figures["ours"]) / statistics.median(others)
     return Met(goal, ratio, quartiles([mine / other for mine, other in zip(figures["ours"], others, strict=True)]))
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The lower and the upper one; of few values the least and the most."""
+    """The lower and the upper quartile; of few values the minimum and the maximum."""
     if len(values) < 4:
         return min(values), max(values)
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -114,9 +114,9 @@ def cells(line: Line) -> tuple[str, ...]:
     relative = [met for met in line.goals if met.goal.than is not None]
     ratios = [f"{met.ratio:.2f} ({met.spread[0]:.2f}–{met.spread[1]:.2f})" for met in relative]
     goals = [
-        f"≤ {line.row.show(met.goal.most)}"
+        f"≤ {line.row.show(met.goal.limit)}"
         if met.goal.than is None
-        else f"≤ {met.goal.most:.3g} × {noun(met.goal.than)}"
+        else f"≤ {met.goal.limit:.3g} × {noun(met.goal.than)}"
         for met in line.goals
     ]
     return (
@@ -179,7 +179,7 @@ def picture(result: Mapping[str, Any]) -> str:
             f'<rect class="track" x="{LEFT}" y="{y}" width="{WIDTH}" height="20"/>'
             f'<rect class="{"ours" if met.is_met else "missed"}" x="{LEFT}" y="{y + 3}" '
             f'width="{x(met.ratio) - LEFT:.1f}" height="14"/>'
-            f'<line class="goal" x1="{x(met.goal.most):.1f}" x2="{x(met.goal.most):.1f}" y1="{y - 1}" y2="{y + 21}"/>'
+            f'<line class="goal" x1="{x(met.goal.limit):.1f}" x2="{x(met.goal.limit):.1f}" y1="{y - 1}" y2="{y + 21}"/>'
             f'<text class="small" x="{LEFT + WIDTH + 10}" y="{y + 14}">'
             f"{met.ratio:.2f} × {escape(noun(met.goal.than or ''))}</text>"
         )

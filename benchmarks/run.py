@@ -27,7 +27,7 @@ from typing import Any
 import report
 from works import CLIENTS, CLIENTS_DIR, HERE, NODE_DIR, WORKS, Client, Work
 
-PATIENCE = 300.0  # seconds for one run
+TIMEOUT = 300.0  # seconds for one run
 SPARE_FILES = 200  # descriptors beyond those of the connections
 
 Figures = dict[str, Any]
@@ -153,11 +153,11 @@ async def run_all(works: Sequence[str], clients: Sequence[str], rounds: int, *, 
         work = WORKS[name]
         count = work.quick if quick else affordable(name, work.count)
         runs: dict[str, dict[str, list[Figures]]] = {}
-        for number in range(min(rounds, work.most_rounds) * (1 if quick else work.runs)):
+        for number in range(min(rounds, work.max_rounds) * (1 if quick else work.runs)):
             for client in work.clients:
                 if client in clients and client not in skipped:
                     progress(f"{name}, run {number + 1}: {CLIENTS[client].title}")
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(TIMEOUT):
                         for section, figures in (await run(CLIENTS[client], name, count)).items():
                             runs.setdefault(section, {}).setdefault(client, []).append(figures)
         measured[name] = {"count": count, "sections": runs}

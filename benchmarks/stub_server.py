@@ -1,4 +1,4 @@
-"""A server that does as little as it can: it answers joins, updates and pings, and keeps no documents.
+"""A minimal server: it answers joins, updates and pings, and keeps no documents.
 
 Run by the benchmarks in a process of its own, so that what is measured is the client. All answers to what one read of
 the socket brought are written at once. ``stub_server.py [loro|centrifuge|socketio]`` says what it speaks, of the latter
@@ -9,7 +9,7 @@ It obeys one command a line on stdin, and answers each with a line of JSON::
     stop, start                stop listening and reset every connection; listen again on the same port
     restart                    the one and then the other
     mute                       read no more from the connections there are, as on a link that is half-open
-    flood ROOM N SIZE ROOMS    send N updates of so many bytes to whoever is connected, for rooms ROOM0, ROOM1, …
+    flood ROOM N SIZE ROOMS    send N updates of so many bytes to the connected client, for rooms ROOM0, ROOM1, …
     send N SIZE                send N binary messages of so many bytes
     edits ROOM N               send N updates of a real Loro document, each of which inserts one character into "text"
     usage                      {"cpu": seconds used since it was asked last, "connections": how many there are}
@@ -228,7 +228,7 @@ def loro_edits(count: int) -> list[bytes]:
 
 
 class Server:
-    """Listens, and obeys."""
+    """Listens, and carries out commands."""
 
     def __init__(self, speaker: type[Speaker]) -> None:
         self._speaker = speaker

@@ -1,4 +1,4 @@
-"""What is measured, of whom, and what the goals are: everything that `run.py` and `report.py` go by."""
+"""The clients, the works and the goals of the benchmark; `run.py` and `report.py` read them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from node_peers import NODE_DIR, node_available  # noqa: E402  # the npm package
 
 @dataclass(frozen=True)
 class Client:
-    """Something that is measured."""
+    """A client that is measured."""
 
     title: str
     script: str
@@ -27,7 +27,7 @@ class Client:
 
     @property
     def command(self) -> list[str]:
-        """How to start it, in `directory`; what it shall do follows."""
+        """How to start it, in `directory`; the work follows as arguments."""
         if self.module is None:
             return ["node", "--expose-gc", "--no-warnings", str(CLIENTS_DIR / self.script)]
         return [sys.executable, str(CLIENTS_DIR / self.script)]
@@ -63,17 +63,17 @@ AWAY: Sequence[Step] = ("stop", 0.2, "start")
 
 @dataclass(frozen=True)
 class Work:
-    """Something that clients do. Each run is one process of a client's, and has one section or more."""
+    """A work that clients do. Each run is a process of its own, and has one section or more."""
 
     count: int
     quick: int
-    """How many, in the smaller version that only shows that all of it works."""
+    """The count of the small version, which only shows that everything works."""
     clients: Sequence[str]
     steps: Mapping[str, Sequence[Step]] = field(default_factory=dict)
     """What the runner does in a section."""
-    most_rounds: int = 100
+    max_rounds: int = 100
     runs: int = 1
-    """In a round, of each client: more of what is short, or depends on the moment at which a wait began."""
+    """In a round, of each client: more for works that are short, or depend on when a wait began."""
 
 
 WORKS: Mapping[str, Work] = {
@@ -91,18 +91,18 @@ WORKS: Mapping[str, Work] = {
         {"usable": AWAY},
         runs=3,
     ),
-    "idle": Work(10_000, 100, ("ours", "floor"), most_rounds=3),
+    "idle": Work(10_000, 100, ("ours", "floor"), max_rounds=3),
     "idle_memory": Work(1_000, 50, ("ours", "floor")),
-    "half_open": Work(6, 2, ("ours", "official"), {"half_open": ["mute"]}, most_rounds=1),
+    "half_open": Work(6, 2, ("ours", "official"), {"half_open": ["mute"]}, max_rounds=1),
     "imports": Work(1, 1, ("ours", "floor"), runs=3),
 }
 
 
 @dataclass(frozen=True)
 class Goal:
-    """No more than so many times what another takes; or, if that is None, no more than this."""
+    """At most ``limit`` times the figure of client ``than``; if that is None, at most ``limit``."""
 
-    most: float
+    limit: float
     than: str | None
 
 
@@ -168,6 +168,6 @@ ROWS: Sequence[Row] = (
     ),
     Row("{count} idle connections, 500 pings a second", "idle", "idle", "load", share, [Goal(1.3, "floor")]),
     Row("memory of an idle connection", "idle_memory", "idle_memory", "bytes", kibibytes, [Goal(1.25, "floor")]),
-    Row("half-open noticed, default settings", "half_open", "half_open", "most", seconds, [Goal(30.0, None)]),
+    Row("half-open noticed, default settings", "half_open", "half_open", "max", seconds, [Goal(30.0, None)]),
     Row("import, CPU", "imports", "imports", "cpu", milliseconds, [Goal(1.15, "floor")]),
 )  # fmt: skip

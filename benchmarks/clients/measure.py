@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-PATIENCE = 240.0  # seconds for a whole work
+TIMEOUT = 240.0  # seconds for a whole work
 DELAY = 0.01  # seconds: every wait before another attempt
 
 PROFILE = cProfile.Profile() if os.environ.get("PROFILE") else None  # of the sections alone
@@ -30,7 +30,7 @@ Work = Callable[[str, int], Coroutine[Any, Any, None] | None]
 
 
 def begin(section: str) -> None:
-    """Say that a section begins, and wait for leave. The loop stands still meanwhile, and nothing is under way."""
+    """Report the beginning of a section, and wait for permission. The loop is blocked meanwhile."""
     gc.collect()  # a section pays for its own garbage, not for what went before
     print(json.dumps({"begin": section}), flush=True)
     if not sys.stdin.readline():
@@ -68,7 +68,7 @@ def resident() -> int:
 
 
 def in_groups(these: Sequence[T], size: int = 100) -> Iterator[Sequence[T]]:
-    """So many at a time: a server's queue of those who knock has an end."""
+    """Open so many connections at a time: a server's backlog is limited."""
     for at in range(0, len(these), size):
         yield these[at : at + size]
 
@@ -84,6 +84,6 @@ def main(*works: Work) -> None:
     work = next(each for each in works if each.__name__ == name)
     under_way = work(url, int(count))
     if under_way is not None:
-        asyncio.run(asyncio.wait_for(under_way, PATIENCE))
+        asyncio.run(asyncio.wait_for(under_way, TIMEOUT))
     if PROFILE is not None:
         pstats.Stats(PROFILE, stream=sys.stderr).sort_stats("tottime").print_stats(40)

@@ -40,7 +40,7 @@ class Stopwatch {
 
 const monotonic = () => Number(process.hrtime.bigint()) / 1e9;
 
-// The least adaptor: a document with nothing in it.
+// The smallest adaptor: a document with nothing in it.
 class Nothing {
   crdtType = "%LOR";
   setCtx(ctx) {
@@ -95,7 +95,7 @@ function joinAll(client, count) {
   return joined;
 }
 
-// Every batch that was sent has its Ack. The client tells nobody; it takes what is acknowledged off its list.
+// Every batch that was sent has its Ack. The client has no callback for it; it removes what is acknowledged from its list.
 function acknowledged(client) {
   const consume = client.consumeSentBatch.bind(client);
   return new Promise((done) => {
@@ -243,7 +243,7 @@ const works = {
       }
     }
     if (noticed.size < clients.length) throw new Error("some never noticed");
-    watch.end("half_open", { least: Math.min(...noticed.values()), most: Math.max(...noticed.values()) });
+    watch.end("half_open", { min: Math.min(...noticed.values()), max: Math.max(...noticed.values()) });
   },
 };
 

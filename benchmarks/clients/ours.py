@@ -14,7 +14,7 @@ from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 
 
 class Nothing:
-    """The least adaptor: a document with nothing in it."""
+    """The smallest adaptor: a document with nothing in it."""
 
     crdt_type = CrdtType.LORO
 
@@ -271,7 +271,7 @@ async def close(connections: Sequence[Connection]) -> None:
 
 
 def half_open(url: str, count: int) -> None:
-    """How long the default settings take to notice that the far end is silent, at so many phases of the pings.
+    """How long the default settings take to notice that the peer is silent, at so many phases of the pings.
 
     In virtual time: the server and its sockets are in this process, and no second of it is waited for.
     """
@@ -305,7 +305,7 @@ def half_open(url: str, count: int) -> None:
     begin("half_open")
     watch = Stopwatch()
     noticed = run_in_virtual_time(scenario)
-    watch.end("half_open", least=min(noticed), most=max(noticed))
+    watch.end("half_open", min=min(noticed), max=max(noticed))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ async def usable(url: str, count: int) -> None:
         return namespace
 
     namespaces = [listen(number) for number in range(count)]
-    await client.connect(url, transports=["websocket"], namespaces=namespaces, wait_timeout=measure.PATIENCE)
+    await client.connect(url, transports=["websocket"], namespaces=namespaces, wait_timeout=measure.TIMEOUT)
     await done.wait()
     begin("usable")
     watch = Stopwatch()
