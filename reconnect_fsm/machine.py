@@ -205,7 +205,8 @@ class Event(Generic[P]):
         self, rows: tuple[Row, ...], record: Callable[Concatenate[Any, P], None], inherited: Event[P] | None = None
     ) -> None:
         self._rows = rows
-        self._record = record
+        self.record = record
+        """The method that keeps what the event brings."""
         self._inherited = inherited
         self.name = record.__name__
         self.declared_in = ""
@@ -222,7 +223,7 @@ class Event(Generic[P]):
 
         They win over everything below them, fatal closes and the attempt limit of `ClientFSM` included.
         """
-        return Event(_rows(rows), self._record, self)
+        return Event(_rows(rows), self.record, self)
 
     def extends(self, other: Event[Any]) -> bool:
         """Whether it is the other event, or the other event with more rows."""
@@ -245,7 +246,7 @@ class Event(Generic[P]):
         """What the event is fired with, by position. Raises TypeError if they are not what it takes."""
         import inspect  # only those who tell events of their own need it
 
-        bound = inspect.signature(self._record).bind(None, *args, **kwargs)
+        bound = inspect.signature(self.record).bind(None, *args, **kwargs)
         if bound.kwargs:
             raise TypeError(f"{self.name}: an event takes its arguments by position, {', '.join(bound.kwargs)} too")
         return bound.args[1:]
@@ -263,7 +264,7 @@ class Event(Generic[P]):
         fsm.emit = effects.append
         fsm.told_cause = None  # what the event before told is no cause of what comes of this one
         try:
-            self._record(fsm, *args, **kwargs)
+            self.record(fsm, *args, **kwargs)
             fsm.machine.events[self.name].trigger(fsm)
         finally:
             fsm._effects = None

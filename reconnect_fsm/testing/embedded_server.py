@@ -70,7 +70,7 @@ __all__ = ["Authenticate", "EmbeddedServer", "ServerStats"]
 Authenticate: TypeAlias = Callable[[str, CrdtType, bytes], "Permission | Awaitable[Permission | None] | None"]
 """``authenticate(room_id, crdt, auth)``: what the client may do in the room, or None for nothing. Plain or async."""
 
-_RoomKey: TypeAlias = tuple[CrdtType, str]
+RoomKey: TypeAlias = tuple[CrdtType, str]
 
 _PASSING: Final = frozenset({CrdtType.EPHEMERAL, CrdtType.YJS_AWARENESS})
 _MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: a control frame has 125 bytes, and the close code takes two
@@ -149,14 +149,14 @@ class EmbeddedServer:
         self._authenticate = authenticate
         self._ssl = ssl
         self._has_loro = find_spec("loro") is not None
-        self._rooms: dict[_RoomKey, _Room] = {}
+        self._rooms: dict[RoomKey, _Room] = {}
         self._batch_ids = itertools.count(1 << 63)  # clients count, or draw lots: out of the way of the former
-        self._held_acks: deque[tuple[_Connection, bytes]] = deque(maxlen=self.MAX_HELD_ACKS)
+        self._held_acks: deque[tuple[ServerConnection, bytes]] = deque(maxlen=self.MAX_HELD_ACKS)
         self._refusal: tuple[int, Mapping[str, str]] | None = None
         self._listener: asyncio.Server | None = None
         self._web: web.Server | None = None
         self._handlers: set[asyncio.Task[Any]] = set()
-        self._connections: dict[_Connection, None] = {}  # a set in the order of connecting
+        self._connections: dict[ServerConnection, None] = {}  # a set in the order of connecting
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._paused: list[asyncio.Transport] = []
@@ -200,7 +200,7 @@ class EmbeddedServer:
         A client has `CLOSE_TIMEOUT` seconds to answer the close frame. A frozen server sends none: it aborts all
         connections, and is thawed. Does nothing if the server is not started. Raises ValueError as `close_all` does.
         """
-        _close_payload(code, reason)  # refused before anything is torn down
+        close_payload(code, reason)  # refused before anything is torn down
         listener, server = self._listener, self._web
         if listener is None or server is None:
             return
@@ -257,6 +257,10 @@ class EmbeddedServer:
         assert isinstance(contents, _Document)
         return contents.doc
 
+    def has_room(self, room_id: str, crdt: CrdtType = CrdtType.LORO) -> bool:
+        """Whether there is such a room: one that was joined, or asked for with `document`, and not forgotten."""
+        return (crdt, room_id) in self._rooms
+
     def forget(self) -> None:
         """Drops all rooms, and who is in them: who goes on sending there gets Ack ``PERMISSION_DENIED``."""
         for connection in self._connections:
@@ -272,7 +276,7 @@ class EmbeddedServer:
         ``code`` may be any number of 16 bits, sensible or not. Raises ValueError for another, or a reason of more than
         123 bytes; RuntimeError while frozen.
         """
-        payload = _close_payload(code, reason)
+        payload = close_payload(code, reason)
         if not self._thawed.is_set():
             raise RuntimeError("a frozen server sends nothing: thaw() it first, or use reset_all()")
         closing = list(self._connections)
@@ -326,7 +330,7 @@ class EmbeddedServer:
         for member in members:
             member.send(WSMsgType.BINARY, frame)
             if isinstance(message, RoomError):
-                self._leave(member, (crdt, room_id))
+                member.leave((crdt, room_id))
         await asyncio.sleep(0)  # the writers' turn
         return len(members)
 
@@ -374,7 +378,7 @@ class EmbeddedServer:
         if self.drop_on_accept:
             transport.close()
             return ws
-        connection = _Connection(self, ws, transport, task)
+        connection = ServerConnection(self, ws, transport, task)
         self._connections[connection] = None
         try:
             self._opened(connection)
@@ -382,7 +386,7 @@ class EmbeddedServer:
         finally:
             del self._connections[connection]
             for key in list(connection.rooms):
-                self._leave(connection, key)
+                connection.leave(key)
         return ws
 
     async def _refuse(self, request: web.BaseRequest) -> web.Response | None:
@@ -392,17 +396,17 @@ class EmbeddedServer:
         status, headers = self._refusal
         return web.Response(status=status, headers=headers)
 
-    def _opened(self, connection: _Connection) -> None:
+    def _opened(self, connection: ServerConnection) -> None:
         """The upgrade was answered."""
 
     # Messages -----------------------------------------------------------------------------------------------------
 
-    def _ping(self, connection: _Connection) -> None:
+    def _ping(self, connection: ServerConnection) -> None:
         """The text frame ``ping`` came."""
         self.stats.pings += 1
         connection.send(WSMsgType.TEXT, b"pong")
 
-    async def _receive(self, connection: _Connection, frame: bytes) -> None:
+    async def _receive(self, connection: ServerConnection, frame: bytes) -> None:
         """A binary frame came. Raises `ProtocolError` for one that a client may not send."""
         message = decode(frame)
         match message:
@@ -415,13 +419,13 @@ class EmbeddedServer:
             case DocUpdateFragment():
                 self._fragment(connection, message)
             case Leave():
-                self._leave(connection, (message.crdt, message.room_id))
+                connection.leave((message.crdt, message.room_id))
             case JoinResponseOk() | JoinError():
                 raise ProtocolError(f"{type(message).__name__} is for servers to send")
             case Ack() | RoomError():
                 pass
 
-    async def _join(self, connection: _Connection, request: JoinRequest) -> None:
+    async def _join(self, connection: ServerConnection, request: JoinRequest) -> None:
         self.stats.joins += 1
         room_header(request.crdt, request.room_id)  # a room id that no answer could carry
         if self.ignore_joins:
@@ -431,7 +435,7 @@ class EmbeddedServer:
         if refusal is not None:
             connection.send(WSMsgType.BINARY, encode(refusal))
 
-    async def _permission(self, connection: _Connection, request: JoinRequest) -> Permission | JoinError:
+    async def _permission(self, connection: ServerConnection, request: JoinRequest) -> Permission | JoinError:
         crdt, room_id = request.crdt, request.room_id
         if self._authenticate is None:
             return "write"
@@ -446,7 +450,7 @@ class EmbeddedServer:
             return JoinError(crdt, room_id, JoinErrorCode.AUTH_FAILED, "Authentication failed")
         return permission
 
-    def _admit(self, connection: _Connection, request: JoinRequest, permission: Permission) -> JoinError | None:
+    def _admit(self, connection: ServerConnection, request: JoinRequest, permission: Permission) -> JoinError | None:
         """Lets the client in, or says why not."""
         crdt, room_id = key = request.crdt, request.room_id
         more = len(connection.rooms) + (key not in connection.rooms) > self.MAX_ROOMS_PER_CONNECTION
@@ -470,13 +474,6 @@ class EmbeddedServer:
             connection.send_all(batch.frames)
         return None
 
-    def _leave(self, connection: _Connection, key: _RoomKey) -> None:
-        connection.incoming.pop(key, None)
-        room = connection.rooms.pop(key, None)
-        if room is not None:
-            del room.members[connection]
-            self._drop_if_idle(room)
-
     def _room(self, crdt: CrdtType, room_id: str) -> _Room:
         key = crdt, room_id
         room = self._rooms.get(key)
@@ -493,7 +490,7 @@ class EmbeddedServer:
         if not room.members and (room.contents.is_empty or room.crdt in _PASSING):
             self._rooms.pop((room.crdt, room.room_id), None)
 
-    def _update(self, connection: _Connection, message: DocUpdate, frame_size: int) -> None:
+    def _update(self, connection: ServerConnection, message: DocUpdate, frame_size: int) -> None:
         crdt, room_id, batch_id = message.crdt, message.room_id, message.batch_id
         if frame_size > MAX_MESSAGE_SIZE:
             self._ack(connection, crdt, room_id, batch_id, UpdateStatusCode.PAYLOAD_TOO_LARGE)
@@ -502,7 +499,7 @@ class EmbeddedServer:
         else:
             self._apply(connection, room, message.updates, batch_id)
 
-    def _fragment_header(self, connection: _Connection, header: DocUpdateFragmentHeader) -> None:
+    def _fragment_header(self, connection: ServerConnection, header: DocUpdateFragmentHeader) -> None:
         crdt, room_id, batch_id = header.crdt, header.room_id, header.batch_id
         if self._writable(connection, crdt, room_id) is None:
             self._ack(connection, crdt, room_id, batch_id, UpdateStatusCode.PERMISSION_DENIED)
@@ -513,7 +510,7 @@ class EmbeddedServer:
                 self._ack(connection, crdt, room_id, batch_id, refusal.status)
             connection.watch_fragments()
 
-    def _fragment(self, connection: _Connection, fragment: DocUpdateFragment) -> None:
+    def _fragment(self, connection: ServerConnection, fragment: DocUpdateFragment) -> None:
         crdt, room_id, batch_id = fragment.crdt, fragment.room_id, fragment.batch_id
         room = self._writable(connection, crdt, room_id)
         reassembler = None if room is None else connection.reassembler((crdt, room_id))
@@ -525,17 +522,17 @@ class EmbeddedServer:
         elif result is not None:
             self._apply(connection, room, (result,), batch_id)
 
-    def _expire_fragments(self, connection: _Connection, due: float) -> None:
+    def _expire_fragments(self, connection: ServerConnection, due: float) -> None:
         now = max(connection.now(), due)  # asyncio may run a timer a little early
         for (crdt, room_id), reassembler in connection.incoming.items():
             for refusal in reassembler.expire(now):
                 self._ack(connection, crdt, room_id, refusal.batch_id, refusal.status)
 
-    def _writable(self, connection: _Connection, crdt: CrdtType, room_id: str) -> _Room | None:
+    def _writable(self, connection: ServerConnection, crdt: CrdtType, room_id: str) -> _Room | None:
         room = connection.rooms.get((crdt, room_id))
         return room if room is not None and room.members[connection] == "write" else None
 
-    def _apply(self, connection: _Connection, room: _Room, updates: tuple[bytes, ...], batch_id: int) -> None:
+    def _apply(self, connection: ServerConnection, room: _Room, updates: tuple[bytes, ...], batch_id: int) -> None:
         self.stats.updates += 1
         status = room.contents.add(updates) if updates else UpdateStatusCode.OK
         self._ack(connection, room.crdt, room.room_id, batch_id, status)
@@ -551,7 +548,7 @@ class EmbeddedServer:
                 member.send_all(frames)
 
     def _ack(
-        self, connection: _Connection, crdt: CrdtType, room_id: str, batch_id: int, status: UpdateStatusCode
+        self, connection: ServerConnection, crdt: CrdtType, room_id: str, batch_id: int, status: UpdateStatusCode
     ) -> None:
         frame = encode(Ack(crdt, room_id, batch_id, status))
         if self.hold_acks:
@@ -560,7 +557,7 @@ class EmbeddedServer:
             connection.send(WSMsgType.BINARY, frame)
 
 
-class _Connection:
+class ServerConnection:
     """One WebSocket: reads, writes, and does the closing handshake. What a message means is the server's business.
 
     What is sent is queued, and written by a task of its own, so that handling a message never waits for a slow reader.
@@ -571,13 +568,13 @@ class _Connection:
     ) -> None:
         self.transport = transport
         self.task = task
-        self.rooms: dict[_RoomKey, _Room] = {}
-        self.incoming: dict[_RoomKey, Reassembler] = {}
+        self.rooms: dict[RoomKey, _Room] = {}
+        self.incoming: dict[RoomKey, Reassembler] = {}
         self._server = server
         self._ws = ws
         self._loop = asyncio.get_running_loop()
         self._outgoing: deque[tuple[WSMsgType, bytes]] = deque()
-        self._backlog = 0
+        self.backlog = 0
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._closing = False  # the last frame is queued, or the connection is gone
@@ -608,7 +605,7 @@ class _Connection:
             await self._server._thawed.wait()
             match message.type:
                 case WSMsgType.CLOSE:
-                    self.close(_close_payload(message.data) if message.data else b"")
+                    self.close(close_payload(message.data) if message.data else b"")
                     return True
                 case WSMsgType.CLOSED | WSMsgType.CLOSING | WSMsgType.ERROR:
                     return False
@@ -617,7 +614,7 @@ class _Connection:
             handled += 1
             if handled % _YIELD_EVERY == 0:  # a receive of what is there already does not yield
                 await asyncio.sleep(0)
-            if self._backlog > self._server.READ_PAUSE_BYTES:
+            if self.backlog > self._server.READ_PAUSE_BYTES:
                 self._drained.clear()
                 await self._drained.wait()
 
@@ -627,7 +624,7 @@ class _Connection:
                 await self._server._receive(self, data)
             except ProtocolError as error:
                 _log.debug("closing with 1002: %s", error)
-                self.close(_close_payload(WSCloseCode.PROTOCOL_ERROR, "Protocol error"))
+                self.close(close_payload(WSCloseCode.PROTOCOL_ERROR, "Protocol error"))
         elif kind is WSMsgType.TEXT and data == "ping":
             self._server._ping(self)
         elif kind is WSMsgType.PING:
@@ -642,11 +639,11 @@ class _Connection:
                     await self._wake.wait()
                 await self._server._thawed.wait()
                 opcode, data = self._outgoing.popleft()
-                self._backlog -= len(data)
+                self.backlog -= len(data)
                 await self._ws.send_frame(data, opcode)
                 if opcode is WSMsgType.CLOSE:
                     return
-                if self._backlog <= self._server.READ_PAUSE_BYTES:
+                if self.backlog <= self._server.READ_PAUSE_BYTES:
                     self._drained.set()
                 written += 1
                 if written % _YIELD_EVERY == 0:
@@ -656,7 +653,7 @@ class _Connection:
         finally:
             self._closing = True
             self._outgoing.clear()
-            self._backlog = 0
+            self.backlog = 0
             self._drained.set()
 
     def send(self, opcode: WSMsgType, data: bytes) -> None:
@@ -664,9 +661,9 @@ class _Connection:
         if self._closing:
             return
         self._outgoing.append((opcode, data))
-        self._backlog += len(data)
+        self.backlog += len(data)
         self._wake.set()
-        if self._backlog > self._server.MAX_BACKLOG_BYTES:
+        if self.backlog > self._server.MAX_BACKLOG_BYTES:
             self._closing = True
             self.transport.abort()
 
@@ -686,7 +683,15 @@ class _Connection:
     def now(self) -> float:
         return self._loop.time()
 
-    def reassembler(self, key: _RoomKey) -> Reassembler | None:
+    def leave(self, key: RoomKey) -> None:
+        """The client is no longer in the room, if it was."""
+        self.incoming.pop(key, None)
+        room = self.rooms.pop(key, None)
+        if room is not None:
+            del room.members[self]
+            self._server._drop_if_idle(room)
+
+    def reassembler(self, key: RoomKey) -> Reassembler | None:
         """The one of this room; None if there are too many already, and none of them is idle."""
         found = self.incoming.get(key)
         if found is not None:
@@ -719,7 +724,7 @@ def reset_connection(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def _close_payload(code: int, reason: str = "") -> bytes:
+def close_payload(code: int, reason: str = "") -> bytes:
     raw = reason.encode()
     if len(raw) > _MAX_REASON_BYTES:
         raise ValueError(f"the reason is {len(raw)} bytes, the limit is {_MAX_REASON_BYTES}")
@@ -740,7 +745,7 @@ class _Room:
         self.crdt = crdt
         self.room_id = room_id
         self.contents = contents
-        self.members: dict[_Connection, Permission] = {}
+        self.members: dict[ServerConnection, Permission] = {}
 
 
 class _VersionUnknownError(Exception):

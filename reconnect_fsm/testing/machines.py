@@ -811,12 +811,12 @@ def _ways_to_tell(cls: type[FSM[Any]], facts: Facts) -> dict[str, Sequence[Argum
 
 def _made_up(event: Event[Any]) -> Arguments:
     """Arguments for an event, by their annotations; those with a default are left out."""
-    _, *parameters = inspect.signature(event._record).parameters.values()
+    _, *parameters = inspect.signature(event.record).parameters.values()
     needed = [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
     if not needed:
         return ()
     try:
-        annotations = typing.get_type_hints(event._record)
+        annotations = typing.get_type_hints(event.record)
     except NameError:  # a name that only type checkers see
         annotations = {}
     return tuple(_sample(event.name, each.name, annotations.get(each.name)) for each in needed)

@@ -45,9 +45,9 @@ from reconnect_fsm.loro_protocol import (
 from reconnect_fsm.testing.embedded_server import (
     Authenticate,
     EmbeddedServer,
-    _close_payload,
-    _Connection,
-    _RoomKey,
+    RoomKey,
+    ServerConnection,
+    close_payload,
     reset_connection,
 )
 from reconnect_fsm.testing.proxy import not_negative, started
@@ -330,7 +330,7 @@ class ScriptedServer(EmbeddedServer):
 
     async def stop(self, code: int = 1001, reason: str = "Server stopping") -> None:
         """As `EmbeddedServer.stop`; what is stalled is aborted."""
-        _close_payload(code, reason)
+        close_payload(code, reason)
         try:
             if self._reopening is not None:
                 await self._reopening
@@ -405,10 +405,10 @@ class ScriptedServer(EmbeddedServer):
             return web.Response()
         return await super()._refuse(request)
 
-    def _opened(self, connection: _Connection) -> None:
+    def _opened(self, connection: ServerConnection) -> None:
         _attempt(connection.transport).opened(connection)
 
-    def _ping(self, connection: _Connection) -> None:
+    def _ping(self, connection: ServerConnection) -> None:
         attempt = _attempt(connection.transport)
         if silent := attempt.find(NoPong):
             self.stats.pings += 1
@@ -420,7 +420,7 @@ class ScriptedServer(EmbeddedServer):
             super()._ping(connection)
 
     def _ack(
-        self, connection: _Connection, crdt: CrdtType, room_id: str, batch_id: int, status: UpdateStatusCode
+        self, connection: ServerConnection, crdt: CrdtType, room_id: str, batch_id: int, status: UpdateStatusCode
     ) -> None:
         attempt = _attempt(connection.transport)
         if slow := attempt.find(SlowAcks):
@@ -429,7 +429,7 @@ class ScriptedServer(EmbeddedServer):
         else:
             super()._ack(connection, crdt, room_id, batch_id, status)
 
-    async def _join(self, connection: _Connection, request: JoinRequest) -> None:
+    async def _join(self, connection: ServerConnection, request: JoinRequest) -> None:
         attempt = _attempt(connection.transport)
         if silent := attempt.find(NoJoinAnswer):
             self.stats.joins += 1
@@ -437,7 +437,7 @@ class ScriptedServer(EmbeddedServer):
         else:
             await super()._join(connection, request)
 
-    async def _permission(self, connection: _Connection, request: JoinRequest) -> Permission | JoinError:
+    async def _permission(self, connection: ServerConnection, request: JoinRequest) -> Permission | JoinError:
         attempt = _attempt(connection.transport)
         fails = attempt.find(JoinFails)
         if fails is None or fails.room_id not in (None, request.room_id):
@@ -447,7 +447,7 @@ class ScriptedServer(EmbeddedServer):
         version = b"" if code is JoinErrorCode.VERSION_UNKNOWN else None
         return JoinError(request.crdt, request.room_id, code, fails.message, receiver_version=version)
 
-    def _admit(self, connection: _Connection, request: JoinRequest, permission: Permission) -> JoinError | None:
+    def _admit(self, connection: ServerConnection, request: JoinRequest, permission: Permission) -> JoinError | None:
         refusal = super()._admit(connection, request, permission)
         if refusal is None:
             attempt = _attempt(connection.transport)
@@ -468,7 +468,7 @@ def _entry(entry: Entry) -> tuple[Misbehaviour, ...]:
             raise ValueError("Refuse is an entry of its own: there is no connection to which more could be done")
         _check_numbers(act)
         if isinstance(act, Close) and act.code is not None:
-            _close_payload(act.code, act.reason)
+            close_payload(act.code, act.reason)
         if isinstance(act, JoinFails):
             JoinErrorCode(act.code)
         if isinstance(act, RoomFails):
@@ -510,7 +510,7 @@ class _Attempt(asyncio.Protocol):
         self._server = server
         self._number = number
         self._played: list[Played] = []
-        self._connection: _Connection | None = None
+        self._connection: ServerConnection | None = None
         self._timers: set[asyncio.TimerHandle] = set()
 
     # What the transport tells
@@ -558,7 +558,7 @@ class _Attempt(asyncio.Protocol):
         self._played.append(played)
         self._server.played.append(played)
 
-    def opened(self, connection: _Connection) -> None:
+    def opened(self, connection: ServerConnection) -> None:
         self._connection = connection
         self._begin(self.acts)
 
@@ -611,7 +611,7 @@ class _Attempt(asyncio.Protocol):
             case Bytes():
                 self.wire.write(act.data)
             case Close() if connection is not None:
-                connection.close(b"" if act.code is None else _close_payload(act.code, act.reason))
+                connection.close(b"" if act.code is None else close_payload(act.code, act.reason))
             case Send() if connection is not None:
                 text = isinstance(act.data, str)
                 data = act.data.encode() if isinstance(act.data, str) else act.data
@@ -620,14 +620,14 @@ class _Attempt(asyncio.Protocol):
                 return
         self.note(act)
 
-    def evicted(self, act: RoomFails, key: _RoomKey) -> None:
+    def evicted(self, act: RoomFails, key: RoomKey) -> None:
         """Put the client out of a room, if it is in it still."""
         connection = self._connection
         if connection is not None and key in connection.rooms and act.room_id in (None, key[1]):
             self.note(act)
             error = RoomError(*key, RoomErrorCode(act.code), act.message)
             connection.send(WSMsgType.BINARY, encode(error))
-            self._server._leave(connection, key)
+            connection.leave(key)
 
     def abort_if_stalled(self) -> None:
         if self.wire.is_stalled:

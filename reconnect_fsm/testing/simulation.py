@@ -571,8 +571,8 @@ class World:
     def lacking(self, user: User, index: int) -> str | None:
         """What the server lacks of a user's document, in words; None if it has all, or has been made to forget."""
         shared = ROOMS[index]
-        room = self.server._rooms.get((shared.crdt, shared.id))
-        if shared.document is None or room is None or self.needs_rejoin or not RESYNC:
+        has_room = self.server.has_room(shared.id, shared.crdt)
+        if shared.document is None or not has_room or self.needs_rejoin or not RESYNC:
             return None
         document = user.document(index)
         theirs, ours = self.server.document(shared.id).oplog_vv, document.oplog_vv

@@ -17,7 +17,7 @@ from reconnect_fsm.loro_protocol import (
     UpdateStatusCode,
     encode,
 )
-from reconnect_fsm.testing.embedded_server import EmbeddedServer, _close_payload
+from reconnect_fsm.testing.embedded_server import EmbeddedServer, close_payload
 
 __all__ = ["Misbehaving", "misbehaving"]
 
@@ -52,7 +52,7 @@ class Misbehaving(EmbeddedServer):
     @property
     def backlog(self) -> int:
         """Bytes that are still to be sent."""
-        return sum(connection._backlog for connection in self._connections)
+        return sum(connection.backlog for connection in self._connections)
 
     def say(self, texts: Iterable[str]) -> None:
         """Send texts to every client, at once."""
@@ -62,13 +62,13 @@ class Misbehaving(EmbeddedServer):
 
     def close_each(self, code: int, reason: str) -> None:
         """Send every client a close frame, behind what was sent in this turn of the loop; wait for nobody."""
-        payload = _close_payload(code, reason)
+        payload = close_payload(code, reason)
         for connection in tuple(self._connections):
             connection.close(payload)
 
     async def _receive(self, connection: Any, frame: bytes) -> None:
         if self.most_bytes is not None and len(frame) > self.most_bytes:
-            connection.close(_close_payload(WSCloseCode.MESSAGE_TOO_BIG, "too big"))
+            connection.close(close_payload(WSCloseCode.MESSAGE_TOO_BIG, "too big"))
         else:
             await super()._receive(connection, frame)
 
