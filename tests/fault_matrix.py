@@ -25,7 +25,7 @@ from loro import LoroDoc
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm._asyncio.room_driver import Auth, Room
-from reconnect_fsm._asyncio.transport.socket import UrlSource
+from reconnect_fsm._asyncio.transport.url import UrlSource
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import StateChange

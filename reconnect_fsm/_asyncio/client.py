@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from reconnect_fsm._asyncio.awaitables import Completion
 from reconnect_fsm._asyncio.connection import STOPPED, Connection
 from reconnect_fsm._asyncio.room_driver import MAX_UPDATE_SIZE, MIN_PIECE, Auth, Room, Rooms
-from reconnect_fsm._asyncio.transport.socket import Data, Session, Socket, UrlSource
+from reconnect_fsm._asyncio.transport.sessions import Session
+from reconnect_fsm._asyncio.transport.socket import Data, Socket
+from reconnect_fsm._asyncio.transport.url import UrlSource
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import NotifyRooms

@@ -31,20 +31,12 @@ from reconnect_fsm._asyncio.dispatcher import Dispatcher, RunsEffects, runs
 from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm._asyncio.observing import Observation
 from reconnect_fsm._asyncio.timers import Timer, TimerQueue
-from reconnect_fsm._asyncio.transport.socket import (
-    AttemptFailed,
-    Data,
-    Session,
-    Socket,
-    UrlSource,
-    check_options,
-    check_session,
-    check_url,
-    close_session,
-    learn_secrets,
-    make_session,
-    open_socket,
-)
+from reconnect_fsm._asyncio.transport.failures import AttemptFailed
+from reconnect_fsm._asyncio.transport.handshake import check_options, open_socket
+from reconnect_fsm._asyncio.transport.secrets import learn_secrets
+from reconnect_fsm._asyncio.transport.sessions import Session, check_session, close_session, make_session
+from reconnect_fsm._asyncio.transport.socket import Data, Socket
+from reconnect_fsm._asyncio.transport.url import UrlSource, check_url
 from reconnect_fsm._asyncio.user_code import UserCodeFailed, call_user, notify_user, report
 from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.client_fsm import ClientFSM

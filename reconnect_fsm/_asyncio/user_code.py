@@ -14,7 +14,17 @@ from typing import TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 from reconnect_fsm.errors import is_fault
 
-__all__ = ["FaultCounter", "UserCodeFailed", "What", "await_user", "call_user", "notify_user", "report"]
+__all__ = [
+    "FaultCounter",
+    "UserCodeFailed",
+    "What",
+    "await_user",
+    "call_user",
+    "is_cancelled",
+    "must_propagate",
+    "notify_user",
+    "report",
+]
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -63,12 +73,23 @@ async def await_user(what: What, awaitable: Awaitable[T]) -> T:
     try:
         return await awaitable
     except BaseException as error:
-        if isinstance(error, GeneratorExit) or not is_fault(error):
-            raise
-        if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
+        if must_propagate(error):
             raise
         report(what, error)
         raise UserCodeFailed(what, error) from error
+
+
+def must_propagate(error: BaseException) -> bool:
+    """Whether it ends the program or the running task, and so is no fault of the user's code."""
+    if isinstance(error, asyncio.CancelledError):
+        return is_cancelled()
+    return isinstance(error, GeneratorExit) or not is_fault(error)
+
+
+def is_cancelled() -> bool:
+    """Whether the running task has been cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def notify_user(

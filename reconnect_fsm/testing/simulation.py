@@ -48,7 +48,7 @@ with needs("the simulation", extra="testing,loro"):
 
     from reconnect_fsm._asyncio.client import Client
     from reconnect_fsm._asyncio.connection import Connection
-    from reconnect_fsm._asyncio.transport.socket import close_session, make_session
+    from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
     from reconnect_fsm.adaptors import LoroAdaptor
     from reconnect_fsm.adaptors.base import Adaptor
     from reconnect_fsm.client_fsm import ClientFSM

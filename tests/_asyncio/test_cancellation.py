@@ -35,8 +35,9 @@ from reconnect_fsm import (
 )
 from reconnect_fsm._asyncio.awaitables import Waiters
 from reconnect_fsm._asyncio.connection import Connection
-from reconnect_fsm._asyncio.transport import socket as transport
-from reconnect_fsm._asyncio.transport.socket import Data, Session, Socket
+from reconnect_fsm._asyncio.transport import sessions
+from reconnect_fsm._asyncio.transport.sessions import Session
+from reconnect_fsm._asyncio.transport.socket import Data, Socket
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.recorder import recorder
 from reconnect_fsm.testing import EmbeddedServer, leaks
@@ -513,7 +514,7 @@ def cancels_what_ends(patch: pytest.MonkeyPatch) -> None:
 
     async def close_session(self: Connection, session: Session, ending: set[asyncio.Task[object]]) -> None:
         await self._ended(ending)
-        await transport.close_session(session)
+        await sessions.close_session(session)
 
     patch.setattr(Connection, "_ended", ended)
     patch.setattr(Connection, "_close_session", close_session)

@@ -34,7 +34,7 @@ from reconnect_fsm import (
 )
 from reconnect_fsm._asyncio import room_driver as rooms
 from reconnect_fsm._asyncio.room_driver import Auth
-from reconnect_fsm._asyncio.transport.socket import UrlSource
+from reconnect_fsm._asyncio.transport.url import UrlSource
 from reconnect_fsm.adaptors import Adaptor, LoroAdaptor
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.loro_protocol import (

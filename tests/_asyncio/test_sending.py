@@ -15,7 +15,9 @@ import faulty
 import tls
 from faulty import TEXT, Peer, eventually
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
-from reconnect_fsm._asyncio.transport.socket import BURST, Socket, close_session, make_session, open_socket
+from reconnect_fsm._asyncio.transport.handshake import open_socket
+from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
+from reconnect_fsm._asyncio.transport.socket import BURST, Socket
 from reconnect_fsm._redaction import Redaction
 
 LATER = RetryPolicy(base=1000.0, cap=1000.0, jitter=0.0)  # once lost, it waits

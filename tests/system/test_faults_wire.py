@@ -36,8 +36,7 @@ from faulty import BINARY, CLOSE, CONTINUATION, HOST, PING, PONG, TEXT, Behaviou
 from figures import Figures, soak
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, UpdatesRefused
 from reconnect_fsm._asyncio.room_driver import FRAGMENT_PATIENCE
-from reconnect_fsm._asyncio.transport import socket as transport
-from reconnect_fsm._asyncio.transport.socket import MAX_RETRY_AFTER
+from reconnect_fsm._asyncio.transport.failures import MAX_RETRY_AFTER
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.keepalive import Heartbeat, KeepaliveAction
 from reconnect_fsm.loro_protocol import (
@@ -2135,7 +2134,7 @@ async def test_the_matrix_fails_if_a_secret_is_shown(monkeypatch: pytest.MonkeyP
     """A reason that holds the query string is seen."""
     fault = next(fault for fault in FAULTS if fault.what == "HTTP 404")
     shown = AttemptFailure(FailureKind.ANSWER, f"the server answered HTTP 404 to /?token={SECRET}", 404)
-    monkeypatch.setattr(transport, "failure_of", lambda *_: shown)
+    monkeypatch.setattr("reconnect_fsm._asyncio.transport.handshake.failure_of", lambda *_: shown)
     with pytest.raises(AssertionError, match="secret"):
         await play(fault, DEFAULTS)
 

@@ -34,7 +34,8 @@ from kit import PATIENCE
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, RoomFSM, RoomStatus, room_fsm
 from reconnect_fsm._asyncio import room_driver as rooms
 from reconnect_fsm._asyncio.connection import MAX_MSG_SIZE, Connection
-from reconnect_fsm._asyncio.transport.socket import BURST, MAX_RETRY_AFTER
+from reconnect_fsm._asyncio.transport.failures import MAX_RETRY_AFTER
+from reconnect_fsm._asyncio.transport.socket import BURST
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,

@@ -43,7 +43,7 @@ from reconnect_fsm._asyncio.awaitables import Completion, Waiters
 from reconnect_fsm._asyncio.connection import Connection
 from reconnect_fsm._asyncio.event_queue import EventQueue
 from reconnect_fsm._asyncio.room_driver import Rooms
-from reconnect_fsm._asyncio.transport import socket as transport
+from reconnect_fsm._asyncio.transport import handshake
 from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.effects import NotifyStatus
 from reconnect_fsm.loro_protocol import (
@@ -131,7 +131,7 @@ class Line:
         self._to_server: asyncio.Queue[str | bytes] = asyncio.Queue()
         self._closed = asyncio.Event()
         self.transport: Line | None = self
-        self.burst = None
+        self.corked = None
         self.response = _Response()
         self.task = asyncio.create_task(self._serve(), name="small server")
 
@@ -298,7 +298,7 @@ async def small() -> AsyncIterator[Server]:
     # A socket's kind is looked at, for a session of the user's might open another.
     with (
         mock.patch.object(connection, "make_session", make_session),
-        mock.patch.object(transport, "_WebSocket", Line),
+        mock.patch.object(handshake, "WebSocket", Line),
     ):
         yield server
     server.reset_all()

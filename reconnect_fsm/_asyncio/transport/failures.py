@@ -17,14 +17,25 @@ import aiohttp
 from yarl import URL
 
 from reconnect_fsm._asyncio.credentials import names_of
+from reconnect_fsm._asyncio.transport.resolver import Address
 from reconnect_fsm._asyncio.user_code import UserCodeFailed, report
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.errors import InvalidURL, Unauthorized
 from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind
 
-__all__ = ["LONGEST_CHAIN", "MAX_RETRY_AFTER", "AskedElsewhere", "Attempt", "Redirected", "failure_of", "retry_after"]
+__all__ = [
+    "MAX_CHAIN",
+    "MAX_RETRY_AFTER",
+    "AskedElsewhere",
+    "Attempt",
+    "AttemptFailed",
+    "Redirected",
+    "failure_of",
+    "retry_after",
+]
 
 NETWORK, ANSWER, MISCONFIGURED = FailureKind.NETWORK, FailureKind.ANSWER, FailureKind.MISCONFIGURED
-LONGEST_CHAIN: Final = 10  # exceptions that were raised from another
+MAX_CHAIN: Final = 10  # exceptions that were raised from another
 MAX_RETRY_AFTER: Final = 300.0  # D-HTTP: seconds; a hostile or confused server must not park us for days
 TOO_LATE: Final = "no connection in the time allowed"
 PROXY_WANTS_CREDENTIALS: Final = 407
@@ -44,6 +55,14 @@ NO_TLS: Final = {
     "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER",
 }  # fmt: skip
 OWN_VERSIONS: Final = {"NO_PROTOCOLS_AVAILABLE", "UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW"}
+
+
+class AttemptFailed(Exception):
+    """The attempt did not lead to an open socket; ``failure`` says why."""
+
+    def __init__(self, failure: AttemptFailure) -> None:
+        super().__init__(failure.why)
+        self.failure = failure
 
 
 class Redirected(Exception):
@@ -75,8 +94,15 @@ class Attempt:
     """What the request itself raised, in contrast to middlewares of the user's."""
     is_reused: bool = False
     """Whether the connector gave a connection that it had kept."""
-    tried: list[tuple[tuple[str, int], socket.socket]] = field(default_factory=list[Any])
+    tried: list[tuple[Address, socket.socket]] = field(default_factory=list[Any])
     """The addresses that were tried, by our own connector; of one that let us in, only that one."""
+    redaction: Redaction = field(default_factory=Redaction)
+    """Learns what the server is told in confidence."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The addresses of `tried`."""
+        return [address for address, _ in self.tried]
 
     def clear(self) -> None:
         """It is over: the event loop's handles keep its context, and that keeps this, as long as the connection."""
@@ -179,7 +205,7 @@ def _of_tls(error: BaseException, attempt: Attempt) -> AttemptFailure | None:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     each: BaseException | None = error
-    for _ in range(LONGEST_CHAIN):
+    for _ in range(MAX_CHAIN):
         if each is None:
             return
         yield each

@@ -1,225 +1,42 @@
-"""One WebSocket: opens it, reads frames, writes frames, says why it closed. The only module that knows aiohttp.
+"""One open WebSocket: reads frames, writes frames, says why it closed.
 
-What aiohttp does that we do not want is dealt with here: its own heartbeat, answers to close and ping frames, a
-second TCP connection within one attempt, redirects that carry credentials to another origin, and a `close()` that may
-never end.
+What aiohttp does that we do not want is dealt with here: its own heartbeat, answers to close and ping frames, and a
+`close()` that may never end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import copy
-import inspect
-import socket
-import struct
-import sys
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Final, TypeAlias, cast
-from weakref import WeakValueDictionary
+from typing import Any, Final, TypeAlias
 
 import aiohttp
 from aiohttp import WSMsgType
-from multidict import CIMultiDict
-from yarl import URL
 
-from reconnect_fsm._asyncio.credentials import UserCodeFailed, as_unauthorized, ask, wait_for_answer
-from reconnect_fsm._asyncio.transport.failures import (
-    LONGEST_CHAIN,
-    MAX_RETRY_AFTER,
-    AskedElsewhere,
-    Attempt,
-    Redirected,
-    failure_of,
-)
-from reconnect_fsm._asyncio.transport.resolver import Resolver
-from reconnect_fsm._asyncio.transport.url import check_url, with_params
-from reconnect_fsm._asyncio.user_code import report
+from reconnect_fsm._asyncio.transport.tcp_info import read_counters
 from reconnect_fsm._redaction import Redaction
-from reconnect_fsm.errors import InvalidURL, NotConnected, Unauthorized, is_fault
+from reconnect_fsm.errors import NotConnected
 from reconnect_fsm.keepalive import Counters
-from reconnect_fsm.status import AttemptFailure, CloseInfo, FailureKind, FaultKind
+from reconnect_fsm.status import CloseInfo, FaultKind
 
-if sys.platform == "linux":
-    import fcntl
-    import termios
-
-__all__ = [
-    "MAX_RETRY_AFTER",
-    "AttemptFailed",
-    "Data",
-    "Session",
-    "Socket",
-    "UrlSource",
-    "check_options",
-    "check_session",
-    "check_url",
-    "close_session",
-    "learn_secrets",
-    "open_socket",
-]
+__all__ = ["BURST", "CorkedTransport", "Data", "Socket", "WebSocket"]
 
 Data: TypeAlias = str | bytes
-UrlSource: TypeAlias = str | URL | Callable[[], str | URL | Awaitable[str | URL]]
 Session: TypeAlias = aiohttp.ClientSession
 Item: TypeAlias = Data | list[bytes] | tuple[Data | None, asyncio.Future[None]]
 """What waits to be written: a frame, a list of frames, or one whose sender waits; nothing, to wait for all before."""
 
 BURST: Final = 128  # frames written, or read, before the event loop gets its turn
 BURST_BYTES: Final = 256 * 1024  # likewise, of frames written
-TCP_INFO: Final = struct.Struct("=QQ16xI")  # linux/tcp.h, from 120: bytes_acked, bytes_received, …, data_segs_in
-INT: Final = struct.Struct("i")
-RECORD: Final = 30  # bytes of its own that a TLS record has, at the most
 PONGS: Final = 16  # answers to WebSocket's own pings that may wait
 DATA: Final = (WSMsgType.TEXT, WSMsgType.BINARY)
 NOT_WRITTEN: Final = "the connection was lost before the message was written"
 NO_STATUS_RECEIVED, ABNORMAL_CLOSURE = 1005, 1006  # RFC 6455, 7.4.1: never on the wire
 
-# What the client decides itself, and so does not take from the user.
-OWN_OPTIONS: Final = {
-    "autoclose": "the machine decides when the socket is closed",
-    "autoping": "ping frames are always answered",
-    "heartbeat": "use keepalive=Keepalive(...)",
-    "receive_timeout": "use keepalive=Keepalive(...)",
-    "timeout": "use connect_timeout=, close_timeout= and keepalive=",
-    "decode_text": "text frames are always decoded",
-}
-NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)  # connect_timeout bounds the whole attempt
 
-# What is passed on to aiohttp's ws_connect as it is.
-PASSED_ON: Final = (
-    "auth", "compress", "headers", "max_msg_size", "method", "origin", "params", "protocols", "proxy", "proxy_auth",
-    "proxy_headers", "server_hostname", "ssl",
-)  # fmt: skip
-
-
-class AttemptFailed(Exception):
-    """The attempt did not lead to an open socket; ``failure`` says why."""
-
-    def __init__(self, failure: AttemptFailure) -> None:
-        super().__init__(failure.why)
-        self.failure = failure
-
-
-def check_options(options: Mapping[str, object]) -> None:
-    """Raise TypeError for options that aiohttp's ``ws_connect`` does not have, or that are ours to decide."""
-    for name in options:
-        if name in OWN_OPTIONS:
-            raise TypeError(f"{name}= is not yours to set: {OWN_OPTIONS[name]}")
-        if name not in PASSED_ON:
-            raise TypeError(
-                f"unknown option {name}=; what is passed on to aiohttp's ws_connect is {', '.join(PASSED_ON)}"
-            )
-
-
-# What cannot be read of a given session in public. It is borrowed whole, so that each of its settings counts, and those
-# that are ours to decide are replaced in the copy.
-BORROWED: Final = (
-    "_connector", "_connector_owner", "_default_auth", "_default_headers", "_default_proxy", "_default_proxy_auth",
-    "_middlewares", "_timeout", "_trace_configs", "_ws_response_class",
-)  # fmt: skip
-
-
-def check_session(session: Session | None) -> None:
-    """Raise TypeError for a session whose settings cannot be taken over (D-SESSION)."""
-    if session is None:
-        return
-    missing = [name for name in BORROWED if not hasattr(session, name)]
-    if missing:
-        raise TypeError(
-            f"session= cannot be used with aiohttp {aiohttp.__version__}: its settings cannot be read "
-            f"({', '.join(missing)}); give the client the options instead"
-        )
-    if session._ws_response_class is not aiohttp.ClientWebSocketResponse:
-        raise TypeError("session= cannot have a ws_response_class of its own: the client reads frames in its own way")
-
-
-URL_FUNCTION: Final = "the url function"
-
-# Headers that aiohttp makes by itself, or that say what all the world may know.
-NO_SECRETS: Final = {
-    "accept", "accept-encoding", "accept-language", "cache-control", "connection", "content-type", "host", "origin",
-    "pragma", "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-version", "upgrade",
-}  # fmt: skip
-LONG: Final = 16  # characters of a part of the path that may be a token
-
-
-def learn_secrets(redaction: Redaction, url: URL, options: Mapping[str, Any], session: Session | None = None) -> None:
-    """Have it know what in the address, the session and the options of ``ws_connect`` may be secret.
-
-    What is really sent is learned when it is sent; this is for what is shown before.
-    """
-    for cookie in session.cookie_jar if session is not None else ():
-        redaction.learn(cookie.value, "cookie")
-    given = {} if session is None else vars(session)
-    for headers in (given.get("_default_headers"), options.get("headers"), options.get("proxy_headers")):
-        for value in CIMultiDict[str](headers or {}).values():
-            _learn_header(redaction, value)
-    for credentials in (
-        given.get("_default_auth"),
-        given.get("_default_proxy_auth"),
-        options.get("auth"),
-        options.get("proxy_auth"),
-    ):
-        _learn_basic_auth(redaction, credentials)
-    for protocol in options.get("protocols") or ():
-        redaction.learn(protocol)
-    proxies = [URL(proxy) for proxy in (given.get("_default_proxy"), options.get("proxy")) if proxy]
-    for each in (*proxies, URL().with_query(options.get("params")), url):
-        _learn_url(redaction, each)
-
-
-def _learn_url(redaction: Redaction, url: URL) -> None:
-    if url.user or url.password:
-        _learn_credentials(redaction, url.user or "", url.password or "")
-    raw = [pair.partition("=")[2] or pair for pair in url.raw_query_string.split("&")]
-    raw += [pair.partition("=")[2] or pair for pair in url.raw_fragment.split("&")]
-    long = [part for part in url.raw_parts if len(part) >= LONG]
-    for secret in (url.raw_user, url.raw_password, *url.query.values(), url.fragment, *raw, *long):
-        redaction.learn(secret)
-
-
-def _learn_basic_auth(redaction: Redaction, credentials: object) -> None:
-    if isinstance(credentials, aiohttp.BasicAuth):
-        user, password, _ = cast("tuple[str, str, str]", credentials)
-        _learn_credentials(redaction, user, password)
-
-
-def _learn_credentials(redaction: Redaction, user: str, password: str) -> None:
-    redaction.learn(user)
-    redaction.learn(password)
-    redaction.learn(base64.b64encode(f"{user}:{password}".encode()))  # as the server is told them
-
-
-def _learn_header(redaction: Redaction, value: str) -> None:
-    redaction.learn(value)
-    scheme, _, said = value.partition(" ")
-    if scheme.lower() == "basic":  # as netrc gives it, too: the server reads the password in it
-        with contextlib.suppress(ValueError):
-            for part in base64.b64decode(said.strip()).partition(b":")[::2]:
-                redaction.learn(part)
-
-
-def _learn_request(redaction: Redaction, request: aiohttp.ClientRequest) -> None:
-    """What the server is really told: by the session, by middlewares, by netrc, by the environment (D-JUDGED)."""
-    for name, value in request.headers.items():
-        if name.lower() not in NO_SECRETS and value != aiohttp.http.SERVER_SOFTWARE:
-            _learn_header(redaction, value)
-    for value in CIMultiDict[str](getattr(request, "proxy_headers", None) or {}).values():
-        _learn_header(redaction, value)
-    _learn_basic_auth(redaction, getattr(request, "proxy_auth", None))
-    for url in (getattr(request, "proxy", None), request.url):
-        if isinstance(url, URL):
-            _learn_url(redaction, url)
-
-
-# The handshake
-
-
-class Burst:
+class CorkedTransport:
     """Stands between aiohttp's writer and its transport: what is written within ``with burst:`` goes out together.
 
     A system call for each small frame costs several times what all the rest of sending it does.
@@ -252,7 +69,7 @@ class Burst:
             self.write(b"".join(held))
 
 
-class _WebSocket(aiohttp.ClientWebSocketResponse):
+class WebSocket(aiohttp.ClientWebSocketResponse):
     """aiohttp's WebSocket, which also tells its transport: the only thing that can end a close that hangs."""
 
     def __init__(
@@ -262,10 +79,10 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         self.response = response
         connection = response.connection
         self.transport: asyncio.Transport | None = None if connection is None else connection.transport
-        self.burst: Burst | None = None
+        self.corked: CorkedTransport | None = None
         is_as_expected = getattr(writer, "transport", None) is self.transport
         if self.transport is not None and is_as_expected:
-            writer.transport = self.burst = Burst(self.transport)
+            writer.transport = self.corked = CorkedTransport(self.transport)
         # else aiohttp has changed its private parts: each frame costs a system call
 
     async def more(self, most: int) -> list[Data]:
@@ -281,342 +98,20 @@ class _WebSocket(aiohttp.ClientWebSocketResponse):
         return data
 
 
-# Of the attempt that the running task makes; tracing and middlewares are told nothing of it by aiohttp.
-_attempt: ContextVar[Attempt] = ContextVar("_attempt")
-_redaction: ContextVar[Redaction] = ContextVar("_redaction")
-
-
-async def _one_request(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """The innermost middleware. Each attempt may send one request, and one more to answer a challenge (401).
-
-    aiohttp asks again by itself when the server hangs up during the handshake, and follows redirects; so may
-    middlewares of the user's. All of that would be attempts that the machine knows nothing of.
-    """
-    attempt = _attempt.get()
-    if attempt.errors:
-        raise attempt.errors[0]
-    if attempt.answers and (attempt.answers[-1].status != 401 or len(attempt.answers) > 1):
-        return attempt.answers[-1]
-    origin = request.url.origin()
-    try:
-        if attempt.origin not in (None, origin):
-            raise AskedElsewhere
-        attempt.origin, attempt.stage = origin, "connection"
-        attempt.proxy = getattr(request, "proxy", None)
-        redaction = _redaction.get()
-        _learn_request(redaction, request)
-        response = await handler(request)
-        for cookie in response.headers.getall("Set-Cookie", ()):
-            redaction.learn(cookie.partition(";")[0].partition("=")[2], "cookie")
-        if 300 <= response.status < 400:
-            response.close()
-            raise Redirected(response.status, response.headers)
-    except BaseException as error:
-        attempt.errors.append(error)
-        raise
-    attempt.answers.append(response)
-    attempt.stage = "middleware"
-    return response
-
-
-async def _users_middlewares(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """The outermost middleware: what those of the user's raise themselves is theirs (D-GUARD, D-WORDS)."""
-    attempt = _attempt.get()
-    attempt.stage = "middleware"
-    try:
-        return await handler(request)
-    except BaseException as error:
-        if any(error is each for each in attempt.errors) or _must_propagate(error):
-            raise
-        unauthorized = as_unauthorized(error)
-        if unauthorized is not None:
-            attempt.stage = "middleware"
-            raise unauthorized from None
-        what = "a middleware of the session"
-        _unchain(error, attempt)
-        report(what, error)
-        raise UserCodeFailed(what, error) from error
-
-
-def _unchain(error: BaseException, attempt: Attempt) -> None:
-    """Its traceback is logged, and the error of aiohttp's that it was raised from may hold the whole URL."""
-    for _ in range(LONGEST_CHAIN):
-        inner = error.__cause__ or error.__context__
-        if inner is None:
-            return
-        if any(inner is each for each in attempt.errors):
-            error.__cause__ = error.__context__ = None
-            return
-        error = inner
-
-
-def _must_propagate(error: BaseException) -> bool:
-    """Whether it is the end of the program or of the running task, and no fault of code of the user's (D-GUARD)."""
-    if isinstance(error, asyncio.CancelledError):
-        return _is_cancelled()
-    return isinstance(error, GeneratorExit) or not is_fault(error)
-
-
-def _is_cancelled() -> bool:
-    """Whether the running task has been cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _tracing() -> aiohttp.TraceConfig:
-    """Says how far an attempt has come, so that a timeout can name what was waited for (D-WORDS)."""
-    config = aiohttp.TraceConfig()
-
-    def at(stage: str) -> Callable[..., Awaitable[None]]:
-        async def reached(*_: object) -> None:
-            _attempt.get().stage = stage
-
-        return reached
-
-    async def accepted(*_: object) -> None:
-        attempt = _attempt.get()
-        attempt.tried = [(address, each) for address, each in attempt.tried if each.fileno() != -1]
-
-    async def reused(*_: object) -> None:
-        _attempt.get().is_reused = True
-
-    config.on_connection_queued_start.append(at("limit"))
-    config.on_connection_queued_end.append(at("connection"))
-    config.on_connection_create_end.append(at("answer"))
-    config.on_connection_create_end.append(accepted)
-    config.on_dns_resolvehost_start.append(at("name"))
-    config.on_dns_resolvehost_end.append(at("connection"))
-    config.on_connection_reuseconn.append(reused)
-    config.freeze()
-    return config
-
-
-_TRACING: Final = _tracing()
-
-
-def _tried(address: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
-    """A socket for this address, which the running attempt remembers that it has tried."""
-    family, kind, protocol, _, where = address
-    made = socket.socket(family, kind, protocol)
-    _attempt.get().tried.append(((where[0], where[1]), made))
-    return made
-
-
-class _Connector(aiohttp.TCPConnector):
-    """One for all connections of an event loop; it keeps nothing of theirs, but is a quarter of the size of each."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # A fresh TCP connection and a fresh address for each attempt: the network may have changed in between.
-        self.names = Resolver(loop)
-        super().__init__(  # pyright: ignore[reportUnknownMemberType]
-            force_close=True, use_dns_cache=False, limit=0, resolver=self.names, socket_factory=_tried
-        )
-        self.loop = loop
-        self.users = 0
-
-    @property
-    def closed(self) -> bool:
-        """Also when its loop has ended: a program that forgot `close` is told of no session that is not its own."""
-        return super().closed or self.loop.is_closed()
-
-
-# By the loop's id, and weak: what is kept here must not keep a loop that is abandoned, nor what lived in it.
-_connectors: WeakValueDictionary[int, _Connector] = WeakValueDictionary()
-
-
-class _FreshConnections:
-    """The connector of a session of the user's, but for connections that it has kept.
-
-    They may have died with the network that was before, and then a handshake on them waits for nothing.
-    """
-
-    def __init__(self, given: aiohttp.BaseConnector) -> None:
-        self.given = given
-        self.loop = asyncio.get_running_loop()
-
-    @property
-    def closed(self) -> bool:
-        """As that of `_Connector`."""
-        return self.given.closed or self.loop.is_closed()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.given, name)
-
-    async def connect(self, request: aiohttp.ClientRequest, *args: Any, **kwargs: Any) -> Any:
-        attempt = _attempt.get()
-        attempt.limit = self.given.limit
-        while True:
-            attempt.is_reused = False
-            connection = await self.given.connect(request, *args, **kwargs)
-            if not attempt.is_reused:
-                return connection
-            connection.close()  # so there is one less, until none is left
-
-
-def make_session(given: Session | None) -> Session:
-    """A session of our own. One that the user gave lends it all its settings, and keeps its connections (D-SESSION)."""
-    if given is not None:
-        if getattr(given, "_loop", None) not in (None, asyncio.get_running_loop()):
-            why = "the session given to the client belongs to another event loop"
-            raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, why, fault=FaultKind.OPTIONS))
-        assert given.connector is not None
-        session = copy.copy(given)
-        vars(session).update(
-            _connector=_FreshConnections(given.connector),
-            _connector_owner=False,
-            _timeout=NO_TIMEOUT if given.timeout == aiohttp.client.DEFAULT_TIMEOUT else given.timeout,
-            _middlewares=(_users_middlewares, *given._middlewares, _one_request),
-            _trace_configs=[*given._trace_configs, _TRACING],
-            _ws_response_class=_WebSocket,
-        )
-        return session
-    loop = asyncio.get_running_loop()
-    connector = _connectors.get(id(loop))
-    if connector is None or connector.loop is not loop:  # a new loop may have the id of one that is gone
-        connector = _connectors[id(loop)] = _Connector(loop)
-    connector.users += 1
-    return aiohttp.ClientSession(
-        connector=connector,
-        connector_owner=False,
-        timeout=NO_TIMEOUT,
-        middlewares=(_one_request,),
-        trace_configs=[_TRACING],
-        ws_response_class=_WebSocket,
-    )
-
-
-async def close_session(session: Session) -> None:
-    """Close what `make_session` made, and the connector with the last that uses it."""
-    connector = session.connector
-    await session.close()
-    if isinstance(connector, _Connector):
-        connector.users -= 1
-        if connector.users == 0:
-            if _connectors.get(id(connector.loop)) is connector:
-                del _connectors[id(connector.loop)]
-            await connector.close()
-
-
-async def open_socket(
-    session: Session,
-    url: UrlSource,
-    *,
-    timeout: float,
-    close_timeout: float,
-    max_msg_size: int,
-    options: Mapping[str, Any],
-    redaction: Redaction,
-    max_retry_after: float = MAX_RETRY_AFTER,
-) -> Socket:
-    """One attempt: the address, DNS, TCP, TLS and handshake, all within ``timeout`` seconds (D-TIMEOUT).
-
-    Raises AttemptFailed, whatever goes wrong.
-    """
-    attempt = Attempt(max_retry_after)
-    _attempt.set(attempt)
-    _redaction.set(redaction)
-    try:
-        async with asyncio.timeout(timeout):
-            address = await _address(url, attempt)
-            learn_secrets(redaction, address, options, session)
-            address = with_params(address, options.get("params"))
-            ws: object = await session.ws_connect(  # pyright: ignore[reportUnknownVariableType]  # Unpack of options
-                address,
-                autoclose=False,
-                autoping=False,
-                max_msg_size=max_msg_size and max_msg_size + 1,  # aiohttp refuses a message of exactly this size
-                timeout=aiohttp.ClientWSTimeout(ws_close=close_timeout),  # pyright: ignore[reportCallIssue]  # attrs
-                **{name: option for name, option in options.items() if name != "params"},
-            )
-    except AttemptFailed:
-        raise
-    except BaseException as error:
-        if _must_propagate(error):
-            raise
-        failure = failure_of(error, attempt)
-        _remember_addresses(session, attempt, failure)
-        attempt.clear()
-        # `from None`: what aiohttp raises may hold the whole URL, query string and all.
-        raise AttemptFailed(failure) from None
-    blame = _remember_addresses(session, attempt, None)
-    attempt.clear()
-    if not isinstance(ws, _WebSocket):
-        why = "the session given to the client opens WebSockets of a kind of its own"
-        raise AttemptFailed(AttemptFailure(FailureKind.MISCONFIGURED, why, fault=FaultKind.OPTIONS))
-    opened = Socket(ws, close_timeout, max_msg_size, redaction)
-    opened.blame = blame
-    return opened
-
-
-NOT_ACCEPTED: Final = {FaultKind.CONNECTION_REFUSED, FaultKind.UNREACHABLE, FaultKind.LIMITS}
-
-
-def _remember_addresses(session: Session, attempt: Attempt, failure: AttemptFailure | None) -> Callable[[], None]:
-    """An address that failed in any way is tried last the next time (NET-ADDR). Returns what says so later."""
-    connector = session.connector
-    if not isinstance(connector, _Connector):
-        return _nothing  # the user's own resolver decides
-    failures, addresses = connector.names.failures, [address for address, _ in attempt.tried]
-    if failure is None:
-        failures.work(addresses)
-    else:
-        failures.failed(addresses, accepted=failure.fault not in NOT_ACCEPTED)
-    return lambda: failures.failed(addresses, accepted=True)
-
-
-async def _in_a_task(answer: Awaitable[Any]) -> Any:
-    """Wait for it in a task of its own, which is cancelled with this one.
-
-    A TaskGroup that fails leaves a cancellation behind that was none (Python 3.11 and 3.12), and code of the user's may
-    cancel the task it runs in: the dial must be able to tell that from its own end, and from the end of its time.
-    """
-    task = asyncio.create_task(wait_for_answer(URL_FUNCTION, answer), name="reconnect_fsm url function")
-    if inspect.iscoroutine(answer):  # one that was cancelled before its first step would warn
-        task.add_done_callback(lambda _: answer.close())
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who is cancelled does not ask for it
-    try:
-        return await task
-    except (asyncio.CancelledError, GeneratorExit) as error:
-        if not task.done() or _is_cancelled():
-            raise
-        report(URL_FUNCTION, error)
-        raise UserCodeFailed(URL_FUNCTION, error) from error
-
-
-async def _address(url: UrlSource, attempt: Attempt) -> URL:
-    if not callable(url):
-        return check_url(url)
-    attempt.stage = "url"
-    try:
-        given = ask(URL_FUNCTION, url)
-        if inspect.isawaitable(given):
-            given = await _in_a_task(given)
-    except UserCodeFailed:
-        if _is_cancelled():
-            raise asyncio.CancelledError from None  # it was to end, and raised something else instead
-        raise
-    if _is_cancelled():
-        raise asyncio.CancelledError  # it was to end, and went on: without this nothing would bound the attempt
-    if isinstance(given, Unauthorized):
-        raise given
-    if not isinstance(given, str | URL):
-        raise InvalidURL(f"the url function must return a str or a yarl.URL, not {type(given).__name__}")
-    attempt.stage = ""
-    return check_url(given)
-
-
-# The open socket
-
-
 class Socket:
     """One open WebSocket: one task reads, and one writes while there is something to write.
 
     After `start` you must call `close`, once; it always ends within ``close_timeout`` seconds or little more.
     """
 
-    def __init__(self, ws: _WebSocket, close_timeout: float, max_msg_size: int, redaction: Redaction) -> None:
+    def __init__(
+        self,
+        ws: WebSocket,
+        close_timeout: float,
+        max_msg_size: int,
+        redaction: Redaction,
+        blame: Callable[[], None] | None = None,
+    ) -> None:
         self._ws = ws
         self._shown = redaction
         self._close_timeout = close_timeout
@@ -629,7 +124,7 @@ class Socket:
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._on_alive: Callable[[], None] = _nothing
-        self.blame: Callable[[], None] = _nothing
+        self.blame: Callable[[], None] = blame or _nothing
         """Call it if the connection came to a bad end: the address is tried last the next time (NET-ADDR)."""
         self.opened_at = asyncio.get_running_loop().time()
         self._write_fault = ""
@@ -670,14 +165,14 @@ class Socket:
         the last look, the kernel was full, so what it took since then was taken from it by the other end.
         """
         ws = self._ws
-        if ws.transport is None or ws.burst is None:
+        if ws.transport is None or ws.corked is None:
             return None
         unsent = self._unsent()
-        waiting = unsent + ws.burst.held
+        waiting = unsent + ws.corked.held
         counters = read_counters(ws.transport)
         if counters is not None:
             return counters._replace(waiting=counters.waiting + waiting) if waiting else counters
-        handed = ws.burst.given - unsent
+        handed = ws.corked.given - unsent
         if self._was_full:
             self._flowed += max(handed - self._handed, 0)
         self._handed, self._was_full = handed, unsent > 0
@@ -856,7 +351,7 @@ class Socket:
     async def _write_batch(self) -> None:
         """Write what is written before the event loop gets its turn. Raises ConnectionError if it was not taken."""
         batch, whole = self._next_batch()
-        with self._ws.burst or contextlib.nullcontext():
+        with self._ws.corked or contextlib.nullcontext():
             for data in batch:
                 if isinstance(data, bytes):
                     await self._ws.send_bytes(data)
@@ -864,7 +359,7 @@ class Socket:
                     await self._ws.send_str(data)
                 if self._urgent or self._pongs:
                     await self._write_urgent()
-        if batch and self._ws.burst is not None and self._ws.burst.is_closing():
+        if batch and self._ws.corked is not None and self._ws.corked.is_closing():
             raise ConnectionResetError  # before or while it was written: the network has it not
         done = self._outbox[:whole]
         del self._outbox[:whole]
@@ -899,34 +394,6 @@ class Socket:
             await self._ws.send_str(self._urgent.pop(0))
         while self._pongs:
             await self._ws.pong(self._pongs.pop(0))
-
-
-def read_counters(transport: asyncio.BaseTransport) -> Counters | None:
-    """What the kernel has counted of this transport's connection; None if it tells nothing (LIVE-2).
-
-    It counts what is on the wire, so TLS makes no difference, but that each TLS record has some bytes of its own.
-
-    A transport that is no kernel's, a simulation's for instance, can tell by itself: its extra info
-    ``reconnect_fsm.counters`` is then a function that returns `Counters`, of what has left asyncio's own buffers. (A
-    loop gives its transports extra info in ``_make_socket_transport(…, extra=…)``; those of TLS pass it on.)
-    """
-    told: Callable[[], Counters | None] | None = transport.get_extra_info("reconnect_fsm.counters")
-    if told is not None:
-        return told()
-    if sys.platform != "linux":
-        return None
-    sock = transport.get_extra_info("socket")
-    try:
-        info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        acked, received, segments = TCP_INFO.unpack_from(info, 120)
-        descriptor = sock.fileno()
-        waiting = INT.unpack(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
-        unread = INT.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0]
-    except (AttributeError, OSError, TypeError, ValueError, struct.error):
-        return None  # a socket in memory, a Unix socket, an old kernel, or it has just been closed
-    if transport.get_extra_info("sslcontext") is not None:
-        received -= RECORD * segments  # a byte now and then, in a record of its own, is no more than a byte
-    return Counters(received, acked, waiting, unread)
 
 
 def _nothing() -> None: ...

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from yarl import URL
 
 from reconnect_fsm.errors import InvalidURL
 
-__all__ = ["check_url", "with_params"]
+__all__ = ["UrlSource", "check_url", "with_params"]
+
+UrlSource: TypeAlias = str | URL | Callable[[], str | URL | Awaitable[str | URL]]
 
 PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)  # scheme, host and port, the rest
 UNSENDABLE: Final = re.compile(r"[^!-~]")  # in a request line; all else is sent as it is, whether it is usual or not

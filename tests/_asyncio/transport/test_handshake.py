@@ -870,7 +870,7 @@ async def test_d_judged_secrets_of_what_a_url_function_returned() -> None:
     """D-JUDGED: its query, fragment, user and password, and a long part of its path."""
     known = Redaction()
     url = URL("ws://someone:pa%40ssword@h/feed/tokentokentoken1/x?a=in-query#b=in-fragment", encoded=True)
-    from reconnect_fsm._asyncio.transport.socket import learn_secrets
+    from reconnect_fsm._asyncio.transport.secrets import learn_secrets
 
     learn_secrets(known, url, {})
     for word in ("someone", "pa@ssword", "pa%40ssword", "tokentokentoken1", "in-query", "in-fragment"):

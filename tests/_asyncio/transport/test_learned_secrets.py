@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from reconnect_fsm._asyncio.transport.socket import learn_secrets
+from reconnect_fsm._asyncio.transport.secrets import learn_secrets
 from reconnect_fsm._redaction import Redaction
 
 SECRET = "s3cr3t-t0ken"

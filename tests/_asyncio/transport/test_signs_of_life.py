@@ -24,8 +24,10 @@ import namespaces
 import tls
 from faulty import BINARY, Behaviour, Peer, Watch, eventually
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
-from reconnect_fsm._asyncio.transport import socket as transport
-from reconnect_fsm._asyncio.transport.socket import Socket, close_session, make_session, open_socket, read_counters
+from reconnect_fsm._asyncio.transport.handshake import open_socket
+from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
+from reconnect_fsm._asyncio.transport.socket import Data, Socket
+from reconnect_fsm._asyncio.transport.tcp_info import read_counters
 from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.keepalive import Counters
 from reconnect_fsm.testing import ChaosProxy
@@ -339,7 +341,7 @@ async def test_live_2_nobody_is_judged_while_messages_wait_to_be_handled() -> No
     handled = asyncio.Event()
 
     class Slow(Connection):
-        def _received(self, data: transport.Data) -> Iterator[object]:
+        def _received(self, data: Data) -> Iterator[object]:
             while not handled.is_set():
                 yield
 
@@ -389,7 +391,7 @@ async def test_live_2_whether_we_read_is_known(contexts: Contexts) -> None:
     async def wait() -> None:
         await release.wait()
 
-    def hear(batch: list[transport.Data]) -> None:
+    def hear(batch: list[Data]) -> None:
         nonlocal heard
         heard += len(batch)
 

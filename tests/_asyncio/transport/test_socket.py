@@ -27,17 +27,11 @@ from yarl import URL
 import faulty
 from faulty import BINARY, CLOSE, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
 from reconnect_fsm import ClientStopped, Connection, InvalidURL, Keepalive, NotConnected, RetryPolicy, Unauthorized
-from reconnect_fsm._asyncio.transport import socket as transport
-from reconnect_fsm._asyncio.transport.failures import retry_after
-from reconnect_fsm._asyncio.transport.socket import (
-    BURST,
-    AttemptFailed,
-    Data,
-    Socket,
-    close_session,
-    make_session,
-    open_socket,
-)
+from reconnect_fsm._asyncio.transport import sessions
+from reconnect_fsm._asyncio.transport.failures import AttemptFailed, retry_after
+from reconnect_fsm._asyncio.transport.handshake import open_socket
+from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
+from reconnect_fsm._asyncio.transport.socket import BURST, Data, Socket, WebSocket
 from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.status import CloseInfo
 from reconnect_fsm.testing import leaks
@@ -1505,8 +1499,8 @@ async def test_a_burst_arrives_whole_and_in_order(as_expected: bool, monkeypatch
             writer.transport = Counting(writer.transport)
         make(ws, reader, writer, protocol, response, *args, **kwargs)
 
-    make = transport._WebSocket.__init__
-    monkeypatch.setattr(transport._WebSocket, "__init__", wrap)
+    make = WebSocket.__init__
+    monkeypatch.setattr(WebSocket, "__init__", wrap)
     messages = [f"{number}" for number in range(1_000)]
     async with faulty.server() as server, Connection(server.url) as connection:
         await connection.wait_connected()
@@ -1538,9 +1532,9 @@ def together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     def hide(ws: Any, reader: Any, *args: Any, **kwargs: Any) -> None:
         make(ws, Hides(reader, "_buffer"), *args, **kwargs)
 
-    make = transport._WebSocket.__init__
+    make = WebSocket.__init__
     if not request.param:
-        monkeypatch.setattr(transport._WebSocket, "__init__", hide)
+        monkeypatch.setattr(WebSocket, "__init__", hide)
     return bool(request.param)
 
 
@@ -1686,7 +1680,7 @@ async def test_all_connections_of_a_loop_share_a_connector() -> None:
         async with Connection(server.url) as third:
             await third.wait_connected()
             assert connector(third) is not shared
-    assert id(asyncio.get_running_loop()) not in transport._connectors
+    assert id(asyncio.get_running_loop()) not in sessions.connectors
 
 
 async def test_a_connection_that_is_started_again_counts_once() -> None:
@@ -1734,7 +1728,7 @@ def test_each_loop_has_a_connector_of_its_own() -> None:
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(lambda _: asyncio.run(scenario()), range(2))
     assert first is not second
-    assert not [each for each in transport._connectors.values() if each in (first, second)]
+    assert not [each for each in sessions.connectors.values() if each in (first, second)]
 
 
 def test_a_connector_goes_with_its_loop() -> None:
