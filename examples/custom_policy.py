@@ -14,7 +14,7 @@ class PatientFSM(ClientFSM):
     update_takes = 60.0  # seconds; a subclass may say otherwise
 
     def is_being_updated(self) -> bool:
-        return self.loss.code == 4503 and self.policy.enabled
+        return self.loss.code == 4503
 
     def wait_for_the_update(self) -> None:
         self.retry_in = self.update_takes
@@ -27,8 +27,14 @@ class PatientFSM(ClientFSM):
         like=ClientFSM.waiting,  # it shares the rows of `waiting`, not its actions
         doc="one timer, of a minute",
     )
-    socket_closed = ClientFSM.socket_closed.first(  # these rows come before the inherited ones
-        row(ClientFSM.connected, to=updating, when=is_being_updated, do=ClientFSM.count_attempt),
+    socket_closed = ClientFSM.socket_closed.first(
+        row(
+            ClientFSM.connected,
+            to=updating,
+            when=is_being_updated,
+            do=ClientFSM.count_attempt,
+            after=ClientFSM.is_offline,  # the attempt limit, fatal closes and being offline still win
+        )
     )
 
 

@@ -58,7 +58,10 @@ class FastEvent(transitions.Event):
             return super().trigger(model)  # which says so
         for guards, leaving, target, arriving in rows:
             for name, wanted in guards:
-                if getattr(model, name)() != wanted:  # as transitions compares: "yes" is not True
+                answer = getattr(model, name)()
+                if answer is not wanted:
+                    if type(answer) is not bool:
+                        raise TypeError(f"the guard {name} must return a bool, not {type(answer).__name__}")
                     break
             else:
                 for name in leaving:

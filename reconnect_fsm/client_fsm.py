@@ -75,6 +75,7 @@ TOO_BIG = 2  # the last connection ended because the server sent too big a messa
 TOO_BIG_AGAIN = 4  # and so did the one before
 OUTAGE_REPORTED = 8  # the log has heard of this outage
 NO_BACKOFF = 16  # the wait that is entered now is only as long as it must be
+STOP_NOTED = 64  # the present row says which kind of stop it leads to
 ASKED = 32  # what broke last was an event, and who caused it may wait for what comes of it
 
 
@@ -251,7 +252,9 @@ class ClientFSM(FSM[ClientStatus]):
 
     def stop(self) -> None:
         """The client ends: nothing is left running, rooms and waiting operations hear of it."""
-        self.stop_kind = self.kind_of_stop()
+        if not self.marks & STOP_NOTED:
+            self.stop_kind = StopKind.FAULT if self.state == ClientFSM.error.name else StopKind.CLOSED
+        self.marks &= ~STOP_NOTED
         self.emit(Release())
         self.notify_rooms("client_stopped")
         self.fail_waiters()
@@ -265,16 +268,33 @@ class ClientFSM(FSM[ClientStatus]):
         self.reason, self.cause, self.stop_kind = self.news, None, StopKind.FAULT
         self.fail_waiters()
 
-    def note_retrying_off(self) -> None:
-        """D-CAUSE: it stops because it may not retry."""
-        self.stop_kind = StopKind.RETRYING_OFF
+    # D-CAUSE: a row that leads to a stop says which kind of stop it is. One that says nothing: this program decided it.
 
-    def note_used_up(self) -> None:
-        """D-CAUSE: it stops because there are no attempts left."""
-        self.stop_kind = StopKind.ATTEMPTS_USED_UP
+    def stop_closed(self) -> None:
+        self.note_stop(StopKind.CLOSED)
 
-    def note_too_big(self) -> None:
+    def stop_refused(self) -> None:
+        self.note_stop(StopKind.REFUSED)
+
+    def stop_misconfigured(self) -> None:
+        self.note_stop(StopKind.MISCONFIGURED)
+
+    def stop_retrying_off(self) -> None:
+        self.note_stop(StopKind.RETRYING_OFF)
+
+    def stop_used_up(self) -> None:
+        self.note_stop(StopKind.ATTEMPTS_USED_UP)
+
+    def stop_faulted(self) -> None:
+        self.note_stop(StopKind.FAULT)
+
+    def note_stop(self, kind: StopKind) -> None:
+        self.stop_kind = kind
+        self.marks |= STOP_NOTED
+
+    def stop_too_big(self) -> None:
         """D-TOOBIG: say what can be done about it."""
+        self.note_stop(StopKind.MISCONFIGURED)
         self.news += ", twice in a row: make max_msg_size= larger (0: no limit), or have the server send less at once"
 
     def dial(self) -> None:
@@ -366,10 +386,10 @@ class ClientFSM(FSM[ClientStatus]):
     # fmt: off
 
     @event(
-        row(STOPPED, to=connecting,                      do=start,           clause="CTRL-1 RETRY-4 OK-3"),
-        row(BETWEEN, to=connecting, when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
-        row(BETWEEN, to=connecting,                                          clause="CTRL-1"),
-        row(OTHERWISE,    to=STAY,       when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
+        row(STOPPED,   to=connecting,                      do=start,           clause="CTRL-1 RETRY-4 OK-3"),
+        row(BETWEEN,   to=connecting, when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
+        row(BETWEEN,   to=connecting,                                          clause="CTRL-1"),
+        row(OTHERWISE, to=STAY,       when=is_reset_asked, do=forget_attempts, clause="CTRL-1"),
         ignore(OTHERWISE, because="connected already, or an attempt is under way", clause="D-FORCE"),
     )
     def connect_requested(self, reset_backoff: bool = False) -> None:
@@ -378,8 +398,8 @@ class ClientFSM(FSM[ClientStatus]):
         self.news = "asked to connect"
 
     @event(
-        row(STOPPED, to=connecting, do=start,                    clause="CTRL-1 RETRY-4 OK-3"),
-        row(OTHERWISE,    to=connecting, do=forget_attempts_if_asked, clause="CTRL-1 D-FORCE"),
+        row(STOPPED,   to=connecting, do=start,                    clause="CTRL-1 RETRY-4 OK-3"),
+        row(OTHERWISE, to=connecting, do=forget_attempts_if_asked, clause="CTRL-1 D-FORCE"),
     )
     def retry_requested(self, reset_backoff: bool = False) -> None:
         """Somebody asked for a fresh attempt now: `retry_now()`."""
@@ -399,7 +419,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     @event(
         ignore(disconnected, because="disconnected already"),
-        row(OTHERWISE, to=disconnected, clause="CTRL-2"),
+        row(OTHERWISE, to=disconnected, do=stop_closed, clause="CTRL-2"),
     )
     def close_requested(self) -> None:
         """Somebody asked to stop: `close()`."""
@@ -419,12 +439,12 @@ class ClientFSM(FSM[ClientStatus]):
         self.marks |= MAY_PASS
 
     @event(
-        row(DIALING, to=error,        when=is_misconfigured,                           clause="D-ERROR D-HTTP"),
-        row(DIALING, to=disconnected, when=is_fatal_failure,                           clause="RETRY-3 D-HTTP CONN-4"),
-        row(DIALING, to=disconnected, when=is_retrying_off,      do=note_retrying_off, clause="RETRY-1"),
-        row(DIALING, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
-        row(DIALING, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
-        row(DIALING, to=waiting,                                 do=count_attempt,     clause="CONN-3 RETRY-1 D-HTTP"),
+        row(DIALING, to=error,        when=is_misconfigured,     do=stop_misconfigured, clause="D-ERROR D-HTTP"),
+        row(DIALING, to=disconnected, when=is_fatal_failure,     do=stop_refused,       clause="RETRY-3 D-HTTP CONN-4"),
+        row(DIALING, to=disconnected, when=is_retrying_off,      do=stop_retrying_off,  clause="RETRY-1"),
+        row(DIALING, to=disconnected, when=are_attempts_used_up, do=stop_used_up,       clause="RETRY-2"),
+        row(DIALING, to=paused,       when=is_offline,           do=count_attempt,      clause="OFF-1"),
+        row(DIALING, to=waiting,                                 do=count_attempt,      clause="CONN-3 RETRY-1 D-HTTP"),
         ignore(OTHERWISE, because="no dial is under way"),
     )
     def dial_failed(self, failure: AttemptFailure, now: float | None = None) -> None:
@@ -436,10 +456,11 @@ class ClientFSM(FSM[ClientStatus]):
             self.not_before = self.now + min(failure.retry_after, self.policy.max_retry_after)
 
     @event(
-        row(connected, to=disconnected, when=is_fatal_close,                           clause="RETRY-3 D-CODES CONN-4"),
-        row(connected, to=error,        when=is_too_big_again,     do=note_too_big,      clause="D-TOOBIG D-ERROR"),
-        row(connected, to=disconnected, when=is_retrying_off,      do=note_retrying_off, clause="RETRY-1"),
-        row(connected, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
+        row(connected, to=disconnected, when=is_fatal_close,       do=stop_refused,
+            clause="RETRY-3 D-CODES CONN-4"),
+        row(connected, to=error,        when=is_too_big_again,     do=stop_too_big,      clause="D-TOOBIG D-ERROR"),
+        row(connected, to=disconnected, when=is_retrying_off,      do=stop_retrying_off, clause="RETRY-1"),
+        row(connected, to=disconnected, when=are_attempts_used_up, do=stop_used_up,      clause="RETRY-2"),
         row(connected, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
         row(connected, to=waiting,                                 do=count_attempt,     clause="CONN-3"),
         ignore(OTHERWISE, because="there is no socket that could close"),
@@ -456,8 +477,8 @@ class ClientFSM(FSM[ClientStatus]):
             self.marks |= (TOO_BIG | TOO_BIG_AGAIN) if was_too_big else TOO_BIG
 
     @event(
-        row(connected, to=disconnected, when=is_retrying_off,      do=note_retrying_off, clause="RETRY-1"),
-        row(connected, to=disconnected, when=are_attempts_used_up, do=note_used_up,      clause="RETRY-2"),
+        row(connected, to=disconnected, when=is_retrying_off,      do=stop_retrying_off, clause="RETRY-1"),
+        row(connected, to=disconnected, when=are_attempts_used_up, do=stop_used_up,      clause="RETRY-2"),
         row(connected, to=paused,       when=is_offline,           do=count_attempt,     clause="OFF-1"),
         row(connected, to=waiting,                                 do=count_attempt,     clause="LIVE-2 CONN-3 OK-2"),
         ignore(OTHERWISE, because="there is no socket to be dead or alive"),
@@ -491,9 +512,9 @@ class ClientFSM(FSM[ClientStatus]):
     @event(
         ignore(ANY, when=is_offline, because="known already"),
         row(STOPPED,           to=STAY,         do=note_offline),
-        row(any_but(*STOPPED), to=disconnected, when=is_retrying_off, do=(note_offline, note_retrying_off),
+        row(any_but(*STOPPED), to=disconnected, when=is_retrying_off, do=(note_offline, stop_retrying_off),
             clause="RETRY-1"),
-        row(OTHERWISE,              to=paused,       do=note_offline, clause="OFF-1 OK-1"),
+        row(OTHERWISE,           to=paused,       do=note_offline, clause="OFF-1 OK-1"),
     )
     def went_offline(self) -> None:
         """The environment reports that there is no network."""
@@ -508,7 +529,7 @@ class ClientFSM(FSM[ClientStatus]):
         row(DIALING,    to=STAY,       when=is_too_soon, do=begin_on_online, clause="OFF-2 D-HTTP"),
         row(connecting, to=connecting,                   do=wake_up,         clause="OFF-2"),  # the dial under way may
         row(retrying,   to=retrying,                     do=wake_up,         clause="OFF-2"),  # hang on the old network
-        row(OTHERWISE,       to=STAY,                         do=note_online),  # connected, stopped, or not offline
+        row(OTHERWISE,    to=STAY,                         do=note_online),  # connected, stopped, or not offline
     )
     def went_online(self, now: float | None = None) -> None:
         """The environment reports that there is a network again, at time ``now`` in seconds."""
@@ -520,7 +541,7 @@ class ClientFSM(FSM[ClientStatus]):
     @event(
         row(error, to=STAY,  when=was_asked, do=break_again, clause="D-ERROR D-STOP"),
         ignore(error, because="in error already; to say so again might raise again, for ever"),
-        row(OTHERWISE,  to=error, clause="D-ERROR"),
+        row(OTHERWISE,  to=error, do=stop_faulted, clause="D-ERROR"),
     )
     def faulted(self, what: str, asked: bool = False) -> None:
         """A guard, a policy, or something else of this program's own raised; ``asked``: on an event, and no effect."""
@@ -552,14 +573,6 @@ class ClientFSM(FSM[ClientStatus]):
         It may for a client that was connected before, in this run or an earlier one, or that was offline before.
         """
         return self.failure.fault in CERTIFICATES and bool(self.marks & MAY_PASS)
-
-    def kind_of_stop(self) -> StopKind:
-        """D-CAUSE: what its row has noted; else who has decided that it ends can be told from the cause."""
-        if self.status is ClientStatus.ERROR:
-            return StopKind.FAULT if self.told_cause is None else StopKind.MISCONFIGURED
-        if self.stop_kind is not None and self.told_status not in STOPPED_STATUSES:
-            return self.stop_kind
-        return StopKind.CLOSED if self.told_cause is None else StopKind.REFUSED
 
     def what_comes_next(self) -> str:
         """In words, for the log (D-HEARD)."""

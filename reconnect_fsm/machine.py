@@ -7,32 +7,37 @@ A machine is a class whose body is its whole behaviour, in three parts::
         open = state(DoorStatus.OPEN)
         initial = shut
 
-        def is_locked(self) -> bool: ...                    # guards read what the machine remembers
+        def is_locked(self) -> bool: ...                    # guards read the machine's attributes
         def ring(self) -> None: self.emit(Ring())           # actions ask for effects, and do nothing else
 
-        @event(                                             # events: the first row whose guards pass wins
+        @event(                                             # events: the first row whose guards pass decides
             ignore(shut, because="locked", when=is_locked),
             row(shut, to=open),
             ignore(OTHERWISE, because="it is open already"),
         )
-        def pushed(self, force: float) -> None:             # the body only remembers what the fact tells
-            '''Somebody pushed.'''
+        def pushed(self, force: float) -> None:             # the body only stores what the event brings
+            '''Someone pushed the door.'''
             self.force = force
 
-``effects = door.pushed(3.0)`` records the fact, runs the row, and returns the effects that the row, the state left
-and the state entered asked for. Nothing is executed here and nothing here knows of time, sockets or chance, so a
-machine can be printed, compared, replayed and explored.
+``effects = door.pushed(3.0)`` fires the event: it stores the arguments, runs the row, and returns the effects that the
+row, the state left and the state entered asked for. Nothing is executed here, and nothing here knows of time, sockets
+or chance. So a machine can be printed, compared, replayed and explored.
 
 The rules:
 
-* Every (event, state) pair is decided: by a row, or by a refusal that says why. What is left open, can never be reached
-  because an unguarded row stands before it, or is misspelt, is a `MachineDefinitionError` when the class is made.
+* Every (event, state) pair is decided: by a row, or by `ignore`, which says why. A pair that is left open, a row that
+  can never fire because one above it always does, or a misspelt name is a `MachineDefinitionError` when the class is
+  made.
 * Guards and actions are written by reference or by name, and *looked up by name* when they run, so a subclass overrides
-  one by defining it.
-* A subclass may put rows before inherited ones (``closed = ClientFSM.closed.first(row(...))``), add events, and add
-  states. ``state(status, like=other)`` gives a new state all the rows of ``other`` that it does not have itself.
+  one by defining it. A guard returns a bool at once; ``unless=`` takes guards that must say False.
+* A subclass may put rows first (``closed = ClientFSM.closed.first(row(...))``) or beside an inherited row
+  (``row(..., before=ClientFSM.is_offline)``), add events, and add states. ``state(status, like=other)`` gives a new
+  state all the rows of ``other`` that it does not have itself.
+* An inherited row that can no longer fire, because a new one stands above it, must be named by ``silences=``.
 * ``ANY`` and ``OTHERWISE`` are expanded for each class anew, so they cover the states that a subclass adds.
 * Actions never fire events. An event fired inside an event is an error.
+* ``may(event)`` says whether an event would lead anywhere now. ``ClientFSM.machine`` is the ``transitions.Machine`` of
+  the class, and ``ClientFSM.to_graph_machine()`` one of its ``GraphMachine``.
 
 Why this shape: one Machine per class costs an instance only its own slots (some hundred and fifty bytes); a Machine per
 instance, or ``add_model``, costs kilobytes and grows with their number.
@@ -41,7 +46,7 @@ instance, or ``add_model``, costs kilobytes and grows with their number.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
@@ -147,6 +152,11 @@ STAY: Final = _Stay()
 Source: TypeAlias = State | str | Group | Sequence[State | str]
 
 
+CO_COROUTINE, CO_ASYNC_GENERATOR = 0x80, 0x200  # as in `inspect`, which takes long to import
+NOT: Final = "not "
+"""What stands before the name of a guard that must say False, in `Row.when` and `Rule.when`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """One line of an event's table, made with `row` or `ignore`."""
@@ -157,6 +167,13 @@ class Row:
     do: tuple[str, ...]
     clause: str
     because: str
+    before: str = ""
+    after: str = ""
+    silences: tuple[str, ...] | Group = ()
+
+
+Inherited: TypeAlias = Named | Sequence[Named] | Group
+"""Inherited rows: by a guard or a clause of theirs, or `ANY`: all of them."""
 
 
 def row(
@@ -164,19 +181,63 @@ def row(
     *,
     to: State | str | _Stay,
     when: Named | Sequence[Named] = (),
+    unless: Named | Sequence[Named] = (),
     do: Named | Sequence[Named] = (),
     clause: str = "",
+    before: Named = "",
+    after: Named = "",
+    silences: Inherited = (),
 ) -> Row:
-    """In any of ``source``, if all guards in ``when`` pass: run ``do``, leave the state, enter ``to``.
+    """In any of ``source``, if the guards allow it: run ``do``, leave the state, enter ``to``.
 
-    ``do`` runs before the state is left. ``clause`` names the clause of the specification that the row answers.
+    All guards in ``when`` must say True, all in ``unless`` False. ``do`` runs before the state is left. ``clause``
+    names the clause of the specification that the row answers.
+
+    In a subclass (see `Event.first`): ``before`` and ``after`` name the inherited row that this one is put before or
+    after, by a guard or clause of it; by default it is put first. ``silences`` names the inherited rows that can no
+    longer fire because of it, by a guard or clause of each, or is `ANY`.
+
+    Raises MachineDefinitionError if both ``before`` and ``after`` are given.
     """
-    return Row(source, None if isinstance(to, _Stay) else to, _names(when), _names(do), clause, "")
+    target = None if isinstance(to, _Stay) else to
+    return _make_row(source, target, when, unless, _names(do), clause, "", before, after, silences)
 
 
-def ignore(source: Source, *, because: str, when: Named | Sequence[Named] = (), clause: str = "") -> Row:
-    """In any of ``source``, if all guards in ``when`` pass, the event leads nowhere and has no effects ``because``."""
-    return Row(source, None, _names(when), (), clause, because)
+def ignore(
+    source: Source,
+    *,
+    because: str,
+    when: Named | Sequence[Named] = (),
+    unless: Named | Sequence[Named] = (),
+    clause: str = "",
+    before: Named = "",
+    after: Named = "",
+    silences: Inherited = (),
+) -> Row:
+    """In any of ``source``, if the guards allow it, the event leads nowhere and has no effects, ``because`` ….
+
+    The other arguments are those of `row`.
+    """
+    return _make_row(source, None, when, unless, (), clause, because, before, after, silences)
+
+
+def _make_row(
+    source: Source,
+    target: State | str | None,
+    when: Named | Sequence[Named],
+    unless: Named | Sequence[Named],
+    do: tuple[str, ...],
+    clause: str,
+    because: str,
+    before: Named,
+    after: Named,
+    silences: Inherited,
+) -> Row:
+    if before and after:
+        raise MachineDefinitionError("a row is put before= an inherited one or after= one, not both")
+    guards = (*_names(when), *(NOT + name for name in _names(unless)))
+    silenced = silences if isinstance(silences, Group) else _names(silences)
+    return Row(source, target, guards, do, clause, because, _name(before), _name(after), silenced)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,53 +248,78 @@ class Rule:
     source: str
     target: str | None
     when: tuple[str, ...]
+    """The guards' names, with "not " before those that must say False."""
     do: tuple[str, ...]
     clause: str
     because: str
     declared_in: str
 
     @property
-    def is_refusal(self) -> bool:
+    def is_ignored(self) -> bool:
         """True if the event leads to no other state and no effects here, for the reason given in ``because``."""
         return bool(self.because)
 
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The names of its guards, whatever each must say."""
+        return tuple(name.removeprefix(NOT) for name in self.when)
+
+    def passes(self, fsm: object) -> bool:
+        """Whether all its guards allow it, asked of this machine now."""
+        return self.allows(lambda guard: getattr(fsm, guard)())
+
+    def allows(self, answer: Callable[[str], object]) -> bool:
+        """Whether the guards allow it, given what each of them answers; none is asked after one that does not."""
+        return all(answer(name.removeprefix(NOT)) is not name.startswith(NOT) for name in self.when)
+
+
+class Layer:
+    """Rows of an event that stand together and were declared together, in the class ``declared_in``."""
+
+    __slots__ = ("declared_in", "rows")
+
+    def __init__(self, rows: tuple[Row, ...], declared_in: str = "") -> None:
+        self.rows = rows
+        self.declared_in = declared_in
+
 
 class Event(Generic[P]):
-    """A fact that a machine is told, made with `event`. Called on an instance, it returns the effects asked for."""
+    """An event of a machine, made with `event`. Called on an instance, it fires and returns the effects asked for."""
 
-    def __init__(
-        self, rows: tuple[Row, ...], record: Callable[Concatenate[Any, P], None], inherited: Event[P] | None = None
-    ) -> None:
-        self._rows = rows
+    def __init__(self, record: Callable[Concatenate[Any, P], None], layers: tuple[Layer, ...]) -> None:
         self.record = record
-        """The method that keeps what the event brings."""
-        self._inherited = inherited
+        """The method that stores what the event brings."""
+        self.layers = layers
+        """The rows, each group with the class that declared it; the uppermost group first."""
         self.name = record.__name__
-        self.declared_in = ""
         self.__doc__ = record.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        layer: Any = self
-        while layer is not None and not layer.declared_in:  # x = X.x.first(a).first(b) declares two at once
-            layer.declared_in = owner.__name__
-            layer = layer._inherited
+        for layer in self.layers:
+            layer.declared_in = layer.declared_in or owner.__name__
 
     def first(self, *rows: Row) -> Event[P]:
-        """The same event with ``rows`` put before these; assign it to the same name in a subclass.
+        """The same event with ``rows`` put before all others; assign it to the same name in a subclass.
 
-        They win over everything below them, fatal closes and the attempt limit of `ClientFSM` included.
+        They decide before everything below them, fatal closes and the attempt limit of `ClientFSM` included. A row that
+        says ``before=`` or ``after=`` is put there instead. Raises MachineDefinitionError if there is no such row.
         """
-        return Event(_rows(rows), self.record, self)
+        layers = [Layer(each.rows, each.declared_in) for each in self.layers]
+        top = [each for each in _rows(rows) if not (each.before or each.after)]
+        for each in rows:
+            if each.before or each.after:
+                _insert(layers, each, self.name)
+        return Event(self.record, (*([Layer(tuple(top))] if top else []), *layers))
 
     def extends(self, other: Event[Any]) -> bool:
-        """Whether it is the other event, or the other event with more rows."""
-        return self is other or (self._inherited is not None and self._inherited.extends(other))
+        """Whether it has all the rows of the other one, and maybe more."""
+        own = {id(each) for layer in self.layers for each in layer.rows}
+        return own.issuperset(id(each) for layer in other.layers for each in layer.rows)
 
-    def layers(self) -> Iterator[tuple[str, tuple[Row, ...]]]:
-        """The rows and the class that declared them, the most derived class first."""
-        yield self.declared_in, self._rows
-        if self._inherited is not None:
-            yield from self._inherited.layers()
+    @property
+    def declared_in(self) -> str:
+        """The class that declared the uppermost rows."""
+        return self.layers[0].declared_in
 
     @overload
     def __get__(self, fsm: None, owner: type) -> Event[P]: ...
@@ -252,7 +338,7 @@ class Event(Generic[P]):
         return bound.args[1:]
 
     def fire(self, fsm: FSM[Any], /, *args: P.args, **kwargs: P.kwargs) -> list[Effect]:
-        """Tell ``fsm`` the fact; return the effects, in the order in which they are to be run.
+        """Fire in ``fsm``; return the effects, in the order in which they are to be run.
 
         Raises whatever a guard or an action raises: the effects are lost then, and the state is the old one unless
         an ``enter`` action raised. Raises RuntimeError if fired from inside an event of the same machine.
@@ -273,10 +359,10 @@ class Event(Generic[P]):
 
 
 def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P]]:
-    """Declare an event by its rows. The method below it records the fact and has the signature of the trigger."""
+    """Declare an event by its rows. The method below it stores its arguments, and has the signature of the event."""
 
     def decorate(record: Callable[Concatenate[Any, P], None]) -> Event[P]:
-        return Event(_rows(rows), record)
+        return Event(record, (Layer(_rows(rows)),))
 
     return decorate
 
@@ -313,6 +399,41 @@ class FSM(Generic[StatusT]):
         """The public status of the present state."""
         status: StatusT = self._statuses[self.state]
         return status
+
+    def may(self, event: Event[...] | str) -> bool:
+        """Whether the event, given by reference or name, would lead anywhere in the present state; nothing changes.
+
+        Its guards are asked with what the machine knows now, not with what the event would bring. Raises ValueError if
+        the machine has no such event.
+        """
+        name = event if isinstance(event, str) else event.name
+        if name not in self.events:
+            raise ValueError(f"{type(self).__name__} has no event {name!r}{_did_you_mean(name, self.events)}")
+        rules = (each for each in self.rules if each.event == name and each.source == self.state)
+        found = next((each for each in rules if each.passes(self)), None)
+        return found is not None and not found.is_ignored
+
+    @classmethod
+    def to_graph_machine(cls, **options: Any) -> Any:
+        """A ``GraphMachine`` of ``transitions`` with the same states and rows, for drawing.
+
+        For instance: ``ClientFSM.to_graph_machine().get_graph().draw("client.svg", prog="dot")``.
+
+        ``options`` are passed on to it, such as ``graph_engine="mermaid"``, which needs no package.
+        Raises ModuleNotFoundError if the package graphviz is missing: ``pip install 'reconnect-fsm[diagrams]'``.
+        """
+        from transitions.extensions import GraphMachine  # only who draws needs it
+
+        options = {"graph_engine": "graphviz", "show_conditions": True, "auto_transitions": False, **options}
+        if options["graph_engine"] == "graphviz":
+            try:
+                import graphviz  # noqa: F401
+            except ModuleNotFoundError as missing:
+                text = "drawing needs the package graphviz: pip install 'reconnect-fsm[diagrams]'"
+                raise ModuleNotFoundError(text, name=missing.name) from missing
+        rows = [{**each, "before": []} for each in _Declaration(cls).transitions()]
+        states = [each.name for each in cls.states.values()]
+        return GraphMachine(states=states, transitions=rows, initial=cls.initial.name, title=cls.__name__, **options)
 
     def state_changed(self) -> None:
         """Runs in every transition to another state, once it is there."""
@@ -363,6 +484,26 @@ def _name(item: object) -> str:
     return item if isinstance(item, str) else str(getattr(item, "__name__", repr(item)))
 
 
+def _insert(layers: list[Layer], new: Row, event: str) -> None:
+    """Put a row beside the inherited one that it names: the layer of that row is cut in two."""
+    wanted = new.before or new.after
+    places = [(n, i) for n, layer in enumerate(layers) for i, each in enumerate(layer.rows) if _is_named(each, wanted)]
+    if not places:
+        known = {name for layer in layers for each in layer.rows for name in (*each.when, *each.clause.split())}
+        raise MachineDefinitionError(
+            f"event {event}: no inherited row has the guard or clause {wanted!r}{_did_you_mean(wanted, sorted(known))}"
+        )
+    number, index = places[0] if new.before else places[-1]
+    index += 0 if new.before else 1
+    rows, declared_in = layers[number].rows, layers[number].declared_in
+    parts = [Layer(rows[:index], declared_in), Layer((new,)), Layer(rows[index:], declared_in)]
+    layers[number : number + 1] = [layer for layer in parts if layer.rows]
+
+
+def _is_named(each: Row | Rule, wanted: str) -> bool:
+    return wanted in each.when or wanted in each.clause.split()
+
+
 def _rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     for each in rows:
         if not isinstance(each, Row):
@@ -378,7 +519,7 @@ def _inherited(cls: type, kind: type) -> dict[str, Any]:
     return found
 
 
-class _Lazily:
+class _LazyMachine:
     """The Machine of a class, made when it is first asked for: whoever imports us may never need it."""
 
     def __init__(self, make: Callable[[], FastMachine]) -> None:
@@ -414,8 +555,9 @@ class _Declaration:
         rules = [rule for name, declared in cls.events.items() for rule in self.rules_of(name, declared)]
         cls.rules = tuple(rules)
         self.check_new_states()
+        self.check_callbacks()
         self.check_overrides()
-        cls.machine = cast(FastMachine, _Lazily(self.machine))
+        cls.machine = cast(FastMachine, _LazyMachine(self.machine))
 
     def machine(self) -> FastMachine:
         cls = self.cls
@@ -425,28 +567,33 @@ class _Declaration:
                 transitions.State(each.name, on_enter=list(each.enter), on_exit=list(each.exit))
                 for each in cls.states.values()
             ],
-            transitions=[
-                {
-                    "trigger": rule.event,
-                    "source": rule.source,
-                    "dest": rule.target,
-                    "conditions": list(rule.when),
-                    "before": list(rule.do),
-                }
-                for rule in cls.rules
-            ],
+            transitions=self.transitions(),
             initial=cls.initial.name,
             auto_transitions=False,
             after_state_change="_announce",
             name=cls.__name__,
         )
 
+    def transitions(self) -> list[dict[str, Any]]:
+        """The rules as `transitions` takes them."""
+        return [
+            {
+                "trigger": rule.event,
+                "source": rule.source,
+                "dest": rule.target,
+                "conditions": [name for name in rule.when if not name.startswith(NOT)],
+                "unless": [name.removeprefix(NOT) for name in rule.when if name.startswith(NOT)],
+                "before": list(rule.do),
+            }
+            for rule in self.cls.rules
+        ]
+
     def check_new_states(self) -> None:
         """A state that a subclass adds has rows; else the OTHERWISE of all events would quietly make a trap of it."""
         inherited = {name for base in self.cls.__mro__[1:] for name in getattr(base, "states", {})}
         added = [each for each in self.cls.states.values() if inherited and each.name not in inherited]
         with_rows = {
-            rule.source for rule in self.cls.rules if rule.declared_in == self.cls.__name__ and not rule.is_refusal
+            rule.source for rule in self.cls.rules if rule.declared_in == self.cls.__name__ and not rule.is_ignored
         }
         for each in added:
             if each.like is None and each.name not in with_rows:
@@ -455,12 +602,26 @@ class _Declaration:
                     "give it rows, or say like=<a state whose rows it shares>"
                 )
 
+    def check_callbacks(self) -> None:
+        """Methods that `transitions` would call by their names are not called here, and that would go unnoticed."""
+        used = self.used_methods()
+        for name in vars(self.cls):
+            kind = next((each for each in CALLBACKS if name.startswith(each)), "")
+            of = name.removeprefix(kind)
+            known = {"on_": {of}, "to_": self.cls.states}.get(kind[:3], self.cls.events)
+            if kind and of in known and name not in used and callable(getattr(self.cls, name)):
+                raise self.error(f"{name}() would never be called: {CALLBACKS[kind].format(of)}")
+
+    def used_methods(self) -> set[str]:
+        """The names of all guards and actions."""
+        used = {name for each in self.cls.states.values() for name in each.enter + each.exit}
+        return used | {name for rule in self.cls.rules for name in rule.guards + rule.do}
+
     def check_overrides(self) -> None:
         """A method that nobody names, and that is called almost like a guard or an action, is a slip of the pen."""
         if not any(getattr(base, "rules", ()) for base in self.cls.__bases__):
             return  # it has nothing to override
-        used = {name for each in self.cls.states.values() for name in each.enter + each.exit}
-        used |= {name for rule in self.cls.rules for name in rule.when + rule.do}
+        used = self.used_methods()
         for name, value in vars(self.cls).items():
             unused = callable(value) and not name.startswith("_") and name not in used
             close = _close_matches(name, used, cutoff=0.9) if unused else []
@@ -479,12 +640,13 @@ class _Declaration:
             raise self.error(f"event {declared.name} was assigned to {name!r}: keep its name, or declare a new event")
         rules: list[Rule] = []
         decided: set[str] = set()
-        for declared_in, layer in declared.layers():
+        overrides = _Overrides(self.cls, name)
+        for layer in declared.layers:
             # A layer may overrule the layers below it; a row that cannot be reached within its own layer is a slip.
             above: dict[str, list[set[str]]] = {source: [] for source in self.cls.states}
-            for number, each in enumerate(layer, 1):
+            for number, each in enumerate(layer.rows, 1):
                 where = f"event {name}, row {number}"
-                self.check_methods(each.when, f"{where}, when")
+                self.check_guards(each.when, f"{where}, when")
                 self.check_methods(each.do, f"{where}, do")
                 target = None if each.target is None else self.state_named(each.target, f"{where}, to")
                 settled = {source for source, guards in above.items() if set() in guards}
@@ -498,11 +660,12 @@ class _Declaration:
                 live = [source for source in sources if source not in dead]
                 for source in live + self.alike(live, settled | decided):
                     above[source].append(set(each.when))
-                    if source not in decided:
-                        rules.append(
-                            Rule(name, source, target, each.when, each.do, each.clause, each.because, declared_in)
-                        )
+                    rule = Rule(name, source, target, each.when, each.do, each.clause, each.because, layer.declared_in)
+                    if not overrides.silence(each, rule) and source not in decided:
+                        rules.append(rule)
             decided |= {source for source, guards in above.items() if set() in guards}
+        if faults := overrides.faults():
+            raise self.error(faults[0])
         if open_pairs := [source for source in self.cls.states if source not in decided]:
             raise self.error(
                 f"event {name} is not decided in {', '.join(open_pairs)}: end with an unguarded row, or with "
@@ -535,6 +698,16 @@ class _Declaration:
             raise self.error(f"{where}: there is no state {name!r}{_did_you_mean(name, self.cls.states)}")
         return name
 
+    def check_guards(self, names: Iterable[str], where: str) -> None:
+        plain = [name.removeprefix(NOT) for name in names]
+        self.check_methods(plain, where)
+        for name in plain:
+            returns = getattr(getattr(self.cls, name), "__annotations__", {}).get("return", "bool")
+            if returns not in (bool, "bool"):
+                raise self.error(
+                    f"{where}: the guard {name!r} must return a bool, but says that it returns {returns!r}"
+                )
+
     def check_methods(self, names: Iterable[str], where: str) -> None:
         for name in names:
             if not callable(getattr(self.cls, name, None)):
@@ -543,14 +716,96 @@ class _Declaration:
                 if name == "<lambda>":
                     hint = "; guards and actions are looked up by name, so define a method for it"
                 raise self.error(f"{where}: there is no method {name!r}{hint}")
+            if _is_async(getattr(self.cls, name)):
+                raise self.error(
+                    f"{where}: {name!r} is async, and guards and actions are plain functions: await elsewhere, and "
+                    "fire an event with the result"
+                )
 
     def error(self, text: str) -> MachineDefinitionError:
         return MachineDefinitionError(f"{self.cls.__qualname__}: {text}")
 
 
+CALLBACKS: Final = {
+    "on_enter_": "declare the state with {0} = state(..., enter=<a method>)",
+    "on_exit_": "declare the state with {0} = state(..., exit=<a method>)",
+    "before_": "name it in the rows of the event {0}: row(..., do=<a method>)",
+    "after_": "name it in the rows of the event {0}, or in the state they lead to: state(..., enter=<a method>)",
+    "prepare_": "what the event {0} brings is stored by the body of its method",
+    "may_": "ask may(<the event {0}>)",
+    "to_": "declare an event with a row that leads to {0}",
+}
+"""The methods that ``transitions`` knows by their names, and what stands for each here."""
+
+
+class _Overrides:
+    """Which inherited rows of one event can no longer fire because of the rows that a class adds."""
+
+    def __init__(self, cls: type[FSM[Any]], event: str) -> None:
+        self.event = event
+        bases: list[type[FSM[Any]]] = [base for base in cls.__bases__ if event in getattr(base, "events", {})]
+        self.inherited = {id(each) for base in bases for layer in base.events[event].layers for each in layer.rows}
+        self.fired = {_key(rule) for base in bases for rule in base.rules if rule.event == event}
+        self.new: dict[str, list[Row]] = {}  # by source state, those that were met so far
+        self.used: set[tuple[int, str]] = set()  # what a row's `silences=` names, once it was found
+        self.unnamed: list[str] = []
+
+    def silence(self, each: Row, rule: Rule) -> bool:
+        """Take note of the next rule; True if it is an inherited one that a new one silences."""
+        if not self.fired:
+            return False
+        if id(each) not in self.inherited:
+            self.new.setdefault(rule.source, []).append(each)
+            return False
+        above = [new for new in self.new.get(rule.source, ()) if set(new.when) <= set(rule.when)]
+        if not above:
+            return False
+        if _key(rule) in self.fired and not rule.is_ignored and not any(self.names(new, rule) for new in above):
+            self.unnamed.append(_described(rule))
+        return True
+
+    def names(self, new: Row, rule: Rule) -> bool:
+        if isinstance(new.silences, Group):
+            return True
+        found = [name for name in new.silences if _is_named(rule, name)]
+        self.used |= {(id(new), name) for name in found}
+        return bool(found)
+
+    def faults(self) -> list[str]:
+        """What is wrong with it, in words."""
+        news = {id(each): each for rows in self.new.values() for each in rows}
+        idle = [
+            f"event {self.event}: silences={name!r} names no inherited row that the new row silences"
+            for each in news.values()
+            for name in (() if isinstance(each.silences, Group) else each.silences)
+            if (id(each), name) not in self.used
+        ]
+        silenced = [
+            f"event {self.event}: an inherited row can no longer fire: {row}. Give the new row a guard, put it after "
+            "that row (after=), or say that it is meant: silences=<a guard or clause of that row>, or silences=ANY"
+            for row in dict.fromkeys(self.unnamed)
+        ]
+        return silenced + idle
+
+
+def _key(rule: Rule) -> tuple[object, ...]:
+    return rule.source, rule.target, rule.when, rule.do, rule.clause, rule.because
+
+
+def _described(rule: Rule) -> str:
+    guards = f" when {' and '.join(rule.when)}" if rule.when else ""
+    clause = f" ({rule.clause})" if rule.clause else ""
+    return f"{rule.source} → {rule.target or 'STAY'}{guards}{clause}"
+
+
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = _close_matches(name, known, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _is_async(method: object) -> bool:
+    flags: int = getattr(getattr(method, "__code__", None), "co_flags", 0)
+    return bool(flags & (CO_COROUTINE | CO_ASYNC_GENERATOR))
 
 
 def _close_matches(name: str, known: Iterable[str], cutoff: float) -> list[str]:

@@ -591,7 +591,7 @@ class RoomFSM(FSM[RoomStatus]):
     @event(
         ignore(OVER, because="the room is no longer tracked"),
         row(ONLINE, to=left, do=send_leave, clause="D-LEAVE"),
-        row(OTHERWISE,   to=left,                 clause="D-LEAVE"),
+        row(OTHERWISE, to=left,               clause="D-LEAVE"),
     )
     def leave_requested(self) -> None:
         """Somebody asked to leave: `leave()`."""
@@ -601,7 +601,7 @@ class RoomFSM(FSM[RoomStatus]):
     @event(
         ignore(OVER, because="the room is no longer tracked"),
         row(ONLINE, to=error, do=send_leave, clause="D-ERROR"),
-        row(OTHERWISE,   to=error,                 clause="D-ERROR"),
+        row(OTHERWISE, to=error,               clause="D-ERROR"),
     )
     def faulted(self, what: str) -> None:
         """The adaptor, a guard, or something else of this program's own raised."""

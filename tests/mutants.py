@@ -471,7 +471,7 @@ def table_of(module: ModuleType) -> str:
         told += [machine.initial.name]
         # A stable sort: the rules of one state and fact keep their order, which matters; that of the others does not.
         told += sorted(
-            ((each.event, each.source, each.target, each.when, each.do, each.is_refusal) for each in machine.rules),
+            ((each.event, each.source, each.target, each.when, each.do, each.is_ignored) for each in machine.rules),
             key=lambda rule: rule[:2],
         )
     return repr(told) if told else ""

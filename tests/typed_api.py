@@ -168,7 +168,7 @@ def machines() -> None:
     assert_type(Hasty().evicted(JoinRefused(1, "come back"), 100.0), list[Effect])
     for rule in Patient.rules:
         assert_type(rule.target, str | None)
-        assert_type(rule.is_refusal, bool)
+        assert_type(rule.is_ignored, bool)
 
 
 # --------------------------------------------------------------------------------------------------------- a connection

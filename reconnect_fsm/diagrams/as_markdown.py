@@ -49,7 +49,7 @@ def matrix(cls: Machine) -> str:
         "## Events",
         _markdown_table(["event", "what happened"], [[f"**{name}**", _doc(each)] for name, each in cls.events.items()]),
     ]
-    if guards := list(dict.fromkeys(guard for rule in cls.rules for guard in rule.when)):
+    if guards := list(dict.fromkeys(guard for rule in cls.rules for guard in rule.guards)):
         table = [[_marked(changes.of_method(name), f"`{name}`"), _doc(getattr(cls, name))] for name in guards]
         parts += ["## Guards", _markdown_table(["guard", "passes if"], table)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -76,7 +76,7 @@ def _matrix_lines(rules: Sequence[Rule], changes: Changes, reasons: dict[str, in
     for number, rule in enumerate(rules):
         condition = " and ".join(_marked(changes.of_method(each), f"`{each}`") for each in rule.when)
         condition = condition or ("otherwise" if number else "")
-        if rule.is_refusal:
+        if rule.is_ignored:
             what = f"—<sup>{reasons.setdefault(rule.because, len(reasons) + 1)}</sup>"
         else:
             what = "stays" if rule.target is None else f"→ **{rule.target}**"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from reconnect_fsm.machine import FSM, Rule, State
+from reconnect_fsm.machine import FSM, NOT, Rule, State
 
 __all__ = ["ADDED", "OVERRIDDEN", "Changes", "Detail", "Fan", "Machine", "Move", "Plan", "by_status", "conditions"]
 
@@ -98,6 +98,7 @@ class Changes:
 
     def of_method(self, name: str) -> str:
         """Of a guard or an action, or of an event's method by its name."""
+        name = name.removeprefix(NOT)
         theirs = inspect.getattr_static(self.origin, name, None)
         return ADDED if theirs is None else OVERRIDDEN if theirs is not inspect.getattr_static(self.cls, name) else ""
 
@@ -108,7 +109,7 @@ class Changes:
     def in_words(self) -> dict[str, list[str]]:
         """What changed: a heading, and the names under it; empty if nothing did."""
         cls = self.cls
-        guards = list(dict.fromkeys(name for rule in cls.rules for name in rule.when))
+        guards = list(dict.fromkeys(name for rule in cls.rules for name in rule.guards))
         actions = [name for each in cls.states.values() for name in each.enter + each.exit]
         actions = list(dict.fromkeys([*actions, *(name for rule in cls.rules for name in rule.do)]))
         rows = [f"{rule.event} in {rule.source}" for rule in cls.rules if self.is_added(rule)]
@@ -132,7 +133,7 @@ def _fans(cls: Machine, detail: Detail) -> list[Fan]:
             moves = tuple(
                 Move((rule.when,), rule.target, rule.do, rule.clause, changes.is_added(rule))
                 for rule in rules_of(cls, event, source)
-                if not rule.is_refusal
+                if not rule.is_ignored
             )
             alike.setdefault(moves if detail == "full" else _gist(moves, source), []).append(source)
         fans += [Fan((event,), tuple(sources), moves) for moves, sources in alike.items() if moves]

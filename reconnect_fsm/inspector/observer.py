@@ -150,7 +150,7 @@ def shown_url(client: Connection) -> str:
 def why_ignored(fsm: ClientFSM, event: str) -> str | None:
     """Why the machine ignores an event in its present state if no guard passes; None if it does not."""
     rules = [rule for rule in fsm.rules if rule.event == event and rule.source == fsm.state]
-    return rules[-1].because if rules and rules[-1].is_refusal else None
+    return rules[-1].because if rules and rules[-1].is_ignored else None
 
 
 def earlier(client: Connection) -> list[tuple[float, StateChange]]:

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, ClassVar, Final, Self, TypeAlias
+from typing import Any, ClassVar, Final, Self, TypeAlias, cast
 
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import (
@@ -54,7 +54,7 @@ from reconnect_fsm.effects import (
 )
 from reconnect_fsm.errors import JoinRefused
 from reconnect_fsm.loro_protocol.messages import UpdateStatusCode
-from reconnect_fsm.machine import FSM, Event, Rule
+from reconnect_fsm.machine import FSM, NOT, Event, Rule
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import (
@@ -73,11 +73,11 @@ __all__ = [
     "ClientWatch",
     "Exploration",
     "Fault",
+    "Firing",
     "MachineFault",
     "Moment",
     "RoomWatch",
     "StatusWatch",
-    "Step",
     "Watch",
     "check_machine",
     "explore",
@@ -316,7 +316,7 @@ class RoomWatch(AliveWatch):
 
 
 @dataclass(frozen=True)
-class Step:
+class Firing:
     """One event, and what it was told, or how the guards that it asks answered."""
 
     event: str
@@ -334,7 +334,7 @@ class Fault:
     """Something that is wrong, and the shortest list of events that leads there."""
 
     what: str
-    path: tuple[Step, ...] | None
+    path: tuple[Firing, ...] | None
     """None if it is wrong wherever one stands."""
 
     @property
@@ -366,7 +366,7 @@ class Exploration:
     """What was found out about a machine."""
 
     cls: type[FSM[Any]]
-    paths: dict[str, tuple[Step, ...]] = field(default_factory=dict[str, tuple[Step, ...]])
+    paths: dict[str, tuple[Firing, ...]] = field(default_factory=dict[str, tuple[Firing, ...]])
     """Every state that can be reached, and the shortest way there."""
     moves: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
     """(state, event, state), for all facts that can come about."""
@@ -398,7 +398,7 @@ class Exploration:
             if name not in safe | set(final)
         ]
 
-    def note(self, what: str, path: tuple[Step, ...] | None) -> None:
+    def note(self, what: str, path: tuple[Firing, ...] | None) -> None:
         """Remember a fault, once: what is found first is found by the shortest path."""
         if what not in {fault.what for fault in self.faults}:
             self.faults.append(Fault(what, path))
@@ -450,7 +450,7 @@ class _Node:
 
     fsm: FSM[Any]
     watch: Watch
-    path: tuple[Step, ...]
+    path: tuple[Firing, ...]
 
     @property
     def key(self) -> tuple[str, Watch]:
@@ -465,7 +465,7 @@ class _Explorer:
         self.found = Exploration(cls)
         self.facts = facts
         self.passing: set[str] = set()
-        self.raising: dict[str, tuple[str, tuple[Step, ...]]] = {}
+        self.raising: dict[str, tuple[str, tuple[Firing, ...]]] = {}
 
     def successors(self, node: _Node) -> Iterator[_Node]:
         """Tell every event, with every answer of its guards."""
@@ -473,7 +473,7 @@ class _Explorer:
         for event in cls.events:
             rules = [rule for rule in cls.rules if (rule.event, rule.source) == (event, state)]
             for answers, chosen in _answers(rules, {}):
-                path = (*node.path, Step(event, tuple(answers.items())))
+                path = (*node.path, Firing(event, tuple(answers.items())))
                 if chosen is None:
                     self.found.note(f"{event} is not decided in {state}", path)
                     continue
@@ -488,7 +488,7 @@ class _Explorer:
                     self.found.moves.add((state, event, successor.fsm.state))
                     yield successor
 
-    def tell(self, node: _Node, rule: Rule, answers: Mapping[str, bool], path: tuple[Step, ...]) -> _Node:
+    def tell(self, node: _Node, rule: Rule, answers: Mapping[str, bool], path: tuple[Firing, ...]) -> _Node:
         """Tell the rule's event, twice, and compare what comes of it with the rule and with the watch."""
         old, args = node.fsm, self.facts[rule.event][0]
         then, effects = _tell(old, rule.event, args, answers=answers, path=path)
@@ -539,19 +539,19 @@ def _with_guards(cls: type[FSM[Any]], answer: Callable[[Any, str, Guard], bool])
         really: Guard = getattr(cls, name)
         return lambda fsm: answer(fsm, name, really)
 
-    guards = {name for rule in cls.rules for name in rule.when}
+    guards = {name for rule in cls.rules for name in rule.guards}
     return type(cls.__name__, (cls,), {name: guard(name) for name in sorted(guards)})
 
 
 def _answers(rules: Sequence[Rule], given: Mapping[str, bool]) -> Iterator[tuple[dict[str, bool], Rule | None]]:
     """Every way in which the guards that are asked could answer, in the order of asking, and the rule that passes."""
     for rule in rules:
-        for name in rule.when:
+        for number, name in enumerate(rule.guards):
             if name not in given:
                 yield from _answers(rules, {**given, name: False})
                 yield from _answers(rules, {**given, name: True})
                 return
-            if not given[name]:
+            if given[name] is rule.when[number].startswith(NOT):
                 break
         else:
             yield dict(given), rule
@@ -606,7 +606,7 @@ def _lives(node: _Node, ways: Mapping[str, Sequence[Arguments]], found: Explorat
     old = node.fsm
     told = [(event, args) for event, each in ways.items() if node.watch.possible(event) for args in each]
     for event, args in told:
-        path = (*node.path, Step(event, args=args))
+        path = (*node.path, Firing(event, args=args))
         answers: dict[str, bool] = {}
         fsm: Any = copy.copy(old)
         fsm.answers, fsm.asked = answers, None
@@ -617,7 +617,7 @@ def _lives(node: _Node, ways: Mapping[str, Sequence[Arguments]], found: Explorat
             found.note(who if fsm.asked is None else f"the guard {fsm.asked} raises {_what(error)}", path)
             continue
         rules = (rule for rule in found.cls.rules if (rule.event, rule.source) == (event, old.state))
-        chosen = next((rule for rule in rules if all(answers.get(name) for name in rule.when)), None)
+        chosen = next((rule for rule in rules if rule.allows(answers.get)), None)
         entered = fsm.state != old.state if chosen is None else chosen.target is not None
         moment = Moment(event, old.state, old.status, fsm, entered, effects)
         watch, wrong = node.watch.after(moment)
@@ -706,12 +706,15 @@ def check_machine(
     watch: Watch | None = None,
     goal: Collection[str] | None = None,
     final: Collection[str] = (),
+    policy: RetryPolicy | None = None,
 ) -> Exploration:
     """Fail if there is anything wrong with a machine: a subclass of `ClientFSM` or `RoomFSM`, or any other `FSM`.
 
     Found are actions and guards that raise; states that nothing leads to; rows that never fire; events that are refused
     everywhere; states without a way to a goal, or that only a person could end; and broken invariants: one dial, socket
-    or timer at a time and none after a stop, each change of status told once, and so on (`ClientWatch`, `RoomWatch`).
+    or timer at a time and none after a stop, each change of status told once, and so on (`ClientWatch`, `RoomWatch`). A
+    client must obey the policy's limit of attempts, and try nothing while offline that was not asked for by hand; for
+    this, every close code and HTTP status is tried to which its own guards answer differently.
 
     It needs the class alone. What may be said besides:
 
@@ -722,6 +725,7 @@ def check_machine(
     - ``watch``: what must hold. Subclass `ClientWatch`, `RoomWatch` or `Watch` to ask for more, or for less.
     - ``goal``: the names of states to which there must be a way from everywhere. By default those with the status
       ``connected`` or ``joined``; of a machine that is not one of our two, none.
+    - ``policy``: one more policy to try it with, such as ``RetryPolicy(max_attempts=3, random=Random(7))``.
     - ``final``: the names of states that are meant to be left by nobody, beside ``left`` and ``error`` of a room.
 
     Returns what was found out, for questions of your own. Raises `MachineFault`, an AssertionError, with all the
@@ -736,6 +740,8 @@ def check_machine(
     _check_names(cls, "facts", facts or (), cls.events)
     facts, watch = {**terms.facts, **(facts or {})}, watch or terms.watch
     lives = terms.lives if make is None else (make,)
+    if policy is not None:
+        lives = (*lives, lambda cls: cls(policy))
     found = explore(cls, make=lives[0], facts=facts, watch=watch)
     for name in found.unreachable():
         found.note(f"nothing leads to the state {name}", None)
@@ -744,8 +750,85 @@ def check_machine(
     for each in lives:
         for fault in live(cls, make=each, facts=facts, watch=watch):
             found.note(fault.what, fault.path)
+    if issubclass(cls, ClientFSM) and make is None:
+        _note_disobedience(found, facts)
     if found.faults:
         raise MachineFault(cls, found.faults)
+    return found
+
+
+LIMITS: Final = (0, 1)  # of attempts
+
+
+def _note_disobedience(found: Exploration, facts: Facts) -> None:
+    """RETRY-2, OFF-1: a row of the user's own may forget what the rows below it see to."""
+    cls = cast(type[ClientFSM], found.cls)
+    failures = _failures(cls, facts)
+    for limit in LIMITS:
+        started = _Life(cls(RetryPolicy(jitter=0, max_attempts=limit))).fire("start_requested")
+        _note_attempts_beyond(found, failures, started, limit)
+    offline = _Life(cls(RetryPolicy(jitter=0))).fire("went_offline").fire("start_requested")
+    for failed in offline.fire("connect_requested").failed(failures):
+        for each in (failed, failed.fire("timer_fired")):
+            if each.goes_on and each.asks_for(Dial, StartTimer):
+                found.note(f"{each.fsm.state}: it goes on trying while offline (OFF-1)", each.path)
+
+
+def _note_attempts_beyond(found: Exploration, failures: Ways, dialing: _Life, left: int) -> None:
+    """After each failure it may try again as often as is left."""
+    for failed in dialing.failed(failures):
+        if failed.goes_on and not left:
+            found.note(f"{failed.fsm.state}: it goes on with no attempt left (RETRY-2)", failed.path)
+        elif failed.goes_on and (again := failed.fire("timer_fired")).asks_for(Dial):
+            _note_attempts_beyond(found, failures, again, left - 1)
+
+
+Ways: TypeAlias = Mapping[str, Sequence[Arguments]]
+
+
+@dataclass(frozen=True)
+class _Life:
+    """A machine of its real guards, and the events that it has seen."""
+
+    fsm: Any
+    path: tuple[Firing, ...] = ()
+    effects: Sequence[Effect] = ()
+
+    def fire(self, event: str, *args: Any) -> _Life:
+        fsm = copy.copy(self.fsm)
+        try:
+            effects = getattr(fsm, event)(*args)
+        except Exception:  # `live` finds those
+            effects = ()
+        return _Life(fsm, (*self.path, Firing(event, args=args)), effects)
+
+    @property
+    def goes_on(self) -> bool:
+        return self.fsm.status is ClientStatus.RECONNECTING
+
+    def asks_for(self, *kinds: type[Effect]) -> bool:
+        return any(isinstance(each, kinds) for each in self.effects)
+
+    def failed(self, failures: Ways) -> Iterator[_Life]:
+        """A dial is under way: it fails, or its connection is lost, in every way."""
+        for event, ways in failures.items():
+            begun = self if event == "dial_failed" else self.fire("socket_opened")
+            yield from (begun.fire(event, *args) for args in ways)
+
+
+def _failures(cls: type[ClientFSM], facts: Facts) -> Ways:
+    """How an attempt or a connection can fail, as far as the machine tells it apart."""
+    known = _ways_to_tell(cls, facts)
+    every: dict[str, list[Arguments]] = {
+        "dial_failed": [(AttemptFailure(FailureKind.ANSWER, f"answered {code}", code),) for code in range(300, 600)],
+        "socket_closed": [(CloseInfo(code),) for code in (*range(1000, 1016), *range(3000, 5000))],
+        "pong_missed": [],
+    }
+    dialing = _Life(cls(RetryPolicy(jitter=0))).fire("start_requested")
+    found: dict[str, list[Arguments]] = {}
+    for event, more in every.items():
+        begun = dialing if event == "dial_failed" else dialing.fire("socket_opened")
+        found[event] = list({begun.fire(event, *args).fsm.state: args for args in [*more, *known[event]]}.values())
     return found
 
 
@@ -758,14 +841,14 @@ def _note_useless_rows(found: Exploration) -> None:
         meant = any(
             each.declared_in != rule.declared_in for each in outdone
         )  # by whoever put it above an inherited row
-        if rule in found.possible or rule.is_refusal or meant:
+        if rule in found.possible or rule.is_ignored or meant:
             continue
         if rule not in found.fired:
             found.note(f"{row}a row above it passes whenever it would", found.paths[rule.source])
         else:
             found.note(f"{row}nothing is alive there that could bring it about", found.paths[rule.source])
     for name in found.cls.events:
-        if all(rule.is_refusal for rule in rules if rule.event == name):
+        if all(rule.is_ignored for rule in rules if rule.event == name):
             found.note(f"{name} is refused in every state: it never does anything", None)
 
 
@@ -870,7 +953,7 @@ def _shown(value: object) -> str:
     return f"{type(value).__name__}()" if type(value).__repr__ is object.__repr__ else repr(value)
 
 
-def _way(path: Sequence[Step]) -> str:
+def _way(path: Sequence[Firing]) -> str:
     return " → ".join(map(str, path)) or "nothing at all"
 
 

@@ -398,11 +398,11 @@ def test_matrix(capsys: Capture) -> None:
 
 RESTING = """
     from reconnect_fsm import ClientFSM, ClientStatus
-    from reconnect_fsm.machine import row, state
+    from reconnect_fsm.machine import ANY, row, state
 
     class TheirFSM(ClientFSM):
         resting = state(ClientStatus.RECONNECTING, like=ClientFSM.{like})
-        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=resting))
+        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=resting, silences=ANY))
 """
 
 

@@ -735,7 +735,7 @@ def test_off_2_a_user_may_go_on_trying_offline() -> None:
     """OFF-2: then a retry that is under way is made afresh, as one by hand is, and damped as that is."""
 
     class Stubborn(ClientFSM):
-        went_offline = ClientFSM.went_offline.first(row(ClientFSM.waiting, to=STAY, do="note_offline"))
+        went_offline = ClientFSM.went_offline.first(row(ClientFSM.waiting, to=STAY, do="note_offline", silences=ANY))
 
     fsm = Stubborn(RetryPolicy(jitter=0))
     fsm.connect_requested()
@@ -1253,18 +1253,27 @@ def test_d_cause_what_a_refused_event_told_is_no_cause_of_the_next() -> None:
     assert (fsm.reason, fsm.cause, change(effects).cause) == ("asleep", None, None)
 
 
-def test_d_cause_a_row_of_a_users_own_that_stops_has_a_kind_too() -> None:
-    """D-CAUSE: told by what the event says and by where it leads."""
+def test_d_cause_a_row_of_a_users_own_that_stops_says_which_kind_of_stop_it_is() -> None:
+    """D-CAUSE: the kind stands on the row; one that says nothing is this program's own decision, or a fault."""
 
     class Strict(ClientFSM):
-        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.disconnected))
-        dial_failed = ClientFSM.dial_failed.first(row(ClientFSM.connecting, to=ClientFSM.error))
-        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.connected, to=ClientFSM.disconnected))
-        went_online = ClientFSM.went_online.first(row(ClientFSM.connected, to=ClientFSM.error))
+        socket_closed = ClientFSM.socket_closed.first(
+            row(ClientFSM.connected, to=ClientFSM.disconnected, do=ClientFSM.stop_refused, silences=ANY)
+        )
+        dial_failed = ClientFSM.dial_failed.first(
+            row(ClientFSM.connecting, to=ClientFSM.error, do=ClientFSM.stop_misconfigured, silences=ANY)
+        )
+        pong_missed = ClientFSM.pong_missed.first(row(ClientFSM.connected, to=ClientFSM.disconnected, silences=ANY))
+        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.connected, to=ClientFSM.disconnected, silences=ANY))
+        went_online = ClientFSM.went_online.first(
+            row(ClientFSM.connected, to=ClientFSM.error, silences=ANY),
+            row(ClientFSM.disconnected, to=ClientFSM.error, silences=ANY),
+        )
 
-    for fact, args, opened, stop in (
+    for name, args, opened, stop in (
         ("socket_closed", (LOST,), True, StopKind.REFUSED),
         ("dial_failed", (REFUSED,), False, StopKind.MISCONFIGURED),
+        ("pong_missed", (LOST,), True, StopKind.CLOSED),
         ("timer_fired", (), True, StopKind.CLOSED),
         ("went_online", (), True, StopKind.FAULT),
     ):
@@ -1272,8 +1281,15 @@ def test_d_cause_a_row_of_a_users_own_that_stops_has_a_kind_too() -> None:
         fsm.connect_requested()
         if opened:
             fsm.socket_opened()
-        getattr(fsm, fact)(*args)
+        getattr(fsm, name)(*args)
         assert fsm.stop_kind is stop
+    fsm = Strict()  # what another row said before does not count
+    fsm.connect_requested()
+    fsm.socket_opened()
+    fsm.socket_closed(LOST)
+    fsm.went_offline()
+    fsm.went_online()
+    assert (fsm.state, fsm.stop_kind) == ("error", StopKind.FAULT)
 
 
 def test_d_judged_the_raw_reason_is_judged_and_the_redacted_one_is_shown() -> None:

@@ -159,7 +159,7 @@ def test_a_refusal_does_nothing_and_says_why() -> None:
     door.locked = True
     assert door.pushed() == []
     assert door.state == "shut"
-    refusals = {rule.source: rule.because for rule in Door.rules if rule.event == "pushed" and rule.is_refusal}
+    refusals = {rule.source: rule.because for rule in Door.rules if rule.event == "pushed" and rule.is_ignored}
     assert refusals == {
         "shut": "it is locked",
         "wide": "there is nothing to push",
@@ -182,7 +182,7 @@ def test_any_rest_and_any_but_stand_for_states() -> None:
         "wide",
         "gone",
     ]
-    assert [rule.source for rule in Door.rules if rule.event == "pulled" and rule.is_refusal] == ["shut", "gone"]
+    assert [rule.source for rule in Door.rules if rule.event == "pulled" and rule.is_ignored] == ["shut", "gone"]
 
 
 def test_rest_covers_a_state_that_is_only_decided_under_a_guard() -> None:
@@ -224,7 +224,7 @@ def test_a_rule_tells_all_that_its_row_said() -> None:
     assert (rule.event, rule.source, rule.target) == ("pushed", "shut", "wide")
     assert (rule.when, rule.do, rule.because) == (("is_hard",), ("grunt",), "")
     assert rule.declared_in == "Door"
-    assert not rule.is_refusal
+    assert not rule.is_ignored
     (knocked, *_) = [rule for rule in Door.rules if rule.event == "knocked"]
     assert (knocked.when, knocked.do, knocked.clause, knocked.because) == ((), ("grunt",), "", "")
 
@@ -237,8 +237,8 @@ def test_a_rule_tells_all_that_its_refusal_said() -> None:
 
     rule = next(rule for rule in Mute.rules if rule.declared_in == "Mute")
     assert (rule.clause, rule.because, rule.when, rule.do, rule.target) == ("DOOR-2", "tired", ("is_locked",), (), None)
-    assert rule.is_refusal
-    assert {rule.clause for rule in Door.rules if rule.is_refusal} == {""}
+    assert rule.is_ignored
+    assert {rule.clause for rule in Door.rules if rule.is_ignored} == {""}
 
 
 def test_states_and_events_are_listed_in_the_order_of_declaration() -> None:
@@ -305,7 +305,7 @@ def test_a_subclass_puts_rows_first_and_keeps_the_rest() -> None:
     """`first` overrules for the states that it names; the inherited class stays as it was."""
 
     class Stuck(Door):
-        pushed = Door.pushed.first(ignore(Door.ajar, because="something is behind it"))
+        pushed = Door.pushed.first(ignore(Door.ajar, because="something is behind it", silences=ANY))
 
     assert rules(Stuck, "pushed", "ajar") == [(None, ())]
     assert rules(Stuck, "pushed", "shut") == rules(Door, "pushed", "shut")
@@ -321,7 +321,7 @@ def test_a_guarded_row_put_first_falls_through_to_the_inherited_ones() -> None:
     """Only if its guards pass."""
 
     class Shy(Door):
-        pushed = Door.pushed.first(row(Door.shut, to=Door.gone, when=Door.is_hard))
+        pushed = Door.pushed.first(row(Door.shut, to=Door.gone, when=Door.is_hard, silences=Door.is_hard))
 
     gentle, rough = Shy(), Shy()
     gentle.pushed()
@@ -333,12 +333,12 @@ def test_rows_put_first_twice_stand_above_each_other() -> None:
     """The most derived class is asked first, then its base, then the base's base."""
 
     class Shy(Door):
-        pushed = Door.pushed.first(ignore(Door.ajar, because="shy"))
+        pushed = Door.pushed.first(ignore(Door.ajar, because="shy", silences=ANY))
 
     class Bold(Shy):
-        pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone))
+        pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone, silences=ANY))
 
-    assert [layer for layer, _ in Bold.pushed.layers()] == ["Bold", "Shy", "Door"]
+    assert [layer.declared_in for layer in Bold.pushed.layers] == ["Bold", "Shy", "Door"]
     assert rules(Bold, "pushed", "ajar") == [("gone", ())]
 
 
@@ -346,9 +346,11 @@ def test_rows_put_first_twice_in_one_class_are_both_its_own() -> None:
     """Written ``first(below).first(above)``: each rule knows its class."""
 
     class Bold(Door):
-        pushed = Door.pushed.first(ignore(Door.ajar, because="shy")).first(row(Door.gone, to=Door.wide))
+        pushed = Door.pushed.first(ignore(Door.ajar, because="shy", silences=ANY)).first(
+            row(Door.gone, to=Door.wide, silences=ANY)
+        )
 
-    assert [layer for layer, _ in Bold.pushed.layers()] == ["Bold", "Bold", "Door"]
+    assert [layer.declared_in for layer in Bold.pushed.layers] == ["Bold", "Bold", "Door"]
     assert rules(Bold, "pushed", "gone") == [("wide", ())]
 
 
@@ -356,10 +358,10 @@ def test_what_the_most_derived_class_decides_stays_decided() -> None:
     """However many classes with rows of their own are between it and the base."""
 
     class Shy(Door):
-        pushed = Door.pushed.first(ignore(Door.gone, because="shy"))
+        pushed = Door.pushed.first(ignore(Door.gone, because="shy", silences=ANY))
 
     class Bold(Shy):
-        pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone))
+        pushed = Shy.pushed.first(row(Door.ajar, to=Door.gone, silences=ANY))
 
     assert rules(Bold, "pushed", "ajar") == [("gone", ())]
     assert {rule.because for rule in Bold.rules if (rule.event, rule.source) == ("pushed", "gone")} == {"shy"}
@@ -369,7 +371,7 @@ def test_rows_put_first_may_decide_everything() -> None:
     """What they overrule is not dead: it was written for the inherited class."""
 
     class Welded(Door):
-        pushed = Door.pushed.first(ignore(ANY, because="it is welded"))
+        pushed = Door.pushed.first(ignore(ANY, because="it is welded", silences=ANY))
 
     assert {rule.because for rule in Welded.rules if rule.event == "pushed"} == {"it is welded"}
 
@@ -378,7 +380,7 @@ def test_rows_put_first_may_leave_nothing_to_an_inherited_rest() -> None:
     """An inherited OTHERWISE may find every state decided."""
 
     class Wall(Door):
-        slammed = Door.slammed.first(ignore(any_but(Door.shut), because="not now"))
+        slammed = Door.slammed.first(ignore(any_but(Door.shut), because="not now", silences=ANY))
 
     assert rules(Wall, "slammed", "shut") == [("shut", ())]
     assert rules(Wall, "slammed", "wide") == [(None, ())]
@@ -389,7 +391,7 @@ def test_a_subclass_adds_a_state_that_any_rest_and_any_but_cover() -> None:
 
     class Revolving(Door):
         turning = state("open")
-        pulled = Door.pulled.first(row(Door.wide, to=turning))
+        pulled = Door.pulled.first(row(Door.wide, to=turning, silences=ANY))
         pushed = Door.pushed.first(row(turning, to=Door.shut, when=Door.is_hard))
 
     assert rules(Revolving, "knocked", "turning") == [(None, ())]  # ANY
@@ -408,7 +410,7 @@ def test_a_state_like_another_has_its_rows() -> None:
     class Hatch(Door):
         cracked = state("open", like=Door.ajar)
         split = state("open", like=Door.ajar)
-        pulled = Door.pulled.first(row(split, to=Door.gone))
+        pulled = Door.pulled.first(row(split, to=Door.gone, silences=ANY))
 
     assert rules(Hatch, "pushed", "cracked") == [("wide", ())]
     assert rules(Hatch, "pulled", "cracked") == [("shut", ())]
@@ -421,8 +423,10 @@ def test_a_state_like_another_may_be_named_beside_it() -> None:
 
     class Hatch(Door):
         cracked = state("open", like=Door.ajar)
-        pulled = Door.pulled.first(row((Door.ajar, cracked), to=Door.gone))
-        pushed = Door.pushed.first(ignore(cracked, because="it is cracked"), row(Door.ajar, to=Door.gone))
+        pulled = Door.pulled.first(row((Door.ajar, cracked), to=Door.gone, silences=ANY))
+        pushed = Door.pushed.first(
+            ignore(cracked, because="it is cracked", silences=ANY), row(Door.ajar, to=Door.gone, silences=ANY)
+        )
 
     assert rules(Hatch, "pulled", "cracked") == rules(Hatch, "pulled", "ajar") == [("gone", ())]
     assert rules(Hatch, "pushed", "cracked") == [(None, ())]

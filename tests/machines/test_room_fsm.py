@@ -812,8 +812,8 @@ def test_obs_2_a_users_rows_may_lead_from_any_wait_to_any_other() -> None:
 
     class Forgetful(RoomFSM):
         timer_fired = RoomFSM.timer_fired.first(
-            row(RoomFSM.rejoining, to=RoomFSM.join_delayed, do="miss_answer"),
-            row(RoomFSM.joining, to=RoomFSM.rejoin_delayed, do="miss_answer"),
+            row(RoomFSM.rejoining, to=RoomFSM.join_delayed, do="miss_answer", silences="D-TIMEOUT"),
+            row(RoomFSM.joining, to=RoomFSM.rejoin_delayed, do="miss_answer", silences="D-TIMEOUT"),
         )
 
     for where, old, new in (("joining", "connecting", "reconnecting"), ("rejoining", "reconnecting", "connecting")):

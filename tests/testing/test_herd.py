@@ -21,7 +21,7 @@ import pytest
 from node_peers import requires_node, skip_without_node
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import StartTimer, StopTimer
-from reconnect_fsm.machine import row, state
+from reconnect_fsm.machine import ANY, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import AttemptFailure, ClientStatus, CloseInfo, FailureKind
 from reconnect_fsm.testing.herd import (
@@ -233,9 +233,10 @@ def test_a_client_without_a_connection_loses_none() -> None:
 
     class Shy(ClientFSM):
         timer_fired = ClientFSM.timer_fired.first(
-            row(ClientFSM.connected, to=ClientFSM.waiting), row(ClientFSM.disconnected, to=ClientFSM.error)
+            row(ClientFSM.connected, to=ClientFSM.waiting, silences="D-STABLE"),
+            row(ClientFSM.disconnected, to=ClientFSM.error),
         )
-        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.waiting, to=ClientFSM.error))
+        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.waiting, to=ClientFSM.error, silences=ANY))
 
     def seldom(random: Random) -> RetryPolicy:
         return RetryPolicy(base=7200, cap=7200, jitter=0, random=random)
@@ -254,8 +255,8 @@ def test_a_timer_ends_with_what_it_was_for() -> None:
     """One that the machine stops, and one that it forgets to stop when it ends."""
 
     class Sulky(ClientFSM):
-        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.paused))
-        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.paused, to=ClientFSM.error))
+        socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.paused, silences=ANY))
+        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.paused, to=ClientFSM.error, silences=ANY))
 
     def patient(random: Random) -> RetryPolicy:
         return RetryPolicy(stable_after=3700, random=random)
@@ -268,7 +269,7 @@ def test_a_timer_ends_with_what_it_was_for() -> None:
             super().dial()
             self.emit(StartTimer(5.0))
 
-        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.disconnected, to=ClientFSM.error))
+        timer_fired = ClientFSM.timer_fired.first(row(ClientFSM.disconnected, to=ClientFSM.error, silences=ANY))
 
     careless = simulate_herd(exact, clients=1, outage=9, while_down=busy(0, status=401), fsm=Careless)
     assert careless.statuses == {DISCONNECTED: 1}

@@ -26,7 +26,7 @@ from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.effects import AnnounceConnected, CloseSocket, Dial, NotifyRooms, RequestJoin, StartTimer
 from reconnect_fsm.loro_protocol import UpdateStatusCode
-from reconnect_fsm.machine import row
+from reconnect_fsm.machine import ANY, row
 from reconnect_fsm.testing import EmbeddedServer, every_schedule, many_schedules, run_in_virtual_time
 from reconnect_fsm.testing.nemesis import CALLS, FAULTS, plan
 from reconnect_fsm.testing.simulation import INVARIANTS, Report, Violation, main, simulate
@@ -274,7 +274,9 @@ class DialsWhenStopped(ClientFSM):
 
 
 class Stubborn(ClientFSM):
-    socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.connected, to=ClientFSM.waiting, do="count_attempt"))
+    socket_closed = ClientFSM.socket_closed.first(
+        row(ClientFSM.connected, to=ClientFSM.waiting, do="count_attempt", silences=ANY)
+    )
 
 
 class Slow(RetryPolicy):

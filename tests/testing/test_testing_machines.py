@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import pytest
 
 from reconnect_fsm import ClientFSM, ClientStatus, RoomFSM, RoomStatus
 from reconnect_fsm.effects import Dial, Effect, StartTimer
-from reconnect_fsm.machine import FSM, OTHERWISE, STAY, event, ignore, row, state
+from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.testing.machines import (
     LISTED,
@@ -33,7 +34,7 @@ class PatientFSM(ClientFSM):
     """Stays away for a minute while the server is being updated: the README's."""
 
     def is_being_updated(self) -> bool:
-        return self.loss.code == 4503 and self.policy.enabled
+        return self.loss.code == 4503
 
     def wait_a_minute(self) -> None:
         self.retry_in = 60.0
@@ -43,7 +44,13 @@ class PatientFSM(ClientFSM):
         ClientStatus.RECONNECTING, enter=wait_a_minute, exit=ClientFSM.stop_retry_timer, like=ClientFSM.waiting
     )
     socket_closed = ClientFSM.socket_closed.first(
-        row(ClientFSM.connected, to=updating, when=is_being_updated, do=ClientFSM.count_attempt)
+        row(
+            ClientFSM.connected,
+            to=updating,
+            when=is_being_updated,
+            do=ClientFSM.count_attempt,
+            after=ClientFSM.is_offline,  # the attempt limit, fatal closes and being offline still win
+        )
     )
 
 
@@ -103,10 +110,10 @@ class Sealed(ClientFSM):
     connect_requested = ClientFSM.connect_requested.first(ignore(banned, because="banned"))
     retry_requested = ClientFSM.retry_requested.first(ignore(banned, because="banned"))
     start_requested = ClientFSM.start_requested.first(ignore(banned, because="banned"))
-    close_requested = ClientFSM.close_requested.first(row(banned, to=STAY))
-    faulted = ClientFSM.faulted.first(row(banned, to=STAY))
-    went_online = ClientFSM.went_online.first(row(banned, to=STAY))
-    went_offline = ClientFSM.went_offline.first(row(banned, to=STAY))
+    close_requested = ClientFSM.close_requested.first(row(banned, to=STAY, silences=ANY))
+    faulted = ClientFSM.faulted.first(row(banned, to=STAY, silences=ANY))
+    went_online = ClientFSM.went_online.first(row(banned, to=STAY, silences=ANY))
+    went_offline = ClientFSM.went_offline.first(row(banned, to=STAY, silences=ANY))
 
 
 class TrappedRoom(FullRoomFSM):
@@ -129,13 +136,13 @@ class Outdone(ClientFSM):
 
     pong_missed = ClientFSM.pong_missed.first(
         row(ClientFSM.connected, to=ClientFSM.paused, when=("is_offline", "is_retrying_off"))
-    ).first(row(ClientFSM.connected, to=ClientFSM.paused, when="is_offline"))
+    ).first(row(ClientFSM.connected, to=ClientFSM.paused, when="is_offline", silences="is_offline"))
 
 
 class Impossible(ClientFSM):
     """Expects a socket to close where there is none."""
 
-    socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.paused, to=ClientFSM.connecting))
+    socket_closed = ClientFSM.socket_closed.first(row(ClientFSM.paused, to=ClientFSM.connecting, silences=ANY))
 
 
 class Undecided(ClientFSM):
@@ -312,9 +319,11 @@ def test_what_a_subclass_puts_above_an_inherited_row_is_meant() -> None:
     """To outdo an inherited row with one of the same guard is how a decision is changed, and no fault."""
 
     class Changed(ClientFSM):
-        pong_missed = ClientFSM.pong_missed.first(row(ClientFSM.connected, to=ClientFSM.paused, when="is_retrying_off"))
+        pong_missed = ClientFSM.pong_missed.first(
+            row(ClientFSM.connected, to=ClientFSM.paused, when="is_retrying_off", silences="is_retrying_off")
+        )
 
-    assert [rule.event for rule in check_machine(Changed).dead_rules()] == ["pong_missed"]
+    assert check_machine(Changed).dead_rules() == []
 
 
 def test_guards_that_raise_where_the_machine_can_never_be_are_no_fault() -> None:
@@ -452,7 +461,77 @@ def test_rows_put_first_twice_belong_to_the_class() -> None:
     class Twice(ClientFSM):
         banished = state(ClientStatus.RECONNECTING)
         timer_fired = ClientFSM.timer_fired.first(row(banished, to=ClientFSM.connecting)).first(
-            row(ClientFSM.waiting, to=ClientFSM.connecting)
+            row(ClientFSM.waiting, to=ClientFSM.connecting, silences="RETRY-1")
         )
 
     assert {rule.declared_in for rule in Twice.rules if rule.event == "timer_fired"} == {"ClientFSM", "Twice"}
+
+
+# -------------------------------------------------------------------------------------------- what the policy demands
+
+
+def patient(**place: Any) -> type[ClientFSM]:
+    """`PatientFSM` with its row in another place."""
+
+    class Patient(ClientFSM):
+        def is_being_updated(self) -> bool:
+            return self.loss.code == 4503
+
+        wait_a_minute = PatientFSM.wait_a_minute
+        updating = state(
+            ClientStatus.RECONNECTING, enter=wait_a_minute, exit=ClientFSM.stop_retry_timer, like=ClientFSM.waiting
+        )
+        socket_closed = ClientFSM.socket_closed.first(
+            row(ClientFSM.connected, to=updating, when=is_being_updated, do=ClientFSM.count_attempt, **place)
+        )
+
+    return Patient
+
+
+@pytest.mark.parametrize(
+    ("place", "faults"),
+    [
+        ({}, ["RETRY-2", "OFF-1"]),
+        ({"before": ClientFSM.are_attempts_used_up}, ["RETRY-2", "OFF-1"]),
+        ({"after": ClientFSM.are_attempts_used_up}, ["OFF-1"]),
+        ({"after": ClientFSM.is_offline}, []),
+    ],
+)
+def test_retry_2_off_1_a_row_put_first_must_obey_the_attempt_limit_and_offline(
+    place: dict[str, Any], faults: list[str]
+) -> None:
+    """RETRY-2, OFF-1: found with the user's real guard, whatever close code it waits for."""
+    if not faults:
+        check_machine(patient(**place))
+        return
+    with pytest.raises(MachineFault) as found:
+        check_machine(patient(**place))
+    assert [clause for clause in ("RETRY-2", "OFF-1") if clause in str(found.value)] == faults
+    assert "socket_closed(CloseInfo(4503))" in str(found.value)
+
+
+def test_retry_2_a_limit_is_obeyed_after_any_failure() -> None:
+    """RETRY-2: a machine that never counts its attempts goes on for ever."""
+
+    class Tireless(ClientFSM):
+        def count_attempt(self) -> None:
+            pass
+
+    with pytest.raises(MachineFault, match=r"waiting: it goes on with no attempt left \(RETRY-2\)"):
+        check_machine(Tireless)
+
+
+def test_a_policy_of_ones_own_may_be_tried_too() -> None:
+    """With a seeded source of chance, so that it is the same each time."""
+
+    class Late(ClientFSM):
+        def count_attempt(self) -> None:
+            super().count_attempt()
+            if self.policy.max_attempts == 3:
+                raise LookupError("three")
+
+    check_machine(Late)
+    policy = RetryPolicy(max_attempts=3, random=Random(7))
+    check_machine(ClientFSM, policy=policy)
+    with pytest.raises(MachineFault, match="raises LookupError"):
+        check_machine(Late, policy=policy)
