@@ -57,10 +57,10 @@ docs: $(DEV) ## build the documentation into build/docs, warnings being errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
 
-mutants: $(DEV) ## mutation testing of the deciding half and the codec; rewrites docs/mutants.md
+mutants: $(DEV) ## mutation testing of the pure half; rewrites docs/mutants.md
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-coverage: $(DEV) ## the tests, with every branch of the deciding half covered, and 95 % of all
+coverage: $(DEV) ## the tests, with every branch of the pure half covered, and 95 % of all
 	$(MAKE) --no-print-directory test ARGS='--cov --cov-report= $(ARGS)'
 	$(BIN)/coverage report --fail-under=100 --include="$$($(BIN)/python tests/pure_half.py)"
 	$(BIN)/coverage report --fail-under=95

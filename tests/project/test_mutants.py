@@ -1,4 +1,4 @@
-"""Mutation testing of the half that decides and of the codec: the runner works, and its list is current."""
+"""Mutation testing of the pure half: the runner works, and its list is current."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Door(FSM[str]):
         ignore(OTHERWISE, because="there is nothing to push"),
     )
     def pushed(self, force: float) -> None:
-        """Somebody pushed."""
+        """The door was pushed."""
         self.force = force
 '''
 
@@ -80,7 +80,7 @@ def test_tables_are_changed_row_by_row(monkeypatch: pytest.MonkeyPatch, tmp_path
         "row 1 without do=grunt",
         "row 1 leads to shut, not ajar",
         "row 1 leads to STAY, not ajar",
-        "row 1 refuses",
+        "row 1 ignores",
         "row 2 removed",
         "row 2 leads to shut",
         "row 2 leads to ajar",
