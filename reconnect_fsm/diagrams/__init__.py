@@ -17,6 +17,7 @@ from reconnect_fsm.diagrams.as_cards import cards
 from reconnect_fsm.diagrams.as_dot import CannotDraw, digest, dot, svg
 from reconnect_fsm.diagrams.as_markdown import matrix
 from reconnect_fsm.diagrams.as_mermaid import mermaid
+from reconnect_fsm.diagrams.as_statuses import statuses_dot, statuses_svg
 from reconnect_fsm.diagrams.files import load, main_machines, picture, write
 from reconnect_fsm.diagrams.plan import Detail, Machine
 from reconnect_fsm.diagrams.timeline import sequence
@@ -34,6 +35,8 @@ __all__ = [
     "mermaid",
     "picture",
     "sequence",
+    "statuses_dot",
+    "statuses_svg",
     "svg",
     "write",
 ]

@@ -12,6 +12,7 @@ from reconnect_fsm.diagrams.as_cards import cards
 from reconnect_fsm.diagrams.as_dot import CannotDraw, digest, dot, svg
 from reconnect_fsm.diagrams.as_markdown import matrix
 from reconnect_fsm.diagrams.as_mermaid import mermaid
+from reconnect_fsm.diagrams.as_statuses import statuses_dot, statuses_svg
 from reconnect_fsm.diagrams.ink import escaped
 from reconnect_fsm.diagrams.plan import Machine
 from reconnect_fsm.machine import FSM
@@ -33,9 +34,9 @@ def stem(cls: Machine) -> str:
 def write(cls: Machine, directory: str | Path, *, svg: bool = True) -> list[Path]:
     """Write all of it to ``directory``, which is made if need be; return the files written.
 
-    ``ClientFSM`` gives client_fsm.dot, client_fsm_full.dot, client_fsm.mmd, client_fsm.md, client_fsm_cards.svg,
-    client_fsm_full_cards.svg and, with ``svg``, client_fsm.svg and client_fsm_full.svg. Raises CannotDraw as `svg`
-    does, once the other files are written.
+    ``ClientFSM`` gives client_fsm.dot, client_fsm_full.dot, client_fsm_statuses.dot, client_fsm.mmd, client_fsm.md,
+    client_fsm_cards.svg, client_fsm_full_cards.svg and, with ``svg``, client_fsm.svg, client_fsm_full.svg and
+    client_fsm_statuses.svg. Raises CannotDraw as `svg` does, once the other files are written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,7 @@ def write(cls: Machine, directory: str | Path, *, svg: bool = True) -> list[Path
 
     add(".dot", dot(cls))
     add("_full.dot", dot(cls, "full"))
+    add("_statuses.dot", statuses_dot(cls))
     add(".mmd", mermaid(cls))
     add(".md", matrix(cls))
     add("_cards.svg", cards(cls))
@@ -55,6 +57,7 @@ def write(cls: Machine, directory: str | Path, *, svg: bool = True) -> list[Path
     if svg:
         add(".svg", as_dot_svg(cls))
         add("_full.svg", as_dot_svg(cls, "full"))
+        add("_statuses.svg", statuses_svg(cls))
     return written
 
 

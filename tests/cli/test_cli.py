@@ -28,9 +28,9 @@ from reconnect_fsm.testing import herd
 ROOT = Path(__file__).parents[2]
 CLIENT = "reconnect_fsm.client_fsm:ClientFSM"
 CARDS = ["client_fsm_cards.svg", "client_fsm_full_cards.svg"]
-TEXTS = ["client_fsm.dot", "client_fsm.md", "client_fsm.mmd", "client_fsm_full.dot", *CARDS]
+TEXTS = ["client_fsm.dot", "client_fsm.md", "client_fsm.mmd", *CARDS, "client_fsm_full.dot", "client_fsm_statuses.dot"]
 COMMANDS = ["demo", "watch", "diagram", "matrix", "diagrams", "check", "replay", "simulate", "serve", "inspect"]
-PICTURES = ["client_fsm.svg", "client_fsm_full.svg"]
+PICTURES = ["client_fsm.svg", "client_fsm_full.svg", "client_fsm_statuses.svg"]
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -238,7 +238,7 @@ def test_diagram_into_a_directory(capsys: Capture, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("dot", ["client_fsm.dot", "client_fsm_full.dot"]),
+        ("dot", ["client_fsm.dot", "client_fsm_full.dot", "client_fsm_statuses.dot"]),
         ("mermaid", ["client_fsm.mmd"]),
         ("matrix", ["client_fsm.md"]),
         ("cards", CARDS),
@@ -268,7 +268,7 @@ def test_diagram_of_a_users_machine(capsys: Capture, write_module: WriteModule, 
     assert main(["diagram", "their_app.machines:TheirFSM", "--format", "mermaid"]) == 0
     assert "resting" in capsys.readouterr().out
     assert main(["diagram", "their_app.machines:TheirFSM", "--format", "dot", "--out", "pictures"]) == 0
-    assert names(tmp_path / "pictures") == ["their_fsm.dot", "their_fsm_full.dot"]
+    assert names(tmp_path / "pictures") == ["their_fsm.dot", "their_fsm_full.dot", "their_fsm_statuses.dot"]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_diagrams(capsys: Capture, tmp_path: Path) -> None:
         diagrams.write(machine, tmp_path / "library")
     drawn = {each.name: each.read_bytes() for each in (tmp_path / "cli").iterdir()}
     assert drawn == {each.name: each.read_bytes() for each in (tmp_path / "library").iterdir()}
-    assert len(drawn) == 16
+    assert len(drawn) == 20
 
 
 @pytest.mark.parametrize(("missing", "remedy"), [("no_dot", "install Graphviz"), ("no_graphviz", "pip install")])

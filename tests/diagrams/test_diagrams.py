@@ -29,6 +29,7 @@ from reconnect_fsm.diagrams import (
     matrix,
     mermaid,
     picture,
+    statuses_dot,
     svg,
     write,
 )
@@ -529,6 +530,7 @@ def test_without_the_package_an_svg_is_a_clear_error(monkeypatch: pytest.MonkeyP
     assert {each.name for each in tmp_path.iterdir()} == {
         "lift_fsm.dot",
         "lift_fsm_full.dot",
+        "lift_fsm_statuses.dot",
         "lift_fsm.mmd",
         "lift_fsm.md",
         "lift_fsm_cards.svg",
@@ -790,7 +792,7 @@ def test_texts_are_made_fit() -> None:
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-KEPT_TEXTS = (".dot", "_full.dot", ".mmd", ".md", "_cards.svg", "_full_cards.svg")
+KEPT_TEXTS = (".dot", "_full.dot", "_statuses.dot", ".mmd", ".md", "_cards.svg", "_full_cards.svg")
 
 
 def kept_texts() -> list[tuple[Machine, str]]:
@@ -826,19 +828,48 @@ def test_the_pictures_in_the_package_are_the_kept_ones(name: str) -> None:
     assert (SHIPPED / name).read_bytes() == (KEPT / name).read_bytes(), "run `make diagrams`"
 
 
+def test_the_picture_of_the_statuses_shows_what_leads_from_one_to_another() -> None:
+    """Five statuses, eight arrows: those that are under way in a frame, which has one arrow to each end."""
+    source = statuses_dot(ClientFSM)
+    arrows = re.findall(r'^  "(\w+)" -> "(\w+)" \[label="(.*?)"(, ltail=cluster_frame)?\]$', source, re.MULTILINE)
+    assert [(old, new) for old, new, _, framed in arrows if not framed] == [
+        ("disconnected", "connecting"),
+        ("connecting", "connected"),
+        ("connecting", "reconnecting"),
+        ("connected", "reconnecting"),
+        ("reconnecting", "connected"),
+        ("error", "connecting"),
+    ]
+    assert {new: words for _, new, words, framed in arrows if framed} == {
+        "disconnected": r"close requested\nfatal failure\nretrying off\nattempts used up\n…",
+        "error": r"misconfigured\ntoo big again",
+    }
+    labels = {(old, new): words for old, new, words, _ in arrows}
+    assert labels["connected", "reconnecting"] == r"socket closed\npong missed\nwent offline"
+
+
+def test_the_picture_of_the_statuses_of_a_room() -> None:
+    """Also of a machine whose statuses are others; the same on every run."""
+    assert '"joined"' in statuses_dot(RoomFSM)
+    assert statuses_dot(RoomFSM) == statuses_dot(RoomFSM)
+    assert statuses_dot(LiftFSM).startswith("digraph")
+
+
 @pytest.mark.dot
 def test_write_names_files_after_the_class(tmp_path: Path) -> None:
-    """It makes the directory, writes eight files and returns their paths; a second time they are the same."""
+    """It makes the directory, writes ten files and returns their paths; a second time they are the same."""
     written = write(CarefulFSM, tmp_path / "new" / "pictures")
     assert [each.name for each in written] == [
         "careful_fsm.dot",
         "careful_fsm_full.dot",
+        "careful_fsm_statuses.dot",
         "careful_fsm.mmd",
         "careful_fsm.md",
         "careful_fsm_cards.svg",
         "careful_fsm_full_cards.svg",
         "careful_fsm.svg",
         "careful_fsm_full.svg",
+        "careful_fsm_statuses.svg",
     ]
     before = [each.read_bytes() for each in written]
     assert [each.read_bytes() for each in write(CarefulFSM, str(tmp_path / "new" / "pictures"))] == before
