@@ -69,4 +69,6 @@ __all__ = [
     "UpdatesRefused",
 ]
 
+__version__ = "0.1.0"
+
 logging.getLogger("reconnect_fsm").addHandler(logging.NullHandler())
