@@ -1,24 +1,23 @@
-"""The machine of a client: what it does about every fact, in every state. The table below *is* the behaviour.
+"""The machine of a client: what it does about every event, in every state. The table below *is* the behaviour.
 
-How it works. A client is in one of seven states, shown to the outside as five statuses. What lives in a state is
-started when it is entered and stopped when it is left, so there is never a second socket, dial or timer, and none
-after a stop:
+A client is in one of seven states, shown to the outside as five statuses. What lives in a state is started when it is
+entered and stopped when it is left. So there is never a second socket, dial or timer, and none after a stop:
 
-    connecting     one dial: the first one, or one asked for by hand
+    connecting     one dial: the first one, or one that the program asked for
     connected      one socket, one ping timer; one more timer until it has lasted long enough to count as stable
     waiting        one retry timer
     retrying       one dial
     paused         nothing: the machine is offline
-    disconnected   nothing: somebody decided that it ends, or it has not begun
+    disconnected   nothing: it was closed or refused, or it has not begun
     error          nothing: it cannot work as it is configured
 
-The driver (connection.py) tells it facts, one at a time: a socket opened, a dial failed, a timer ran out, somebody
-asked for something. Each fact is a method below; its body only remembers what the fact tells, its rows decide. What
-the machine remembers besides its state is plain data for the guards: the policy, whether the environment is online,
-how many attempts failed in a row, until when the server asked to stay away, and the last reason and its cause. Time is
-what the facts tell (``now``, in seconds of the driver's clock).
+The driver fires events, one at a time: a socket opened, a dial failed, a timer fired, the program asked for something.
+Each event is a method below. Its body only stores what the event brings; its rows decide. Besides its state the machine
+has plain data for the guards: the policy, whether this machine is online, how many attempts failed in a row, until when
+the server asked to stay away, and the last reason and its cause. Events bring the time (``now``, in seconds of the
+driver's clock).
 
-Two things are seen to whatever the table says, when a transition is complete (`state_changed`, `status_changed`): each
+Two things happen whatever the table says, when a transition is complete (`state_changed`, `status_changed`): each
 change carries its cause as data (D-CAUSE), and an outage is reported once (D-HEARD).
 
 To change a decision, subclass: override a guard, put a row first, add a state. See machine.py for how rows are written.
@@ -70,17 +69,17 @@ STOPPED_STATUSES = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 UNDER_WAY = (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
 
 # What `ClientFSM.marks` is made of. One number, for there are thousands of clients in a process.
-MAY_PASS = 1  # it has been connected, or the environment went online: a certificate that does not verify may pass
+MAY_PASS = 1  # it has been connected, or the network came back: a certificate that does not verify may pass
 TOO_BIG = 2  # the last connection ended because the server sent too big a message
 TOO_BIG_AGAIN = 4  # and so did the one before
 OUTAGE_REPORTED = 8  # the log has heard of this outage
 NO_BACKOFF = 16  # the wait that is entered now is only as long as it must be
 STOP_NOTED = 64  # the present row says which kind of stop it leads to
-ASKED = 32  # what broke last was an event, and who caused it may wait for what comes of it
+FAULT_IN_EVENT = 32  # the last fault was in an event, not in an effect: its caller may wait for the outcome
 
 
 class ClientFSM(FSM[ClientStatus]):
-    """Every decision of a client (CONN, RETRY, LIVE, OFF, CTRL). Pure: facts in, effects out."""
+    """Every decision of a client (CONN, RETRY, LIVE, OFF, CTRL). Pure: events in, effects out."""
 
     __slots__ = (
         "attempt",
@@ -111,13 +110,13 @@ class ClientFSM(FSM[ClientStatus]):
     disconnected = state(
         ClientStatus.DISCONNECTED,
         enter="stop",
-        doc="nothing; someone decided that it ends, or it has not begun",
+        doc="nothing: it was closed or refused, or it has not begun",
     )
     connecting = state(
         ClientStatus.CONNECTING,
         enter="dial",
         exit="cancel_dial",
-        doc="one dial: the first one, or one asked for by hand",
+        doc="one dial: the first one, or one that the program asked for",
     )
     connected = state(
         ClientStatus.CONNECTED,
@@ -144,7 +143,7 @@ class ClientFSM(FSM[ClientStatus]):
     error = state(
         ClientStatus.ERROR,
         enter="stop",
-        doc="nothing; it cannot work as it is configured",
+        doc="nothing: it cannot work as it is configured",
     )
 
     initial = disconnected
@@ -159,13 +158,13 @@ class ClientFSM(FSM[ClientStatus]):
         super().__init__()
         self.policy = policy or RetryPolicy()
         self.online = True
-        """What the environment last reported; until it reports, we assume the best."""
+        """What the network source last reported; until it reports, we assume the best."""
         self.attempt = 0
         """How many attempts or connections failed in a row: the number of the retry that is next or under way."""
         self.reason = "not started"
         """Why it is in its present state, in words."""
         self.news = self.reason
-        """What it was told last; it becomes the reason if it leads to another state."""
+        """What the last event said; it becomes the reason if the event leads to another state."""
         self.retry_in: float | None = None
         """Seconds that the present wait lasts."""
         self.closing = (NORMAL, "")
@@ -179,7 +178,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.stop_kind: StopKind | None = None
         """Why it stopped, while it is stopped."""
         self.now = 0.0
-        """When the last event came that tells the time."""
+        """When the last event came that brought the time."""
         self.not_before: float | None = None
         """Until when the server asked to stay away (D-HTTP)."""
         self.woken_at: float | None = None
@@ -213,9 +212,9 @@ class ClientFSM(FSM[ClientStatus]):
         """The log has not heard of this outage yet."""
         return not self.marks & OUTAGE_REPORTED
 
-    def was_asked(self) -> bool:
-        """What broke was an event, not the running of an effect: who caused it may wait for what comes of it."""
-        return bool(self.marks & ASKED)
+    def is_fault_in_event(self) -> bool:
+        """The fault was in an event, not in an effect: the caller of the event may wait for the outcome."""
+        return bool(self.marks & FAULT_IN_EVENT)
 
     def is_retrying_off(self) -> bool:
         """The policy says not to retry at all."""
@@ -226,11 +225,11 @@ class ClientFSM(FSM[ClientStatus]):
         return self.policy.max_attempts is not None and self.attempt >= self.policy.max_attempts
 
     def is_offline(self) -> bool:
-        """The environment reported that there is no network."""
+        """The network source reported that there is no network."""
         return not self.online
 
     def is_online(self) -> bool:
-        """The environment reported that there is a network, or nothing yet."""
+        """The network source reported that there is a network, or nothing yet."""
         return self.online
 
     def is_stable_at_once(self) -> bool:
@@ -238,10 +237,10 @@ class ClientFSM(FSM[ClientStatus]):
         return self.policy.stable_after == 0
 
     def is_reset_asked(self) -> bool:
-        """Whoever asked to connect wants the backoff to begin anew."""
+        """The caller wants the backoff to begin anew."""
         return self.reset_asked
 
-    # Actions: each asks for effects, or changes what is named_context
+    # Actions: each asks for effects, or changes the data of the guards
 
     def start(self) -> None:
         """The client begins, or begins again: with a clean slate."""
@@ -260,7 +259,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.fail_waiters()
 
     def fail_waiters(self) -> None:
-        """D-STOP: each operation that waits is told why, in words and as data."""
+        """D-STOP: each operation that waits raises why, in words and as data."""
         self.emit(FailWaiters(ClientStopped(self.news, self.told_cause, self.stop_kind)))
 
     def break_again(self) -> None:
@@ -382,7 +381,7 @@ class ClientFSM(FSM[ClientStatus]):
             self.marks &= ~OUTAGE_REPORTED
             self.emit(ReportRecovery())
 
-    # The table: for each fact, the first row whose guards pass
+    # The table: of each event, the first row whose guards pass decides
     # fmt: off
 
     @event(
@@ -393,7 +392,7 @@ class ClientFSM(FSM[ClientStatus]):
         ignore(OTHERWISE, because="connected already, or an attempt is under way", clause="D-FORCE"),
     )
     def connect_requested(self, reset_backoff: bool = False) -> None:
-        """Somebody asked to be connected: `connect()`. A person's word overrides every wait (OFF-2, D-HTTP)."""
+        """The program asked to be connected: `connect()`. That overrides every wait (OFF-2, D-HTTP)."""
         self.reset_asked = reset_backoff
         self.news = "asked to connect"
 
@@ -402,7 +401,7 @@ class ClientFSM(FSM[ClientStatus]):
         row(OTHERWISE, to=connecting, do=forget_attempts_if_asked, clause="CTRL-1 D-FORCE"),
     )
     def retry_requested(self, reset_backoff: bool = False) -> None:
-        """Somebody asked for a fresh attempt now: `retry_now()`."""
+        """The program asked for a new attempt now: `retry_now()`."""
         self.reset_asked = reset_backoff
         self.news = "asked for a fresh attempt"
         self.closing = (NORMAL, "reconnecting")
@@ -422,14 +421,14 @@ class ClientFSM(FSM[ClientStatus]):
         row(OTHERWISE, to=disconnected, do=stop_closed, clause="CTRL-2"),
     )
     def close_requested(self) -> None:
-        """Somebody asked to stop: `close()`."""
+        """The program asked to stop: `close()`."""
         self.news = "closed by this program"
         self.closing = (NORMAL, "")
 
     @event(
         row(DIALING, to=connected, when=is_stable_at_once, do=end_outage, clause="CONN-5 D-STABLE D-HEARD"),
         row(DIALING, to=connected,                                        clause="CONN-5"),
-        ignore(OTHERWISE, because="no dial is under way: a socket that opens now is nobody's"),
+        ignore(OTHERWISE, because="no dial is under way: a socket that opens now is not wanted"),
     )
     def socket_opened(self) -> None:
         """The dial succeeded: the WebSocket is open."""
@@ -501,7 +500,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     @event(
         ignore(connected, because="there is a connection"),
-        ignore(STOPPED, because="it is stopped: nothing is under way, and whoever waits was told"),
+        ignore(STOPPED, because="it is stopped: nothing is under way, and those who waited have their error"),
         row(OTHERWISE, to=STAY, when=is_outage_unreported, do=report_outage, clause="D-HEARD"),
         ignore(OTHERWISE, because="it was reported"),
     )
@@ -517,7 +516,7 @@ class ClientFSM(FSM[ClientStatus]):
         row(OTHERWISE,           to=paused,       do=note_offline, clause="OFF-1 OK-1"),
     )
     def went_offline(self) -> None:
-        """The environment reports that there is no network."""
+        """The network source reports that there is no network."""
         self.news = "offline"
         self.told_cause = OFFLINE
         self.closing = (GOING_AWAY, "offline")
@@ -532,21 +531,21 @@ class ClientFSM(FSM[ClientStatus]):
         row(OTHERWISE,    to=STAY,                         do=note_online),  # connected, stopped, or not offline
     )
     def went_online(self, now: float | None = None) -> None:
-        """The environment reports that there is a network again, at time ``now`` in seconds."""
+        """The network source reports that there is a network again, at time ``now`` in seconds."""
         self.news, self.told_cause = "back online", self.cause
         self.tell_time(now)
         if now is None:
             self.woken_at = None  # without a clock there is no flapping
 
     @event(
-        row(error, to=STAY,  when=was_asked, do=break_again, clause="D-ERROR D-STOP"),
+        row(error, to=STAY,  when=is_fault_in_event, do=break_again, clause="D-ERROR D-STOP"),
         ignore(error, because="in error already; to say so again might raise again, for ever"),
         row(OTHERWISE,  to=error, do=stop_faulted, clause="D-ERROR"),
     )
     def faulted(self, what: str, asked: bool = False) -> None:
         """A guard, a policy, or something else of this program's own raised; ``asked``: on an event, and no effect."""
         self.news = what
-        self.marks = self.marks | ASKED if asked else self.marks & ~ASKED
+        self.marks = self.marks | FAULT_IN_EVENT if asked else self.marks & ~FAULT_IN_EVENT
         self.closing = (INTERNAL_ERROR, "")
 
     # fmt: on
@@ -585,12 +584,12 @@ class ClientFSM(FSM[ClientStatus]):
             return "an attempt is under way"
         return "it waits to hear that there is a network again" if not self.online else "it goes on"
 
-    def notify_rooms(self, fact: str) -> None:
+    def notify_rooms(self, event: str) -> None:
         """A room hears one thing per transition, the last: being stopped says more than having lost the connection."""
         assert self._effects is not None
         self._effects[:] = [each for each in self._effects if not isinstance(each, NotifyRooms)]
-        stop = self.stop_kind if fact == "client_stopped" else None
-        self.emit(NotifyRooms(fact, self.news, self.told_cause, stop))
+        stop = self.stop_kind if event == "client_stopped" else None
+        self.emit(NotifyRooms(event, self.news, self.told_cause, stop))
 
     def force_error(self, what: str) -> list[Effect]:
         """The driver's last resort when `faulted` raised too: to `error`, without an action that might raise again."""

@@ -64,7 +64,7 @@ class StopTimer(Effect):
 
 @dataclass(frozen=True, slots=True)
 class NotifyStatus(Effect):
-    """Tell the status listeners (OBS-1, OBS-2)."""
+    """Notify the status listeners (OBS-1, OBS-2)."""
 
     change: StatusChange[Any]
 
@@ -92,7 +92,7 @@ class Dial(Effect):
 
 
 class CancelDial(Effect):
-    """Give up the attempt that is under way."""
+    """Cancel the attempt that is under way."""
 
     __slots__ = ()
 
@@ -181,13 +181,13 @@ class RequestJoin(Effect):
 
 
 class AbandonRequest(Effect):
-    """Nobody waits for this request's answer any more: it came, or it is too late. Stop asking for credentials."""
+    """The request is over: its answer came, or it is too late. Stop asking for credentials."""
 
     __slots__ = ()
 
 
 class SendLeave(Effect):
-    """Tell the server that we leave."""
+    """Send a Leave message."""
 
     __slots__ = ()
 
@@ -221,6 +221,6 @@ class Untrack(Effect):
 
 @dataclass(frozen=True, slots=True)
 class NotifyError(Effect):
-    """Tell the error listeners: the room has ended, or the server has refused updates for good."""
+    """Notify the error listeners: the room has ended, or the server has refused updates for good."""
 
     error: Exception

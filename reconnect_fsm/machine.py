@@ -330,7 +330,7 @@ class Event(Generic[P]):
 
     def arguments(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
         """What the event is fired with, by position. Raises TypeError if they are not what it takes."""
-        import inspect  # only those who tell events of their own need it
+        import inspect  # imported late: few programs need it
 
         bound = inspect.signature(self.record).bind(None, *args, **kwargs)
         if bound.kwargs:
@@ -348,7 +348,7 @@ class Event(Generic[P]):
         effects: list[Effect] = []
         fsm._effects = effects
         fsm.emit = effects.append
-        fsm.told_cause = None  # what the event before told is no cause of what comes of this one
+        fsm.told_cause = None  # the cause of the event before is not the cause of this one
         try:
             self.record(fsm, *args, **kwargs)
             fsm.machine.events[self.name].trigger(fsm)
@@ -392,7 +392,7 @@ class FSM(Generic[StatusT]):
         self.emit: Callable[[Effect], None] = _no_event
         """Ask for an effect. For actions only."""
         self.told_cause: Cause | None = None
-        """What the present event tells of a cause (D-CAUSE); None where nothing ended. Each event begins with None."""
+        """The cause that the present event brings (D-CAUSE); None where nothing ended. Each event begins with None."""
 
     @property
     def status(self) -> StatusT:
@@ -439,7 +439,7 @@ class FSM(Generic[StatusT]):
         """Runs in every transition to another state, once it is there."""
 
     def status_changed(self, old: StatusT, new: StatusT) -> None:
-        """Runs last in every transition that changes the public status; override it to emit the news."""
+        """Runs last in every transition that changes the public status; override it to notify listeners."""
 
     @property
     def told_status(self) -> StatusT:
@@ -520,7 +520,7 @@ def _inherited(cls: type, kind: type) -> dict[str, Any]:
 
 
 class _LazyMachine:
-    """The Machine of a class, made when it is first asked for: whoever imports us may never need it."""
+    """The Machine of a class, made when it is first needed: many programs that import it never do."""
 
     def __init__(self, make: Callable[[], FastMachine]) -> None:
         self._make = make
@@ -618,7 +618,7 @@ class _Declaration:
         return used | {name for rule in self.cls.rules for name in rule.guards + rule.do}
 
     def check_overrides(self) -> None:
-        """A method that nobody names, and that is called almost like a guard or an action, is a slip of the pen."""
+        """A method that no row names, with almost the name of a guard or an action, is a misspelt override."""
         if not any(getattr(base, "rules", ()) for base in self.cls.__bases__):
             return  # it has nothing to override
         used = self.used_methods()

@@ -21,7 +21,7 @@ class NetworkSource(Protocol):
 
 
 class ManualNetwork:
-    """A source that says what it is told; one may serve many clients."""
+    """A source that is set by the program; one may serve many clients."""
 
     def __init__(self, *, online: bool = True) -> None:
         self._online = online

@@ -284,7 +284,7 @@ class RoomFSM(FSM[RoomStatus]):
         """Nothing was asked on this connection that could be answered."""
         return not self.was_asked()
 
-    # Actions: each asks for effects, or changes what is named_context
+    # Actions: each asks for effects, or changes the data of the guards
 
     def ask(self) -> None:
         self.waits_for_limit = False

@@ -27,7 +27,7 @@ class ClientStatus(StrEnum):
     """The five statuses of a client (CONN-1)."""
 
     CONNECTING = "connecting"
-    """The first attempt, or one asked for by hand, is under way."""
+    """The first attempt, or one that the program asked for, is under way."""
     CONNECTED = "connected"
     """The WebSocket is open."""
     RECONNECTING = "reconnecting"
@@ -77,7 +77,7 @@ class FaultKind(Enum):
     """What went wrong, finer than `FailureKind`, and with whom (D-CAUSE, D-WORDS)."""
 
     OFFLINE = "offline"
-    """The environment reported that there is no network (OFF-1)."""
+    """The network source reported that there is no network (OFF-1)."""
     NAME_SERVICE = "name_service"
     """The server's name does not resolve."""
     UNREACHABLE = "unreachable"
@@ -156,7 +156,7 @@ class FailureKind(Enum):
     """Why an attempt to connect failed: what matters for whether to try again."""
 
     NETWORK = "network"
-    """Nobody answered, or not in time, or not as a WebSocket server does."""
+    """The server did not answer, or not in time, or not as a WebSocket server does."""
     ANSWER = "answer"
     """The server answered the handshake with an HTTP status (D-HTTP)."""
     UNAUTHORIZED = "unauthorized"
@@ -176,7 +176,7 @@ class AttemptFailure:
     retry_after: float = 0.0
     """The server asked us to wait at least this long, in seconds (D-HTTP); `RetryPolicy.no_sooner` bounds it."""
     fault: FaultKind | None = None
-    """What went wrong, and with whom; None if that is not known, or told by ``http_status``."""
+    """What went wrong, and with whom; None if that is not known, or if ``http_status`` says it."""
 
     def __str__(self) -> str:
         return self.why
@@ -213,7 +213,7 @@ class StateChange:
     """One change of a client's state: finer than its status, so failed attempts are seen too (``on_transition``)."""
 
     event: str
-    """The fact that led to it, by the name it has in `ClientFSM`."""
+    """The event that led to it, by its name in `ClientFSM`."""
     old: str
     new: str
     status: ClientStatus

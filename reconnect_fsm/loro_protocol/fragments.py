@@ -79,7 +79,7 @@ class Reassembler:
     TIMEOUT: Final = 10.0
     """Seconds from the header to the last fragment; fragments do not extend it, unless an idle timeout is given."""
     MAX_SETTLED: Final = 64
-    """How many batch ids are named_context after their batch is complete or refused."""
+    """How many batch ids are remembered after their batch is complete or refused."""
 
     def __init__(self, max_batch_bytes: int | None = None, idle_timeout: float | None = None) -> None:
         """``idle_timeout``: the seconds from one fragment to the next, instead of `TIMEOUT` for all of them."""
