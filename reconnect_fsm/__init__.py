@@ -8,7 +8,7 @@ import logging
 
 from reconnect_fsm._asyncio.client import Client
 from reconnect_fsm._asyncio.connection import Connection
-from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.errors import (
     ClientStopped,

@@ -5,11 +5,14 @@ An effect says what is to be done, never how. To run one twice, or to stop what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reconnect_fsm.status import Cause, StatusChange, StopKind
+
+if TYPE_CHECKING:
+    from reconnect_fsm.loro_protocol.messages import Permission
 
 __all__ = [
     "AbandonRequest",
@@ -178,6 +181,8 @@ class RequestJoin(Effect):
     """Ask for credentials and version now, and send a JoinRequest with them (D-INTENT)."""
 
     version: VersionChoice
+    server_version: bytes = b""
+    """What the server said it has, for another version than the current one."""
 
 
 class AbandonRequest(Effect):
@@ -192,13 +197,19 @@ class SendLeave(Effect):
     __slots__ = ()
 
 
+@dataclass(frozen=True, slots=True)
 class Synchronise(Effect):
-    """Versions were compared: send what the server lacks, and from now on every local update; wake those who wait.
+    """Versions were compared: send what the server lacks, and from now on every local update; wake the waiters.
 
-    In a session that goes on, what has no Ack yet is superseded (D-RESYNC).
+    Begins a session if there is none. In one that goes on, what has no Ack yet is superseded (D-RESYNC).
     """
 
-    __slots__ = ()
+    permission: Permission
+    """What the server lets us do."""
+    version: bytes
+    """What the server has."""
+    extra: bytes = field(default=b"", repr=False)
+    """The application's own in the server's answer; it may be a secret."""
 
 
 class DiscardUnsent(Effect):

@@ -328,6 +328,12 @@ class Event(Generic[P]):
     def __get__(self, fsm: FSM[Any] | None, owner: type) -> Event[P] | Callable[P, list[Effect]]:
         return self if fsm is None else partial(self.fire, fsm)
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of what the event brings."""
+        code = self.record.__code__
+        return code.co_varnames[1 : code.co_argcount]
+
     def arguments(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
         """What the event is fired with, by position. Raises TypeError if they are not what it takes."""
         import inspect  # imported late: few programs need it

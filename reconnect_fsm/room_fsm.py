@@ -49,7 +49,7 @@ from reconnect_fsm.effects import (
     VersionChoice,
 )
 from reconnect_fsm.errors import ClientStopped, JoinRefused, RoomLeft, UpdatesRefused
-from reconnect_fsm.loro_protocol.messages import JoinErrorCode, RoomErrorCode, UpdateStatusCode
+from reconnect_fsm.loro_protocol.messages import JoinErrorCode, Permission, RoomErrorCode, UpdateStatusCode
 from reconnect_fsm.machine import FSM, OTHERWISE, STAY, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import Cause, RoomStatus, StatusChange, StopKind
@@ -78,14 +78,17 @@ class RoomFSM(FSM[RoomStatus]):
         "attempt",
         "batch_status",
         "delay",
+        "extra",
         "in_doubt",
         "joins",
         "news",
         "now",
+        "permission",
         "policy",
         "reason",
         "refusal",
         "refused",
+        "server_version",
         "setbacks",
         "suggested_at",
         "unauthorized",
@@ -191,6 +194,12 @@ class RoomFSM(FSM[RoomStatus]):
         """Seconds that the present wait lasts."""
         self.version = VersionChoice.CURRENT
         """Which version the next JoinRequest carries."""
+        self.permission: Permission = "read"
+        """What the server's last answer lets us do."""
+        self.server_version = b""
+        """What the server said last that it has; b"" if it did not say."""
+        self.extra = b""
+        """What the server's last answer carried besides: the application's own."""
         self.suggested_at: float | None = None
         """When versions were last compared within a session, or will be once the interval is over."""
         self.joins = 0
@@ -288,8 +297,9 @@ class RoomFSM(FSM[RoomStatus]):
 
     def ask(self) -> None:
         self.waits_for_limit = False
-        self.emit(RequestJoin(self.version))
-        self.emit(StartTimer(self.join_timeout))
+        is_current = self.version is VersionChoice.CURRENT
+        self.emit(_request(self.version, b"" if is_current else self.server_version))
+        self.emit(_timer(self.join_timeout))
 
     def stop_asking(self) -> None:
         self.emit(StopTimer())
@@ -306,7 +316,7 @@ class RoomFSM(FSM[RoomStatus]):
         self.begin_anew()
         self.joins += 1
         self.refused = None
-        self.emit(Synchronise())
+        self.emit(Synchronise(self.permission, self.server_version, self.extra))
 
     def end_session(self) -> None:
         """It lasts for as long as the status is `joined`, in whichever states."""
@@ -439,9 +449,10 @@ class RoomFSM(FSM[RoomStatus]):
         ignore(joined, because="it is joined already"),
         ignore(OTHERWISE, because="it was not asked for on this connection"),
     )
-    def join_accepted(self) -> None:
-        """The server answered with a JoinResponseOk."""
+    def join_accepted(self, permission: Permission, version: bytes, extra: bytes = b"") -> None:
+        """The server answered with a JoinResponseOk: what it lets us do, what it has, and the application's own."""
         self.news = "joined"
+        self.permission, self.server_version, self.extra = permission, version, extra
 
     @event(
         row(joining,   to=joining,   when=may_try_another_version, do=try_next_version, clause="D-VERSION"),
@@ -463,8 +474,9 @@ class RoomFSM(FSM[RoomStatus]):
         row(joined,    to=error,                                                        clause="D-ROOMERR"),
         ignore(OTHERWISE, because="it was not asked for on this connection"),
     )
-    def join_refused(self, refusal: JoinRefused, now: float = 0.0) -> None:
-        """The server answered with a JoinError, at time ``now`` in seconds."""
+    def join_refused(self, refusal: JoinRefused, now: float = 0.0, version: bytes = b"") -> None:
+        """The server answered with a JoinError, at time ``now`` in seconds; ``version`` is what it said it has."""
+        self.server_version = version
         self.refusal = self.told_cause = refusal
         self.news = str(refusal)
         self.now = now
@@ -641,6 +653,17 @@ class RoomFSM(FSM[RoomStatus]):
 
 
 WAITS = (RoomFSM.join_delayed.name, RoomFSM.rejoin_delayed.name)
+
+
+@lru_cache(maxsize=16)
+def _request(version: VersionChoice, server_version: bytes) -> RequestJoin:
+    """Ten thousand rooms ask alike."""
+    return RequestJoin(version, server_version)
+
+
+@lru_cache(maxsize=16)
+def _timer(seconds: float) -> StartTimer:
+    return StartTimer(seconds)
 
 
 @lru_cache(maxsize=64)

@@ -82,6 +82,7 @@ def value(name: str) -> Any:
 CONNECTION: Final = "reconnect_fsm.Connection"
 POLICY: Final = "reconnect_fsm.RetryPolicy"
 ROOMS: Final = "reconnect_fsm._asyncio.room_driver"
+SESSION: Final = "reconnect_fsm._asyncio.room_session"
 ROOM: Final = "reconnect_fsm.RoomFSM"
 FRAGMENTS: Final = "reconnect_fsm.loro_protocol.Reassembler"
 TRANSPORT: Final = "reconnect_fsm._asyncio.transport.socket"
@@ -278,14 +279,14 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "rooms with batches under way",
-            f"{ROOMS}.MAX_FRAGMENTED_ROOMS",
+            f"{SESSION}.MAX_FRAGMENTED_ROOMS",
             "refused: `RATE_LIMITED`; the room rejoins, see above",
             "test_batches_that_never_end_are_bounded_in_number_and_time",
             "rooms",
         ),
         Bound(
             "bytes of the batches under way in all rooms together",
-            f"{ROOMS}.MAX_FRAGMENT_BYTES",
+            f"{SESSION}.MAX_FRAGMENT_BYTES",
             "refused: `RATE_LIMITED`; the room rejoins, see above",
             "test_half_received_batches_of_all_rooms_together_are_bounded",
             "bytes",
@@ -306,21 +307,21 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "frames that wait to be written when a refusal is added",
-            f"{ROOMS}.MAX_REPLIES",
+            f"{SESSION}.MAX_REPLIES",
             "no more refusals are sent to a server that does not read them",
             "test_an_adaptor_that_raises_at_each_update",
             "frames",
         ),
         Bound(
             "updates of ours that wait for an Ack, in one room",
-            f"{ROOMS}.MAX_UNACKED_UPDATES",
+            f"{SESSION}.MAX_UNACKED_UPDATES",
             "the room rejoins; the version exchange supersedes them",
             "test_a_server_that_never_acks_is_not_sent_the_document_with_each_edit",
             "updates",
         ),
         Bound(
             "bytes of ours that wait for an Ack, in one room",
-            f"{ROOMS}.MAX_UNACKED_BYTES",
+            f"{SESSION}.MAX_UNACKED_BYTES",
             "likewise",
             "test_a_server_that_never_acks_is_not_sent_the_document_with_each_edit",
             "bytes",

@@ -24,7 +24,8 @@ from typing import Any, Final, TypeAlias
 from loro import LoroDoc
 
 from reconnect_fsm import Client, Keepalive, RetryPolicy
-from reconnect_fsm._asyncio.room_driver import Auth, Room
+from reconnect_fsm._asyncio.room import Room
+from reconnect_fsm._asyncio.room_driver import Auth
 from reconnect_fsm._asyncio.transport.url import UrlSource
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.room_fsm import RoomFSM

@@ -19,10 +19,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from reconnect_fsm import ClientFSM, RoomFSM
+from reconnect_fsm import ClientFSM, Room, RoomFSM
+from reconnect_fsm._asyncio.room import driver_of
+from reconnect_fsm._asyncio.room_session import RoomSession
 from reconnect_fsm.effects import Effect
 
-__all__ = ["PATIENCE", "Idle", "States", "Statuses", "hold", "patience", "until"]
+__all__ = ["PATIENCE", "Idle", "States", "Statuses", "hold", "patience", "session_of", "until"]
 
 PATIENCE: Final = 60.0
 """Seconds for what must come: only a test that fails waits so long. Well below pytest's own timeout of a test."""
@@ -47,6 +49,13 @@ async def until(condition: Callable[[], object], within: float | None = None) ->
                 await asyncio.sleep(EVERY)
     except TimeoutError:
         raise AssertionError(f"did not hold within {within:g} s: {_source(condition)}") from None
+
+
+def session_of(room: Room) -> RoomSession:
+    """The present session of a room that is joined."""
+    session = driver_of(room).session
+    assert session is not None
+    return session
 
 
 def hold(port: int = 0, host: str = "127.0.0.1") -> socket.socket:

@@ -15,11 +15,13 @@ import pytest
 from reconnect_fsm._asyncio import event_queue as pump
 from reconnect_fsm._asyncio import user_code
 from reconnect_fsm._asyncio.connection import PONG, Connection
+from reconnect_fsm._asyncio.dispatcher import Dispatcher, Subject
 from reconnect_fsm._asyncio.event_queue import OURS, EventQueue
-from reconnect_fsm._asyncio.room_driver import Room, Rooms
 from reconnect_fsm._asyncio.transport import socket as transport
 from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.adaptors.loro import LoroAdaptor
+from reconnect_fsm.machine import Event
+from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import CloseInfo, sanitized
 
 __all__ = ["NAMED", "TAKE_OUTS", "TakeOut"]
@@ -67,8 +69,15 @@ def a_close_overtakes(patch: pytest.MonkeyPatch) -> None:
 
 
 def answers_to_joins_wait(patch: pytest.MonkeyPatch) -> None:
-    accepted = Rooms._accepted
-    patch.setattr(Rooms, "_accepted", lambda self, *args: self._dispatcher.schedule_call(accepted, self, *args))
+    fire = Dispatcher.fire
+
+    def late(self: Dispatcher, subject: Subject, event: Event[...], *args: Any) -> None:
+        if event.name == RoomFSM.join_accepted.name:
+            self.schedule_call(fire, self, subject, event, *args)
+        else:
+            fire(self, subject, event, *args)
+
+    patch.setattr(Dispatcher, "fire", late)
 
 
 def calls_wait_behind_rooms(patch: pytest.MonkeyPatch) -> None:
@@ -121,22 +130,22 @@ def imports_are_not_announced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LoroAdaptor, "attach", attach)
 
 
-def _unheard(patch: pytest.MonkeyPatch, unheard: str) -> None:
-    fire = Rooms.fire
+def _unheard(patch: pytest.MonkeyPatch, unheard: Event[...]) -> None:
+    fire = Dispatcher.fire
 
-    def deaf(self: Rooms, room: Room, event: str, *args: Any) -> None:
-        if event != unheard:
-            fire(self, room, event, *args)
+    def deaf(self: Dispatcher, subject: Subject, event: Event[...], *args: Any) -> None:
+        if event.name != unheard.name:
+            fire(self, subject, event, *args)
 
-    patch.setattr(Rooms, "fire", deaf)
+    patch.setattr(Dispatcher, "fire", deaf)
 
 
 def refusals_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    _unheard(patch, "batch_refused")
+    _unheard(patch, RoomFSM.batch_refused)
 
 
 def lost_updates_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    _unheard(patch, "updates_lost")
+    _unheard(patch, RoomFSM.updates_lost)
 
 
 TAKE_OUTS: Final[dict[str, TakeOut]] = {

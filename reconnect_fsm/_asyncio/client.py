@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reconnect_fsm._asyncio.awaitables import Completion
 from reconnect_fsm._asyncio.connection import STOPPED, Connection
-from reconnect_fsm._asyncio.room_driver import MAX_UPDATE_SIZE, MIN_PIECE, Auth, Room, Rooms
+from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._asyncio.room import Room
+from reconnect_fsm._asyncio.room_driver import MAX_UPDATE_SIZE, MIN_PIECE, Auth, RoomDriver, RoomOptions, Rooms
 from reconnect_fsm._asyncio.transport.sessions import Session
 from reconnect_fsm._asyncio.transport.socket import Data, Socket
 from reconnect_fsm._asyncio.transport.url import UrlSource
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import NotifyRooms
-from reconnect_fsm.errors import ProtocolError
+from reconnect_fsm.errors import ClientStopped, ProtocolError
 from reconnect_fsm.keepalive import PING, PONG, Keepalive
 from reconnect_fsm.loro_protocol import MAX_MESSAGE_SIZE
 from reconnect_fsm.network import NetworkSource
@@ -24,6 +28,8 @@ from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import CloseInfo, RoomStatus, StatusChange
 
 if TYPE_CHECKING:
+    from random import Random
+
     from reconnect_fsm.recorder.recorder import Recorder
 
 __all__ = ["Client"]
@@ -91,22 +97,22 @@ class Client(Connection):
             if type(size) is not int or size < MIN_PIECE:
                 raise ValueError(f"{name} must be a number of bytes, at least {MIN_PIECE}, not {size!r}")
         self._rooms = Rooms(
-            self._dispatcher,
-            self._own_task,
+            _ConnectionOfRooms(
+                self._dispatcher,
+                self._redaction,
+                self._retry.random,
+                own_task=self._own_task,
+                stopped_error=self._stopped_error,
+                check_loop=self._check_loop,
+            ),
             lambda: room_fsm(self._retry),
-            max_concurrent_joins,
-            self._retry.random.getrandbits,
-            self._redaction,
-            self._stopped_error,
-            self._check_loop,
-            max_piece,
-            max_update_size,
+            RoomOptions(max_concurrent_joins, max_piece, max_update_size),
         )
 
     @property
     def rooms(self) -> tuple[Room, ...]:
         """The tracked rooms (REJOIN-1), in the order in which they were joined."""
-        return tuple(self._rooms)
+        return self._rooms.handles
 
     def join(
         self,
@@ -145,11 +151,11 @@ class Client(Connection):
         from reconnect_fsm.recorder.recorder import Recorder
 
         self._learn_secrets()
-        data = self._header_data(type(self._rooms._make_fsm()))
-        return Recorder(data, self._rooms._redaction, hide_rooms=hide_rooms, rooms=[room.id for room in self.rooms])
+        data = self._header_data(type(self._rooms.make_fsm()))
+        return Recorder(data, self._redaction, hide_rooms=hide_rooms, rooms=[room.id for room in self.rooms])
 
-    def _all_rooms(self) -> Collection[Room]:
-        return self.rooms
+    def _all_rooms(self) -> Collection[RoomDriver]:
+        return tuple(self._rooms)
 
     def _bind(self) -> None:
         super()._bind()
@@ -173,7 +179,7 @@ class Client(Connection):
 
     def _notify_rooms(self, effect: NotifyRooms) -> None:
         link = self._socket if effect.event == "connection_opened" else None
-        self._rooms.tell(effect.event, effect.why, link, effect.cause, effect.stop)
+        self._rooms.notify(effect, link)
 
     def _received(self, data: Data) -> Iterator[object] | None:
         """Binary messages are the protocol's; text other than its ping and pong is passed on."""
@@ -194,3 +200,15 @@ class Client(Connection):
         elif data != PONG:
             super()._received(data)
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class _ConnectionOfRooms:
+    """What the rooms use of the connection."""
+
+    dispatcher: Dispatcher
+    redaction: Redaction
+    random: Random
+    own_task: Callable[[asyncio.Task[Any]], None]
+    stopped_error: Callable[[], ClientStopped | None]
+    check_loop: Callable[[], None]

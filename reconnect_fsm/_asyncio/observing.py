@@ -1,6 +1,6 @@
 """What the inspector, telemetry and the command line may know of a client besides its public names: the one hook.
 
-`observation_of` and `explanation_of` (connection.py), `fsm_of` and `is_tracked` (room_driver.py) stand beside the
+`observation_of` and `explanation_of` (connection.py), and `driver_of` (room.py) stand beside the
 classes whose private attributes they read.
 """
 

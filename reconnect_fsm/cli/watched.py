@@ -20,7 +20,7 @@ from reconnect_fsm.status import ClientStatus, RoomStatus, StateChange, StatusCh
 
 if TYPE_CHECKING:
     from reconnect_fsm._asyncio.client import Client
-    from reconnect_fsm._asyncio.room_driver import Room
+    from reconnect_fsm._asyncio.room import Room
 
 __all__ = ["Update", "WatchedClient", "WatchedRoom", "beginning", "shown_url"]
 

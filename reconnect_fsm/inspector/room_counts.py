@@ -15,7 +15,7 @@ from itertools import filterfalse
 from typing import Any, Final, NamedTuple
 
 from reconnect_fsm._asyncio.client import Client
-from reconnect_fsm._asyncio.room_driver import Room, fsm_of
+from reconnect_fsm._asyncio.room import Room, driver_of
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import RoomStatus
 
@@ -85,7 +85,7 @@ class RoomCounts:
             cost += time.perf_counter() - began
         pages = max(math.ceil(len(matching) / PAGE_SIZE), 1)
         page = min(query.page, pages - 1)
-        known = fsm_of(rooms[0]).states if rooms else RoomFSM.states
+        known = driver_of(rooms[0]).fsm.states if rooms else RoomFSM.states
         return {
             "total": len(everything),
             "counts": [[name, state.status.value, counts[name]] for name, state in known.items() if name != LEFT],

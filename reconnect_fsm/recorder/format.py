@@ -23,6 +23,7 @@ __all__ = [
     "FORMAT",
     "MAX_ITEMS",
     "MAX_TEXT",
+    "SECRET",
     "Json",
     "Opaque",
     "Transition",
@@ -43,6 +44,7 @@ FORMAT: Final = 1
 CLIENT: Final = "client"
 """What the client is called among the machines of a recording; all others are rooms."""
 MAX_TEXT: Final = 1000  # characters of a text
+MAX_BYTES: Final = 200  # of a value of bytes: as many as a redaction looks through
 MAX_ITEMS: Final = 100  # of a list; of a list in another, far fewer
 MAX_DEPTH: Final = 6  # of nested values
 MAX_LEVELS: Final = 4 + 2 * MAX_DEPTH  # of lists and objects: 3 around a header's codes, 2 for a value, 1 for the last
@@ -79,6 +81,9 @@ class Opaque(str):
     __slots__ = ()
 
 
+SECRET: Final = frozenset({"extra"})
+"""Fields that are never written: ``JoinResponseOk.extra`` is the application's own, and may be a token."""
+
 # Written in full, and restored when read. Exactly these classes: a subclass may hold anything.
 FIELDS: Final[dict[type, tuple[str, ...]]] = {
     value: tuple(each.name for each in dataclasses.fields(value))
@@ -89,7 +94,8 @@ FIELDS: Final[dict[type, tuple[str, ...]]] = {
 FIELDS[_status.CloseInfo] = tuple(
     name for name in FIELDS[_status.CloseInfo] if name != "shown"
 )  # `shown` is derived from the others
-LEFT_OUT: Final = frozenset({"cause", "stop", "fault", "is_redacted"})  # if empty, as most are
+FIELDS[_effects.Synchronise] = tuple(name for name in FIELDS[_effects.Synchronise] if name not in SECRET)
+LEFT_OUT: Final = frozenset({"cause", "stop", "fault", "is_redacted", "server_version"})  # if empty, as most are
 ERRORS: Final[dict[type, tuple[str, ...]]] = {
     ClientStopped: ("reason", "cause", "stop"),
     JoinRefused: ("code", "message", "app_code"),
@@ -110,17 +116,17 @@ ENUMS: Final[tuple[type[Enum], ...]] = (
 NAMED: Final[dict[str, Any]] = {each.__name__: each for each in (*FIELDS, *ERRORS, *ENUMS)}
 
 
-def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
-    """Any value as JSON, bounded in size. ``text`` converts a str. Raises nothing, unless ``text`` does."""
+def encoded(value: Any, text: Callable[[Any], Json], depth: int = 0) -> Json:
+    """Any value as JSON, bounded in size. ``text`` converts str and bytes. Raises nothing, unless ``text`` does."""
     kind = cast("type[object]", type(value))
     if kind is str:
         return text(shortened(value, MAX_TEXT))
+    if kind is bytes:
+        return _bytes(value, text)
     if value is None or kind is bool or (kind is int and abs(value) < 2**64):
         return value
     if kind is float:
         return value if isfinite(value) else {"is": "float", "value": repr(value)}
-    if kind is Opaque:
-        return {"opaque": str(value)}
     if kind in ENUMS:
         return {"is": kind.__name__, "name": value.name}
     if depth < MAX_DEPTH:
@@ -132,10 +138,16 @@ def encoded(value: Any, text: Callable[[str], Json], depth: int = 0) -> Json:
         if kind in (list, tuple) and len(value) <= MAX_ITEMS >> 3 * depth:
             items = [encoded(each, text, depth + 1) for each in value]
             return items if kind is list else {"is": "tuple", "items": items}
-    return {"opaque": _described(value, kind, depth)}
+    return {"opaque": str(value) if kind is Opaque else _described(value, kind, depth)}
 
 
-def _value(value: Any, text: Callable[[str], Json], depth: int) -> Json:
+def _bytes(value: bytes, text: Callable[[Any], Json]) -> Json:
+    if not value:
+        return same(value)
+    return text(value) if len(value) <= MAX_BYTES else private(value)
+
+
+def _value(value: Any, text: Callable[[Any], Json], depth: int) -> Json:
     """A value of a class of this package. A CloseInfo is written redacted, and says whether anything was redacted."""
     if not isinstance(value, _status.CloseInfo):
         return {"is": type(value).__name__, **_inside(value, FIELDS[type(value)], text, depth)}
@@ -144,14 +156,14 @@ def _value(value: Any, text: Callable[[str], Json], depth: int) -> Json:
     return fields | ({"is_redacted": True} if fields["reason"] != shown.reason else {})
 
 
-def _inside(value: Any, names: Iterable[str], text: Callable[[str], Json], depth: int) -> dict[str, Json]:
-    inside = {name: encoded(getattr(value, name, None), text, depth + 1) for name in names}
-    return {name: each for name, each in inside.items() if each or name not in LEFT_OUT}
+def _inside(value: Any, names: Iterable[str], text: Callable[[Any], Json], depth: int) -> dict[str, Json]:
+    inside = {name: getattr(value, name, None) for name in names}
+    return {name: encoded(each, text, depth + 1) for name, each in inside.items() if each or name not in LEFT_OUT}
 
 
-def private(_: str) -> Json:
+def private(value: Any) -> Json:
     """Converts a text that only a machine of the user's knows: it may be a secret that the redaction does not know."""
-    return {"opaque": "<str>"}
+    return {"opaque": f"<{type(value).__name__}>"}
 
 
 def _described(value: Any, kind: type[object], depth: int) -> str:
@@ -200,6 +212,8 @@ def _restored(fields: dict[str, Json]) -> Any:
         return tuple(decoded(fields["items"]))
     if name == "float":
         return float(fields["value"])
+    if name == "bytes":
+        return bytes.fromhex(fields["hex"])
     kind = NAMED[name]
     if kind in ENUMS:
         return kind[fields["name"]]
@@ -228,9 +242,9 @@ def is_too_deep(line: Json) -> bool:
     return bool(level)
 
 
-def same(text: str) -> str:
-    """The text as it is."""
-    return text
+def same(value: Any) -> Any:
+    """A text as it is, and bytes with all that is in them."""
+    return {"is": "bytes", "hex": value.hex()} if isinstance(value, bytes) else value
 
 
 def address(kind: type) -> str:

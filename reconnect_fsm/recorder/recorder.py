@@ -23,10 +23,10 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, Final, Self, TextIO, TypeAlias
 
 from reconnect_fsm._steps import Step, StepLog, named_context
@@ -38,6 +38,7 @@ from reconnect_fsm.recorder.format import (
     FORMAT,
     MAX_ITEMS,
     MAX_TEXT,
+    SECRET,
     Json,
     Transition,
     address,
@@ -147,12 +148,12 @@ class Recorder:
         is_new = fsm not in self._names
         name = self._names[fsm, room_id]
         base = RoomFSM if room_id else ClientFSM
-        text = self._text if type(fsm) is base else self._careful
+        text = self._shown if type(fsm) is base else self._careful
         fields: dict[str, Json] = {
             "at": at,
             "machine": name,
             "event": event,
-            "args": [encoded(each, text if event in base.events else private) for each in args],
+            "args": [encoded(arg, text if is_known else private) for arg, is_known in _known(base, event, args)],
             "old": old,
             "new": new,
             "status": str(fsm.states[new].status),
@@ -162,8 +163,9 @@ class Recorder:
             "effects": [encoded(each, text) for each in effects],
         }
         if is_new and context is not None:
-            named = islice(named_context(fsm, context).items(), MAX_ITEMS)
-            fields["memory"] = {key: encoded(each, text if hasattr(base, key) else private) for key, each in named}
+            named = tuple(islice(named_context(fsm, context).items(), MAX_ITEMS))
+            known = {key for key, _ in named if hasattr(base, key)} - SECRET
+            fields["memory"] = {key: encoded(each, text if key in known else private) for key, each in named}
         return self._line(fields)
 
     def expect(self, steps: Iterable[Step]) -> None:
@@ -179,9 +181,16 @@ class Recorder:
     def _line(self, fields: dict[str, Json]) -> str:
         return AS_JSON(fields) + "\n"
 
-    def _careful(self, words: str) -> str:
+    def _shown(self, value: str | bytes) -> Json:
+        """A text, or the bytes of a version that the server sent, unless a secret or a hidden id is in them."""
+        if isinstance(value, str):
+            return self._text(value)
+        words = value.decode(errors="replace")
+        return same(value) if self._careful(words) == sanitized(words) else private(value)
+
+    def _careful(self, value: str | bytes) -> Json:
         """The words of a machine of the user's own, which may know a secret."""
-        return self._text(self._redaction(words))
+        return self._text(self._redaction(value)) if isinstance(value, str) else self._shown(value)
 
     def _numbers(self, settings: RetryPolicy | Keepalive, base: type) -> dict[str, Json]:
         """The settings of a policy or keepalive; sets as lists, the random source not at all."""
@@ -195,6 +204,13 @@ class Recorder:
             elif each.repr:
                 fields[each.name] = encoded(value, text)
         return fields
+
+
+def _known(base: type[ClientFSM | RoomFSM], event: str, args: tuple[Any, ...]) -> Iterator[tuple[Any, bool]]:
+    """The arguments of an event, and whether each is one of an event of ours, which holds no secret."""
+    names = base.events[event].parameters if event in base.events else ()
+    for arg, name in zip_longest(args, names[: len(args)], fillvalue=None):
+        yield arg, name is not None and name not in SECRET
 
 
 class _HiddenIds:

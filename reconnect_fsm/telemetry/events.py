@@ -13,7 +13,8 @@ from typing import Any, Final, Literal, TypeAlias
 from reconnect_fsm._asyncio.client import Client
 from reconnect_fsm._asyncio.connection import Connection, observation_of
 from reconnect_fsm._asyncio.listeners import Listeners
-from reconnect_fsm._asyncio.room_driver import Room, is_tracked
+from reconnect_fsm._asyncio.room import Room, driver_of
+from reconnect_fsm._asyncio.room_driver import RoomDriver
 from reconnect_fsm._steps import Step
 from reconnect_fsm.effects import (
     AnnounceConnected,
@@ -227,8 +228,9 @@ class _EventSource:
 
     def _on_step(self, taken: tuple[Step, Any]) -> None:
         step, subject = taken
-        if isinstance(subject, Room):
-            self._on_room_step(step, subject)
+        if isinstance(subject, RoomDriver):
+            if subject.handle is not None:  # else the room was over before
+                self._on_room_step(step, subject.handle)
         else:
             self._on_client_step(step)
 
@@ -266,7 +268,7 @@ class _EventSource:
                 self._emit(JoinEnded(at, room, at - self._joining.pop(room), outcome, error))
         if error is not None and old != new:
             self._emit(RoomFailed(at, room, error))
-        stays = Untrack not in kinds and is_tracked(room)
+        stays = Untrack not in kinds and driver_of(room).is_tracked
         self._count(at, room, room.status if stays else None)
         if RequestJoin in kinds and room not in self._joining:
             self._joining[room] = at

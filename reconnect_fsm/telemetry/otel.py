@@ -20,7 +20,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm.status import ClientStatus
 from reconnect_fsm.telemetry.events import (
     AttemptEnded,

@@ -117,6 +117,7 @@ FACTS: Mapping[str, list[Arguments]] = {
     "connection_lost": [("lost",)],
     "client_stopped": [("closed",)],
     "client_started": [("asked to connect",)],
+    "join_accepted": [("write", b"v"), ("read", b"v")],
     "join_refused": [
         (JoinRefused(1, "version unknown"), 100.0),
         (JoinRefused(2, "authentication failed"), 100.0),

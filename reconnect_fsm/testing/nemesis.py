@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.errors import Unauthorized
 from reconnect_fsm.loro_protocol import (

@@ -21,7 +21,7 @@ from aiohttp._websocket.reader_py import ALLOWED_CLOSE_CODES
 from reconnect_fsm import errors
 from reconnect_fsm._asyncio.client import Client
 from reconnect_fsm._asyncio.connection import Connection
-from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._asyncio.room import Room, driver_of
 from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.errors import ClientStopped, JoinRefused, NotConnected, ProtocolError, RoomLeft
@@ -509,7 +509,7 @@ class Witness:
     def is_time_for_rooms(self) -> bool:
         """Whether to look at the rooms now: at every rest, unless they are many; then once a second."""
         now = self.loop.time()
-        is_time = len(self.client._rooms._tracked) < MANY_ROOMS or now - self._looked_at >= 1 or now == self._looked_at
+        is_time = len(self.client._rooms) < MANY_ROOMS or now - self._looked_at >= 1 or now == self._looked_at
         if is_time:
             self._looked_at = now
         return is_time
@@ -576,7 +576,7 @@ class Witness:
             if room.status is RoomStatus.JOINED:
                 if room.permission is None:
                     self.fail("room-is-true", f"{who} is joined without a permission")
-            elif room._timer is None and not self._awaits_turn(room):
+            elif not driver_of(room).has_timer and not driver_of(room).awaits_turn:
                 self.fail("room-never-wedged", f"{who} is {room.state} while connected, and no timer is set")
             return
         # A room that is joined while the client is stopped is kept for when it is started: connecting (JOIN-1).
@@ -588,25 +588,20 @@ class Witness:
         if room.status not in fitting:
             self.fail("room-is-true", f"{who} is {room.status} while the client is {status}")
 
-    def _awaits_turn(self, room: Room) -> bool:
-        queues = self.client._rooms._limiter.queues.values()
-        return any(waiting is room for queue in queues for waiting, _ in queue)
-
     def _check_books(self) -> None:
         tracked = self.client.rooms
         for room, book in tuple(self.rooms.items()):
             if room in tracked:
                 continue
-            if room.status not in (RoomStatus.DISCONNECTED, RoomStatus.ERROR) or room._timer is not None:
+            if room.status not in (RoomStatus.DISCONNECTED, RoomStatus.ERROR) or driver_of(room).has_timer:
                 self.fail("room-is-true", f"room {room.id} of {self.name} is {room.state}, and not tracked")
             if room.status is not book.told:
                 self.fail("room-is-true", f"room {room.id} of {self.name} is {room.status}, told {book.told}")
             del self.rooms[room]  # it is over, for good
         rooms = self.client._rooms
-        every = [(room._timer, room._fragments_due, room._renewal) for room in tracked]
-        timers = sum(timer is not None for timers in every for timer in timers)
-        if not rooms._limiter.queues and len(rooms._timers) != timers:  # of who awaits a turn, the timer ran out
-            self.fail("room-never-wedged", f"{self.name}: {len(rooms._timers)} deadlines for {timers} timers of rooms")
+        timers = sum(driver_of(room).timers for room in tracked)
+        if not rooms.admission.has_waiting and len(rooms.timers) != timers:  # of who awaits a turn, the timer ran out
+            self.fail("room-never-wedged", f"{self.name}: {len(rooms.timers)} deadlines for {timers} timers of rooms")
 
     # Operations
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from loro import EphemeralStore, ExportMode, LoroDoc
 from yarl import URL
 
-from reconnect_fsm._asyncio.room_driver import Auth, Room
+from reconnect_fsm._asyncio.room import Room
+from reconnect_fsm._asyncio.room_driver import Auth
 from reconnect_fsm.adaptors import EphemeralAdaptor
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.errors import NotConnected, Unauthorized

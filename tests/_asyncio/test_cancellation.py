@@ -35,6 +35,7 @@ from reconnect_fsm import (
 )
 from reconnect_fsm._asyncio.awaitables import Waiters
 from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.room_driver import RoomDriver
 from reconnect_fsm._asyncio.transport import sessions
 from reconnect_fsm._asyncio.transport.sessions import Session
 from reconnect_fsm._asyncio.transport.socket import Data, Socket
@@ -522,15 +523,15 @@ def cancels_what_ends(patch: pytest.MonkeyPatch) -> None:
 
 def says_something_else(patch: pytest.MonkeyPatch) -> None:
     """The cancellation comes out as an error."""
-    when = Room._wait_until
+    wait_until = RoomDriver.wait_until
 
-    async def lying(self: Room, true: Callable[[], bool]) -> Room:
+    async def lying(self: RoomDriver, predicate: Callable[[], bool]) -> None:
         try:
-            return await when(self, true)
+            await wait_until(self, predicate)
         except asyncio.CancelledError:
             raise NotConnected("cancelled") from None
 
-    patch.setattr(Room, "_wait_until", lying)
+    patch.setattr(RoomDriver, "wait_until", lying)
 
 
 def keeps_who_has_gone(patch: pytest.MonkeyPatch) -> None:

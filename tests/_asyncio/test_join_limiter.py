@@ -596,7 +596,7 @@ async def test_of_a_queue_nothing_is_kept_once_all_have_had_their_turn() -> None
         rooms = [client.join(name, Nothing(), priority=number % 2) for number, name in enumerate("abcdef")]
         rooms.pop().leave()
         await all_joined(rooms)
-        limiter = client._rooms._limiter
+        limiter = client._rooms.admission._limiter
         assert (limiter.queues, limiter.in_flight) == ({}, set())
 
 

@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestServer
 from test_rooms import Notebook
 
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
-from reconnect_fsm._asyncio.room_driver import Room
+from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, JoinRequest, JoinResponseOk, Leave, decode, encode
 from reconnect_fsm.machine import ANY, STAY, event, row
 from reconnect_fsm.testing import EmbeddedServer

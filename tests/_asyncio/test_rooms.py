@@ -16,7 +16,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from loro import LoroDoc
 
-from kit import until
+from kit import session_of, until
 from reconnect_fsm import (
     Client,
     ClientStatus,
@@ -32,7 +32,8 @@ from reconnect_fsm import (
     Unauthorized,
     UpdatesRefused,
 )
-from reconnect_fsm._asyncio import room_driver as rooms
+from reconnect_fsm._asyncio import room_driver, room_session
+from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm._asyncio.room_driver import Auth
 from reconnect_fsm._asyncio.transport.url import UrlSource
 from reconnect_fsm.adaptors import Adaptor, LoroAdaptor
@@ -1370,7 +1371,7 @@ async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
     scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """D-ACK: what is kept is bounded; at the bound versions are compared once, which supersedes it all."""
-    monkeypatch.setattr(rooms, limit, 5)
+    monkeypatch.setattr(room_session, limit, 5)
     adaptor, heard = Notebook(), Heard()
     async with joined(scripted, adaptor) as (_, room, peer):
         room.on_status(heard)
@@ -1393,7 +1394,7 @@ async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
     scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D-ACK: frames that were not written when the session ended are taken back: a slow link carries nothing twice."""
-    monkeypatch.setattr(rooms, "MAX_UNACKED_UPDATES", 5)
+    monkeypatch.setattr(room_session, "MAX_UNACKED_UPDATES", 5)
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
         for _ in range(20):
@@ -1438,12 +1439,12 @@ async def test_d_ack_a_batch_may_be_refused_before_all_of_it_was_written(
     async with joined(scripted, adaptor) as (_client, room, peer):
         adaptor.edit(large)
         header = await peer.next(DocUpdateFragmentHeader)
-        assert room._rooms._link.backlog > 0  # type: ignore[union-attr]
+        assert driver_of(room).rooms.backlog > 0
         await peer.send(Ack(CrdtType.ELO, "r", header.batch_id, code))
         while not adaptor.refusals:  # noqa: ASYNC110  # virtual time is cheap
             await asyncio.sleep(0.001)
         assert adaptor.refusals == [((large,), code)]
-        assert not room._unacked
+        assert not session_of(room).unacked
         await room.leave()
         rest = [peer.inbox.get_nowait() for _ in range(peer.inbox.qsize())]
         assert sum(isinstance(each, DocUpdateFragment) for each in rest) < header.fragment_count
@@ -2369,7 +2370,7 @@ async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(scripted: 
     adaptor = Library(60)
     async with joined(scripted, adaptor) as (_, room, peer):
         syncing = asyncio.create_task(room.synced())
-        most = rooms.UPLOAD_AHEAD // len(adaptor.PIECE) + 2
+        most = room_session.UPLOAD_AHEAD // len(adaptor.PIECE) + 2
         await asyncio.sleep(5)
         assert 1 < adaptor.taken <= most
         acknowledged = 0
@@ -2566,7 +2567,7 @@ async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(scripted: Scripted
             Ack(CrdtType.ELO, "r", second.batch_id, UpdateStatusCode.OK),
         )
         await peer.next(JoinRequest)
-        assert not room._unacked
+        assert not session_of(room).unacked
         assert not room.is_synced
 
 
@@ -2807,7 +2808,10 @@ async def test_d_toobig_pieces_are_halved_until_they_are_taken(scripted: Scripte
             assert isinstance(message, DocUpdateFragment)
             assert len(encode(message)) <= max(256 * 1024 >> len(sizes) - 1, 16 * 1024)
             await peer.close(1009)
-    assert sizes == [FRAGMENT_SIZE, *[size - rooms.FRAME_AROUND for size in (131072, 65536, 32768, 16384, 16384)]]
+    assert sizes == [
+        FRAGMENT_SIZE,
+        *[size - room_driver.MAX_FRAME_OVERHEAD for size in (131072, 65536, 32768, 16384, 16384)],
+    ]
 
 
 async def test_d_toobig_a_close_for_nothing_of_ours_halves_nothing(scripted: ScriptedServer) -> None:
@@ -2816,7 +2820,7 @@ async def test_d_toobig_a_close_for_nothing_of_ours_halves_nothing(scripted: Scr
         await peer.close(1009)
         await (await scripted.peer()).let_in()
         await room
-        assert client._rooms._max_piece == 256 * 1024
+        assert client._rooms.max_piece == 256 * 1024
 
 
 @pytest.mark.parametrize("name", ["max_piece", "max_update_size"])
@@ -2858,7 +2862,7 @@ async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: Scrip
         turn()
         await until(lambda: len(adaptor.applied) == len(many) + 1)
         assert adaptor.applied == [*many, b"next"]
-        assert adaptor.asked["apply"] == -(-len(many) // rooms.APPLIED_AT_ONCE) + 1
+        assert adaptor.asked["apply"] == -(-len(many) // room_session.MAX_APPLIED_AT_ONCE) + 1
         adaptor.raises["apply"] = ValueError("junk")
         await peer.send(DocUpdate(CrdtType.ELO, "r", many, 3))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 3, UpdateStatusCode.INVALID_UPDATE)
@@ -2870,12 +2874,12 @@ async def test_a_batch_that_is_being_applied_ends_with_its_session(scripted: Scr
     """The next session begins with a comparison; a room that was left applies nothing."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
-        steps = room._rooms.received(encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 1000, 1)))
+        steps = driver_of(room).rooms.received(encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 1000, 1)))
         assert steps is not None
         next(iter(steps))
         room.leave()
         assert len(list(steps)) < 100
-        assert len(adaptor.applied) == rooms.APPLIED_AT_ONCE
+        assert len(adaptor.applied) == room_session.MAX_APPLIED_AT_ONCE
         await peer.next(Leave)
 
 

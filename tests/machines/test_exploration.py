@@ -390,7 +390,8 @@ FAULTY: list[tuple[type[ClientFSM] | type[RoomFSM], str]] = [
     (Boasting, "the status of paused is connected, and there is nothing alive, after start_requested [is_offline]"),
     (
         Lingering,
-        "Synchronise() is asked for while there is a request and a timer, after connection_opened → join_accepted",
+        "Synchronise('write', b'v') is asked for while there is a request and a timer, "
+        "after connection_opened → join_accepted",
     ),
     (
         Lingering,
@@ -613,9 +614,13 @@ class LivingRoom(Living):
         else:
             assert 0 < seconds <= self.fsm.policy.cap
 
-    @rule(event=st.sampled_from(["join_requested", "join_accepted", "join_accepted", "timer_fired"]))
+    @rule(event=st.sampled_from(["join_requested", "timer_fired"]))
     def something_happens(self, event: str) -> None:
         self.tell(event)
+
+    @rule(permission=st.sampled_from(["read", "write"]), version=st.binary(max_size=1))
+    def it_is_joined(self, permission: str, version: bytes) -> None:
+        self.tell("join_accepted", permission, version)
 
     @rule(event=st.sampled_from(["connection_opened", "connection_lost", "client_started", "client_stopped"]))
     def the_client_tells(self, event: str) -> None:
@@ -625,7 +630,7 @@ class LivingRoom(Living):
     def it_is_joined_on_a_new_connection(self) -> None:
         self.tell("connection_lost", "lost")
         self.tell("connection_opened", "connected")
-        self.tell("join_accepted")
+        self.tell("join_accepted", "write", b"")
 
     @rule(refusal=REFUSALS)
     def it_is_refused(self, refusal: JoinRefused) -> None:

@@ -26,7 +26,7 @@ REJOIN = JoinRefused(1, "come back")
 EVICTED = JoinRefused(2, "out with you")
 QUEUED: list[tuple[Any, ...]] = [("join_requested",)]
 JOINING = [*QUEUED, ("connection_opened", "connected")]
-JOINED = [*JOINING, ("join_accepted",)]
+JOINED = [*JOINING, ("join_accepted", "write", b"")]
 STALE = [*JOINED, ("connection_lost", "the connection was lost")]
 REJOINING = [*STALE, ("connection_opened", "connected")]
 ROUTES: dict[str, list[tuple[Any, ...]]] = {
@@ -106,7 +106,7 @@ def test_obs_2_a_comparison_of_versions_is_no_change_of_status() -> None:
     fsm = room("joined")
     assert not any(each.startswith("NotifyStatus") for each in said(fsm.evicted(REJOIN, 100.0)))
     assert (fsm.state, fsm.status, fsm.reason) == ("resyncing", "joined", str(REJOIN))
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert not any(each.startswith("NotifyStatus") for each in said(fsm.evicted(REJOIN, 110.0)))
     assert (fsm.state, fsm.delay) == ("resync_delayed", 20.0)
 
@@ -123,10 +123,10 @@ def test_obs_2_listeners_hear_of_no_attempt_once_it_is_over(fact: str, args: tup
 def test_ok_4_an_answer_begins_the_session(where: str, old: str) -> None:
     """OK-4: the deadline is off, and what the server lacks is sent."""
     fsm = room(where)
-    assert said(fsm.join_accepted()) == [
+    assert said(fsm.join_accepted("write", b"")) == [
         "StopTimer()",
         "AbandonRequest()",
-        "Synchronise()",
+        "Synchronise('write', b'')",
         f"NotifyStatus({old} → joined, 'joined')",
     ]
     assert (fsm.state, fsm.reason) == ("joined", "joined")
@@ -136,7 +136,7 @@ def test_ok_4_an_answer_begins_the_session(where: str, old: str) -> None:
 def test_ok_4_an_answer_that_comes_late_counts(where: str) -> None:
     """OK-4 D-TIMEOUT: the server let us in, so we are."""
     fsm = room(where)
-    assert said(fsm.join_accepted())[:2] == ["StopTimer()", "Synchronise()"]
+    assert said(fsm.join_accepted("write", b""))[:2] == ["StopTimer()", "Synchronise('write', b'')"]
     assert (fsm.state, fsm.attempt) == ("joined", 0)
 
 
@@ -229,7 +229,7 @@ def test_d_cause_a_change_says_as_data_why() -> None:
     news = change(fsm.client_started("again"))
     assert (news.cause, news.stop) == (None, None)
     fsm.connection_opened("connected")
-    news = change(fsm.join_accepted())
+    news = change(fsm.join_accepted("write", b""))
     assert (news.cause, news.stop) == (None, None)
     news = change(fsm.evicted(EVICTED, 100.0))
     assert (news.cause, news.stop) == (EVICTED, None)
@@ -305,7 +305,7 @@ def test_d_timeout_waits_are_spread_by_the_policy() -> None:
 def test_d_timeout_the_backoff_begins_anew_once_joined() -> None:
     """D-TIMEOUT: the next time it is asked for in vain is the first."""
     fsm = room("join_delayed")
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.connection_lost("lost")
     fsm.connection_opened("connected")
     assert waits(fsm.timer_fired()) == [0.5]
@@ -404,7 +404,7 @@ OVER: list[tuple[Any, ...]] = [
     ("connection_lost", "lost"),
     ("client_stopped", "closed"),
     ("client_started", "again"),
-    ("join_accepted",),
+    ("join_accepted", "write", b""),
     ("join_refused", UNKNOWN),
     ("credentials_failed", "raised", True),
     ("timer_fired",),
@@ -481,7 +481,7 @@ def test_d_roomerr_then_at_most_once_in_30_seconds() -> None:
         assert fsm.state == "resyncing"
         followed.append(now)
         now += 1
-        fsm.join_accepted()
+        fsm.join_accepted("write", b"")
     assert followed == [100.0, 130.0, 160.0, 190.0]
 
 
@@ -490,7 +490,7 @@ def test_d_roomerr_a_suggestion_waits_for_what_is_left_of_the_interval(since: fl
     """D-ROOMERR: to the fraction of a second; a clock that went back makes it no longer than the interval."""
     fsm = room("joined")
     fsm.evicted(REJOIN, 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert waits(fsm.evicted(REJOIN, 100.0 + since)) == [wait]
 
 
@@ -500,7 +500,7 @@ def test_d_roomerr_a_late_answer_to_a_suggestion_that_was_followed_counts() -> N
     fsm.evicted(REJOIN, 100.0)
     fsm.timer_fired()  # no answer in time
     assert fsm.state == "resync_delayed"
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert fsm.state == "joined"
 
 
@@ -508,7 +508,7 @@ def test_d_roomerr_the_interval_is_over() -> None:
     """D-ROOMERR: 30 s later it is followed at once again."""
     fsm = room("joined")
     fsm.evicted(REJOIN, 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.evicted(REJOIN, 130.0)
     assert fsm.state == "resyncing"
 
@@ -517,13 +517,13 @@ def test_d_roomerr_a_suggestion_waits_no_longer_than_the_interval() -> None:
     """D-ROOMERR: also if the connection is lost, time and again, before it could be followed."""
     fsm = room("joined")
     fsm.evicted(REJOIN, 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     for _ in range(3):
         (wait,) = waits(fsm.evicted(REJOIN, 101.0))
         assert 29 <= wait <= 30
         for fact, *args in REJOINING[-2:]:
             getattr(fsm, fact)(*args)
-        fsm.join_accepted()
+        fsm.join_accepted("write", b"")
 
 
 def test_d_roomerr_a_suggestion_while_a_comparison_waits_keeps_edits_back() -> None:
@@ -537,7 +537,7 @@ def test_d_roomerr_a_suggestion_while_one_waits_for_its_time_is_kept() -> None:
     """D-ROOMERR: within the interval, and whichever version was refused meanwhile; the wait goes on."""
     fsm = room("joined")
     fsm.evicted(REJOIN, 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.evicted(REJOIN, 101.0)
     assert said(fsm.evicted(REJOIN, 102.0)) == ["DiscardUnsent()"]
     assert fsm.state == "resync_delayed"
@@ -563,7 +563,7 @@ def test_d_roomerr_without_a_connection_it_is_nobodys(where: str) -> None:
     fsm = room(where)
     assert fsm.evicted(EVICTED, 100.0) == []
     assert fsm.join_refused(UNKNOWN) == []
-    assert fsm.join_accepted() == []
+    assert fsm.join_accepted("write", b"") == []
     assert fsm.state == where
 
 
@@ -605,7 +605,7 @@ def test_d_version_an_answer_to_nothing_chooses_no_version() -> None:
     """D-VERSION D-ROOMERR: nothing was asked since it was put out, so nothing was refused."""
     fsm = room("joined")
     fsm.evicted(REJOIN, 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.evicted(REJOIN, 101.0)
     assert fsm.state == "resync_delayed"
     assert fsm.join_refused(VERSION_UNKNOWN) == []
@@ -616,7 +616,7 @@ def test_d_version_an_answer_to_nothing_chooses_no_version_where_there_is_no_dou
     """D-VERSION D-RESYNC: an update of the server's was lost, and versions will be compared later."""
     fsm = room("joined")
     fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 101.0)
     assert (fsm.state, fsm.in_doubt) == ("resync_delayed", False)
     assert fsm.join_refused(VERSION_UNKNOWN) == []
@@ -639,7 +639,7 @@ def test_d_version_begins_anew(way: str) -> None:
     fsm = room("joining")
     fsm.join_refused(VERSION_UNKNOWN)
     if way == "joined":
-        fsm.join_accepted()
+        fsm.join_accepted("write", b"")
         fsm.acks_overdue(1.0)
     elif way == "lost":
         fsm.connection_lost("lost")
@@ -665,7 +665,7 @@ def test_d_ack_a_server_that_never_acknowledges_has_the_document_once_per_interv
     """D-ACK: each rejoin sends what the server lacks again; a server that takes it in vain is not sent more of it."""
     fsm = room("joined")
     fsm.acks_overdue(100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert "StartTimer(20)" in said(fsm.acks_overdue(110.0))
     assert fsm.state == "resync_delayed"
 
@@ -734,7 +734,12 @@ IMPOSSIBLE = [
 def test_a_fact_that_cannot_be_changes_nothing(fact: str, where: str) -> None:
     """It is refused, with a reason."""
     fsm = room(where)
-    assert getattr(fsm, fact)(*([1.0] if fact in ("acks_overdue", "edited_in_doubt") else [])) == []
+    args: dict[str, tuple[Any, ...]] = {
+        "acks_overdue": (1.0,),
+        "edited_in_doubt": (1.0,),
+        "join_accepted": ("read", b""),
+    }
+    assert getattr(fsm, fact)(*args.get(fact, ())) == []
     assert fsm.state == where
 
 
@@ -766,7 +771,7 @@ def test_a_user_changes_the_deadlines() -> None:
 
     fsm = room("joined", Hasty)
     assert waits(fsm.evicted(REJOIN, 0.0)) == [2.0]
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert waits(fsm.evicted(REJOIN, 1.0)) == [4.0]
 
 
@@ -826,7 +831,7 @@ def test_an_instance_is_small() -> None:
     """It has slots only; there may be a hundred thousand of them."""
     fsm = room()
     assert not hasattr(fsm, "__dict__")
-    assert sys.getsizeof(fsm) <= 200
+    assert sys.getsizeof(fsm) <= 224
 
 
 def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
@@ -849,10 +854,10 @@ def join_and_leave(story: Story) -> None:
     """Asked for before there is a connection, joined, left."""
     story.tell("join_requested")
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("join_requested")
     story.tell("leave_requested")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
 
 
 def rejoin(story: Story) -> None:
@@ -861,14 +866,14 @@ def rejoin(story: Story) -> None:
     story.tell("connection_opened", "connected")
     story.tell("connection_lost", "the connection was lost")
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("connection_lost", "closed with code 1001: going down")
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("client_stopped", "closed by this program")
     story.tell("client_started", "asked to connect")
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
 
 
 def no_answer(story: Story) -> None:
@@ -877,24 +882,24 @@ def no_answer(story: Story) -> None:
     story.tell("connection_opened", "connected")
     for _ in range(5):
         story.tell("timer_fired")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("connection_lost", "the connection was lost")
     story.tell("connection_opened", "connected")
     story.tell("timer_fired")
     story.tell("timer_fired")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
 
 
 def evicted(story: Story) -> None:
     """Put out: come back; come back, but later; do not come back."""
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("evicted", REJOIN, 100.0)
     story.tell("evicted", REJOIN, 100.0)
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("evicted", REJOIN, 110.0)
     story.tell("timer_fired")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("evicted", EVICTED, 140.0)
     story.tell("leave_requested")
 
@@ -911,7 +916,7 @@ def auth(story: Story) -> None:
     story.tell("connection_opened", "connected")
     story.tell("credentials_failed", "the auth function raised OSError", False)
     story.tell("timer_fired")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("connection_lost", "the connection was lost")
     story.tell("connection_opened", "connected")
     story.tell("credentials_failed", "the auth function raised OSError", False)
@@ -923,7 +928,7 @@ def auth(story: Story) -> None:
 def refused(story: Story) -> None:
     """The server refuses a room that it had let in."""
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("connection_lost", "the connection was lost")
     story.tell("connection_opened", "connected")
     story.tell("join_refused", JoinRefused(2, "token revoked"))
@@ -933,24 +938,24 @@ def refused(story: Story) -> None:
 def resync(story: Story) -> None:
     """An update is refused for the moment, later ones wait for the comparison; one is refused for good; one is lost."""
     story.tell("connection_opened", "connected")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("batch_refused", UpdateStatusCode.RATE_LIMITED, "too many", 100.0)
     story.tell("batch_refused", UpdateStatusCode.RATE_LIMITED, "too many", 100.1)
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("timer_fired")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("acks_complete")
     story.tell("batch_refused", UpdateStatusCode.PERMISSION_DENIED, "no", 200.0)
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("batch_refused", UpdateStatusCode.PERMISSION_DENIED, "no", 200.1)
     story.tell("edited_in_doubt", 210.0)
     story.tell("timer_fired")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
     story.tell("acks_complete")
     story.tell("updates_lost", UpdateStatusCode.OK, "one is missing", 300.0)
     story.tell("timer_fired")
     story.tell("resync_requested")
-    story.tell("join_accepted")
+    story.tell("join_accepted", "write", b"")
 
 
 STORIES = [join_and_leave, rejoin, no_answer, evicted, version_unknown, auth, refused, resync]
@@ -974,10 +979,10 @@ def test_d_roomerr_an_answer_to_nothing_is_none(answer: str) -> None:
     """D-ROOMERR: a room that was put out and waits has asked for nothing, whatever a server says."""
     fsm = room("joined")
     fsm.evicted(REJOIN, 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.evicted(REJOIN, 101.0)
     assert fsm.state == "resync_delayed"
-    args = (UNKNOWN,) if answer == "join_refused" else ()
+    args: tuple[Any, ...] = (UNKNOWN,) if answer == "join_refused" else ("write", b"")
     assert getattr(fsm, answer)(*args) == []
     assert fsm.state == "resync_delayed"
 
@@ -996,7 +1001,7 @@ def test_d_resync_a_refusal_leads_to_a_comparison_at_once_and_then_once_in_30_se
         "StartTimer(10)",
     ]
     assert (fsm.state, fsm.status, fsm.reason, fsm.keeps_edits_back) == ("resyncing", "joined", "refused", True)
-    assert said(fsm.join_accepted())[-1] == "Synchronise()"
+    assert said(fsm.join_accepted("write", b""))[-1] == "Synchronise('write', b'')"
     assert (fsm.in_doubt, fsm.keeps_edits_back) == (True, False)
     assert fsm.acks_complete() == []
     assert not fsm.in_doubt
@@ -1009,7 +1014,7 @@ def test_d_resync_what_a_comparison_uploads_is_refused_for_good(status: UpdateSt
     """D-RESYNC: who is synced has to know; the same is not sent again, until there is an edit."""
     fsm = room("joined")
     fsm.batch_refused(status, "refused", 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     (told,) = fsm.batch_refused(status, "refused", 100.1)
     assert isinstance(told, NotifyError)
     assert isinstance(told.error, UpdatesRefused)
@@ -1022,7 +1027,7 @@ def test_d_resync_what_a_comparison_uploads_is_refused_for_good(status: UpdateSt
     assert fsm.edited_in_doubt(102.0) == []
     fsm.timer_fired()
     assert fsm.refused is status
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert (fsm.refused, fsm.in_doubt) == (None, True)
 
 
@@ -1031,7 +1036,7 @@ def test_d_resync_what_is_refused_for_the_moment_is_tried_again_in_30_seconds(st
     """D-RESYNC: servers say UNKNOWN of any fault of their own."""
     fsm = room("joined")
     fsm.batch_refused(status, "refused", 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert waits(fsm.batch_refused(status, "refused", 101.0)) == [29.0]
     assert fsm.refused is None
 
@@ -1052,7 +1057,7 @@ def test_d_resync_doubt_outlives_the_connection() -> None:
     fsm.connection_lost("lost")
     assert fsm.acks_complete() == []
     fsm.connection_opened("connected")
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert fsm.in_doubt
     fsm.acks_complete()
     assert not fsm.in_doubt
@@ -1067,7 +1072,7 @@ def test_d_resync_an_update_of_the_servers_that_is_lost_leads_to_a_comparison() 
     ]
     assert (fsm.state, fsm.reason, fsm.keeps_edits_back) == ("resyncing", "one is missing", False)
     assert fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0) == []
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert waits(fsm.updates_lost(UpdateStatusCode.INVALID_UPDATE, "damaged", 101.0)) == [29.0]
     assert fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 102.0) == []
     assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", False)
@@ -1078,7 +1083,7 @@ def test_d_resync_what_is_too_large_for_us_is_not_fetched_again_and_again() -> N
     fsm = room("joined")
     fsm.updates_lost(UpdateStatusCode.PAYLOAD_TOO_LARGE, "too large", 100.0)
     assert fsm.state == "resyncing"
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert fsm.updates_lost(UpdateStatusCode.PAYLOAD_TOO_LARGE, "too large", 101.0) == []
     assert fsm.state == "joined"
 
@@ -1108,7 +1113,7 @@ def test_d_resync_a_refusal_while_a_lost_update_waits_for_its_time_waits_too() -
     """D-RESYNC: nothing was asked yet, and the interval is kept."""
     fsm = room("joined")
     fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.updates_lost(UpdateStatusCode.OK, "one is missing", 101.0)
     assert said(fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 102.0)) == ["DiscardUnsent()"]
     assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
@@ -1118,7 +1123,7 @@ def test_d_resync_what_is_refused_for_good_is_so_when_the_interval_is_over_too()
     """D-RESYNC: to compare versions again would upload the same again, every 30 s."""
     fsm = room("joined")
     fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     (told,) = fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 140.0)
     assert isinstance(told, NotifyError)
     assert (fsm.state, fsm.refused) == ("joined", UpdateStatusCode.INVALID_UPDATE)
@@ -1128,11 +1133,11 @@ def test_d_resync_an_edit_on_top_of_what_was_refused_is_compared_at_once_if_the_
     """D-RESYNC: and that begins another interval."""
     fsm = room("joined")
     fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 101.0)
     assert said(fsm.edited_in_doubt(140.0)) == ["RequestJoin(CURRENT)", "StartTimer(10)"]
     assert (fsm.state, fsm.reason) == ("resyncing", "an edit on top of updates that the server refused")
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 141.0)
     assert waits(fsm.edited_in_doubt(150.0)) == [20.0]
     assert fsm.state == "resync_delayed"
@@ -1187,7 +1192,7 @@ def test_d_joinerr_an_unspecified_refusal_of_a_room_that_was_good_is_tried_again
 def test_d_joinerr_an_unspecified_refusal_right_after_a_rejoin_is_tried_again() -> None:
     """D-JOINERR D-ROOMERR: servers answer with Ok, then fail to send what is missing; at most once per 30 s."""
     fsm = room("rejoining")
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert waits(fsm.join_refused(UNKNOWN, 100.0)) == [30.0]
     assert (fsm.state, fsm.status, fsm.keeps_edits_back) == ("resync_delayed", "joined", False)
 
@@ -1195,7 +1200,7 @@ def test_d_joinerr_an_unspecified_refusal_right_after_a_rejoin_is_tried_again() 
 def test_d_joinerr_after_a_stop_it_is_a_first_join_again() -> None:
     """D-JOINERR D-STOP: however often it was joined before; the server may be another."""
     fsm = room("rejoining")
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.client_stopped("closed")
     fsm.connection_opened("connected")
     assert fsm.was_good()
@@ -1210,7 +1215,7 @@ def test_d_joinerr_a_rate_limit_in_the_session_is_waited_for() -> None:
     assert waits(fsm.join_refused(limit, 100.0)) == [30.0]
     assert (fsm.state, fsm.status, fsm.keeps_edits_back) == ("resync_delayed", "joined", False)
     fsm.timer_fired()
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert waits(fsm.join_refused(limit, 140.0)) == [20.0]
     fsm.join_refused(limit)
     assert fsm.now == 0.0  # it was told no time
@@ -1245,9 +1250,9 @@ def test_d_joinerr_a_rate_limit_on_updates_is_waited_for_longer_each_time() -> N
         assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", now)) == [wait]
         assert (fsm.state, fsm.keeps_edits_back) == ("resync_delayed", True)
         assert fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", now) == []
-        assert fsm.join_accepted() == []
+        assert fsm.join_accepted("write", b"") == []
         fsm.timer_fired()
-        fsm.join_accepted()
+        fsm.join_accepted("write", b"")
         now += wait
     fsm.acks_complete()
     assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", now)) == [0.5]
@@ -1257,7 +1262,7 @@ def test_d_joinerr_a_rate_limit_does_not_shorten_a_wait() -> None:
     """D-JOINERR D-RESYNC: the interval that is waited for is kept."""
     fsm = room("joined")
     fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.0)
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 101.0)
     assert waits(fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 102.0)) == [28.0]
 
@@ -1285,9 +1290,9 @@ def test_d_joinerr_a_late_answer_does_not_end_the_wait_for_a_rate_limit() -> Non
     fsm.timer_fired()
     fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)
     assert (fsm.state, fsm.was_asked()) == ("resync_delayed", True)
-    assert fsm.join_accepted() == []
+    assert fsm.join_accepted("write", b"") == []
     fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.1)
-    assert fsm.join_accepted() == []
+    assert fsm.join_accepted("write", b"") == []
     assert fsm.state == "resync_delayed"
 
 
@@ -1298,5 +1303,5 @@ def test_d_joinerr_a_late_answer_counts_once_the_limit_was_waited_out() -> None:
     fsm.timer_fired()
     fsm.timer_fired()  # no answer in time
     assert fsm.state == "resync_delayed"
-    fsm.join_accepted()
+    fsm.join_accepted("write", b"")
     assert fsm.state == "joined"

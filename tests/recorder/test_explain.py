@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kit import Idle
 from reconnect_fsm import Client, ClientFSM, CloseInfo, RetryPolicy, RoomFSM, RoomStatus
 from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm.inspector.demo import NullAdaptor
 from reconnect_fsm.recorder import explain
 from reconnect_fsm.recorder.explain import MAX_NAMES, MAX_REASONS, Explanation, explanation
@@ -136,7 +137,7 @@ def test_rooms_are_counted_as_if_one_by_one(standing: list[tuple[str, str]]) -> 
     """In whatever states and for whatever reasons: numbers, names and their order."""
     client = Client(NOWHERE)
     for number, (state, reason) in enumerate(standing):
-        fsm = client.join(f"{number}", NullAdaptor())._fsm
+        fsm = driver_of(client.join(f"{number}", NullAdaptor())).fsm
         fsm.state, fsm.reason = state, reason
     _, _, told = client.explain().partition("Rooms: ")
     assert f"Rooms: {told}" in ("\n".join(naive(client.rooms)), " ".join(naive(client.rooms)))

@@ -621,7 +621,8 @@ class Ring(Effect):
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (object(), "<object>"), (b"token", "<bytes>"), ({"token": SECRET}, "<dict>"), (asyncio.Task, "<type>"),
+        (object(), "<object>"), (bytearray(b"token"), "<bytearray>"), (bytes(201), "<bytes>"),
+        ({"token": SECRET}, "<dict>"), (asyncio.Task, "<type>"),
         (LookupError(SECRET), "<LookupError>"), (http.HTTPStatus.NOT_FOUND, "HTTPStatus.NOT_FOUND"),
         (Ring(3), "Ring(3, <str>)"), ([Ring(1)], [{"opaque": "Ring(1, <str>)"}]),
     ],
@@ -691,7 +692,7 @@ def test_a_replay_goes_on_with_the_other_machines() -> None:
         run.tell("connection_opened", "connected", room=room, name=name)
         if name != "b":
             run.tell("timer_fired", room=room, name=name)
-        run.tell("join_accepted", room=room, name=name)
+        run.tell("join_accepted", "write", b"", room=room, name=name)
         run.tell("connection_lost", "lost", room=room, name=name)
     again = replay(run.lines, room_fsm=Shy)
     assert [(each.machine, each.event) for each in again.divergences] == [

@@ -35,7 +35,7 @@ from fault_matrix import DEFAULTS, ROOM, SECRET, SMALL, Fault, Stage, edit, faul
 from faulty import BINARY, CLOSE, CONTINUATION, HOST, PING, PONG, TEXT, Behaviour, Peer
 from figures import Figures, soak
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, UpdatesRefused
-from reconnect_fsm._asyncio.room_driver import FRAGMENT_PATIENCE
+from reconnect_fsm._asyncio.room_session import FRAGMENT_PATIENCE
 from reconnect_fsm._asyncio.transport.failures import MAX_RETRY_AFTER
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.keepalive import Heartbeat, KeepaliveAction

@@ -30,10 +30,11 @@ import bounds
 import faulty
 from faulty import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
 from figures import Figures, soak
-from kit import PATIENCE
-from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, RoomFSM, RoomStatus, room_fsm
-from reconnect_fsm._asyncio import room_driver as rooms
+from kit import PATIENCE, session_of
+from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomFSM, RoomStatus, room_fsm
+from reconnect_fsm._asyncio import room_driver, room_session
 from reconnect_fsm._asyncio.connection import MAX_MSG_SIZE, Connection
+from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm._asyncio.transport.failures import MAX_RETRY_AFTER
 from reconnect_fsm._asyncio.transport.socket import BURST
 from reconnect_fsm.adaptors import LoroAdaptor
@@ -275,6 +276,19 @@ def client_of(server: faulty.Server, **options: Any) -> Client:
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def reassembler_of(room: Room) -> Reassembler | None:
+    """What puts the room's fragments together, if any have come in this session."""
+    session = driver_of(room).session
+    incoming = None if session is None else session._incoming
+    return None if incoming is None else incoming._reassembler
+
+
+def batches_under_way(room: Room) -> int:
+    """How many batches have come in part."""
+    reassembler = reassembler_of(room)
+    return 0 if reassembler is None else len(reassembler._live)
 
 
 def unwritten(client: Client) -> int:
@@ -925,13 +939,13 @@ async def test_an_adaptor_that_raises_at_each_update(reads: bool, caplog: pytest
         waiting = 0
         while not other.applied:
             await asyncio.sleep(0.001)
-            waiting = max(waiting, client._rooms._link.backlog)  # type: ignore[union-attr]
+            waiting = max(waiting, client._rooms.backlog)
         assert adaptor.applied == many
-        assert waiting <= rooms.MAX_REPLIES
+        assert waiting <= room_session.MAX_REPLIES
         assert room.status is RoomStatus.JOINED
         if reads:
             await eventually(lambda: len(hostile.acks()) > 10)
-    assert 1 <= len(warnings(caplog)) <= rooms.MAX_COMPLAINTS
+    assert 1 <= len(warnings(caplog)) <= room_driver.MAX_COMPLAINTS
 
 
 class Panic(BaseException):
@@ -1030,8 +1044,8 @@ async def test_a_server_that_sends_anything(
             for what, count, most in (
                 ("JoinRequests in 30 s", joins, limit),
                 ("statuses in 30 s", busiest(changes, RoomFSM.rejoin_interval), 2 * limit),
-                ("warnings", len(warnings(caplog)), rooms.MAX_COMPLAINTS),
-                ("log lines", lines, rooms.MAX_COMPLAINTS + 5),
+                ("warnings", len(warnings(caplog)), room_driver.MAX_COMPLAINTS),
+                ("log lines", lines, room_driver.MAX_COMPLAINTS + 5),
             )
             if count > most
         ]
@@ -1068,9 +1082,9 @@ async def an_hour_of_nonsense(chance: random.Random, messages: int, changes: lis
         room.on_status(lambda _: changes.append(now()))
         await asyncio.sleep(3600)
         assert client.status == "connected"
-        assert len(client._rooms._fragmented) <= 1
-        assert sum(client._rooms._orphans.values()) == 0
-        reassembler = room._reassembler
+        assert len(client._rooms.fragmented) <= 1
+        assert not client._rooms.answers
+        reassembler = reassembler_of(room)
         if reassembler is not None:
             assert len(reassembler._live) <= Reassembler.MAX_BATCHES
             assert len(reassembler._settled) <= Reassembler.MAX_SETTLED
@@ -1096,7 +1110,7 @@ async def test_messages_about_rooms_never_joined_are_held_nowhere() -> None:
         room = await client.join("r", adaptor)
         await eventually(lambda: adaptor.applied)
         held = client._rooms
-        assert (client.rooms, len(held._orphans), len(held._fragmented), len(held._timers)) == ((room,), 0, 0, 0)
+        assert (client.rooms, bool(held.answers), len(held.fragmented), len(held.timers)) == ((room,), False, 0, 0)
         assert hostile.heard == []
 
 
@@ -1126,14 +1140,14 @@ async def test_a_fragment_that_lies_costs_one_refusal(lie: str) -> None:
         await asyncio.sleep(5)
         assert 1 <= len(hostile.acks()) <= many
         assert {ack.ref_id for ack in hostile.acks()} == {7}
-        assert room._reassembler is None or not room._reassembler._live
+        assert batches_under_way(room) == 0
         assert client.status == "connected"
 
 
 @pytest.mark.virtual_time
 async def test_batches_that_never_end_are_bounded_in_number_and_time() -> None:
     """So many batches a room, so many rooms, so many seconds; what is beyond is refused at once, the rest in time."""
-    count = rooms.MAX_FRAGMENTED_ROOMS + 4
+    count = room_session.MAX_FRAGMENTED_ROOMS + 4
 
     async def send(peer: Peer) -> None:
         for number in range(count):
@@ -1152,22 +1166,22 @@ async def test_batches_that_never_end_are_bounded_in_number_and_time() -> None:
         for room in joined:
             await room
         await asyncio.sleep(3)
-        live = [0 if room._reassembler is None else len(room._reassembler._live) for room in joined]
+        live = [batches_under_way(room) for room in joined]
         assert sorted(set(live)) == [0, Reassembler.MAX_BATCHES]
-        assert sum(n > 0 for n in live) == len(client._rooms._fragmented) == rooms.MAX_FRAGMENTED_ROOMS
+        assert sum(n > 0 for n in live) == len(client._rooms.fragmented) == room_session.MAX_FRAGMENTED_ROOMS
         assert {room_id for room_id, _ in refused(UpdateStatusCode.RATE_LIMITED)} == {f"r{n}" for n in range(16, count)}
         asked = len(hostile.joins)
-        await asyncio.sleep(rooms.FRAGMENT_PATIENCE)
+        await asyncio.sleep(room_session.FRAGMENT_PATIENCE)
         assert ("r0", 99) in refused(UpdateStatusCode.RATE_LIMITED)  # one more in a room that has all it may
-        assert len(client._rooms._fragmented) == 0
-        late = rooms.MAX_FRAGMENTED_ROOMS * Reassembler.MAX_BATCHES
+        assert len(client._rooms.fragmented) == 0
+        late = room_session.MAX_FRAGMENTED_ROOMS * Reassembler.MAX_BATCHES
         assert len(refused(UpdateStatusCode.FRAGMENT_TIMEOUT)) == late
         assert len(hostile.joins) - asked <= count
 
 
 async def test_half_received_batches_of_all_rooms_together_are_bounded() -> None:
     """What is held of batches that have not come whole is a budget of the connection, not of each batch."""
-    count = rooms.MAX_FRAGMENT_BYTES // Reassembler.MAX_BATCH_BYTES + 2
+    count = room_session.MAX_FRAGMENT_BYTES // Reassembler.MAX_BATCH_BYTES + 2
 
     async def send(peer: Peer) -> None:
         pieces = Reassembler.MAX_BATCH_BYTES // FRAGMENT_SIZE
@@ -1186,9 +1200,8 @@ async def test_half_received_batches_of_all_rooms_together_are_bounded() -> None
         held = 0
         while not end.applied:
             await asyncio.sleep(0.01)
-            reassemblers = [room._reassembler for room in client.rooms if room._reassembler is not None]
-            held = max(held, sum(batch.size for each in reassemblers for batch in each._live.values()))
-        assert rooms.MAX_FRAGMENT_BYTES / 2 < held <= rooms.MAX_FRAGMENT_BYTES
+            held = max(held, sum(each.size for each in client._rooms.fragmented))
+        assert room_session.MAX_FRAGMENT_BYTES / 2 < held <= room_session.MAX_FRAGMENT_BYTES
 
 
 STORMS: dict[str, tuple[Message, ...]] = {
@@ -1267,7 +1280,7 @@ async def test_joins_that_are_never_answered_are_asked_again_with_a_backoff() ->
 async def test_a_server_that_never_acks_is_not_sent_the_document_with_each_edit() -> None:
     """D-ACK: the rejoin that supersedes what waits for an Ack is made once in `rejoin_interval`."""
     hostile = Hostile(quiet)
-    pieces = rooms.MAX_UNACKED_BYTES // FRAGMENT_SIZE + 1
+    pieces = room_session.MAX_UNACKED_BYTES // FRAGMENT_SIZE + 1
     async with faulty.server(hostile) as server, client_of(server) as client:
         adaptor = Sponge(missing=[bytes(FRAGMENT_SIZE)] * pieces)
         await client.join("r", adaptor)
@@ -1288,7 +1301,7 @@ async def test_a_server_that_lets_in_and_never_reads_does_not_fill_the_send_queu
             peer.send(encode(JoinResponseOk(ROOM, "r", "write", b"")))
             await asyncio.sleep(1)
 
-    pieces = rooms.MAX_UNACKED_BYTES // FRAGMENT_SIZE + 1
+    pieces = room_session.MAX_UNACKED_BYTES // FRAGMENT_SIZE + 1
     most = 0
     async with faulty.server(Hostile(let_in)) as server, client_of(server) as client:
         adaptor = Sponge(missing=[bytes(FRAGMENT_SIZE)] * pieces)
@@ -1297,7 +1310,7 @@ async def test_a_server_that_lets_in_and_never_reads_does_not_fill_the_send_queu
             adaptor.edit(b"a key")
             await asyncio.sleep(1)
             most = max(most, unwritten(client))
-    assert most <= 3 * rooms.MAX_UNACKED_BYTES
+    assert most <= 3 * room_session.MAX_UNACKED_BYTES
 
 
 @pytest.mark.virtual_time
@@ -1327,7 +1340,7 @@ async def test_a_server_that_reads_slowly_does_not_fill_the_send_queue(acks: boo
     async with faulty.server(sip) as server, client_of(server) as client:
         room = await client.join("r", Sponge(missing=[bytes(FRAGMENT_SIZE)] * 64))
         for _ in range(20):
-            for batch_id in tuple(room._unacked) if acks else ():  # they count up: who has seen one knows the next
+            for batch_id in session_of(room).unacked if acks else ():  # they count up: who has seen one knows the next
                 server.peer.send(encode(Ack(ROOM, "r", batch_id, UpdateStatusCode.OK)))
             await asyncio.sleep(RoomFSM.rejoin_interval)
             most = max(most, unwritten(client))
@@ -1357,8 +1370,8 @@ async def test_acks_for_what_was_never_sent_change_nothing() -> None:
         await eventually(lambda: adaptor.refusals)
         await asyncio.sleep(10)
         # D-RESYNC: it was sent once more after a comparison, and that is not answered.
-        assert (adaptor.refusals, room.status, len(room._unacked)) == (2, RoomStatus.JOINED, 1)
-        assert room._unacked_bytes == len(b"onetwo")
+        assert (adaptor.refusals, room.status, len(session_of(room).unacked)) == (2, RoomStatus.JOINED, 1)
+        assert session_of(room).unacked_bytes == len(b"onetwo")
 
 
 ABSURD = {
@@ -1618,7 +1631,7 @@ async def test_a_servers_words_cannot_forge_the_log(where: str) -> None:
                 room.on_status(lambda change: reasons.append(change.reason))
                 await eventually(lambda: "reconnect_fsm" in said.log)
                 await asyncio.sleep(0.3)
-                reasons += [client.reason, room.reason, str(room._fsm.refusal)]
+                reasons += [client.reason, room.reason, str(driver_of(room).fsm.refusal)]
     ours = [line for line in said.log.split("\n") if line.startswith("reconnect_fsm")]
     assert ours
     assert all(line.isprintable() and len(line) < 700 for line in ours)
@@ -1663,7 +1676,7 @@ async def test_malformed_messages_cost_a_few_log_lines_a_connection(caplog: pyte
     async with faulty.server(junk) as server, client_of(server):
         await asyncio.sleep(600)
         assert server.connects > 30
-    a_connection = rooms.MAX_COMPLAINTS + 3  # lost, wait, opened
+    a_connection = room_driver.MAX_COMPLAINTS + 3  # lost, wait, opened
     assert len(caplog.records) <= (server.connects + 1) * a_connection
 
 
@@ -1686,7 +1699,7 @@ async def test_a_listener_that_raises_at_each_text_does_not_flood_the_log(caplog
     async with faulty.server(texts) as server, Connection(server.url) as connection:
         connection.on_message(listen)
         await eventually(lambda: len(heard) == 2000)
-    assert 1 <= len(warnings(caplog)) <= 5 * rooms.MAX_COMPLAINTS
+    assert 1 <= len(warnings(caplog)) <= 5 * room_driver.MAX_COMPLAINTS
 
 
 # ----------------------------------------------------------------------------------------------------------- the page

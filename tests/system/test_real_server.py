@@ -23,6 +23,7 @@ from reconnect_fsm import (
     StatusChange,
     UpdatesRefused,
 )
+from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.loro_protocol import JoinErrorCode, RoomErrorCode, UpdateStatusCode
 
@@ -326,7 +327,7 @@ async def test_d_roomerr_a_suggested_rejoin_is_followed_once(server: NodeServer,
     """D-ROOMERR: one immediate rejoin; the second suggestion has to wait for the interval."""
     room = await client.join("r", LoroAdaptor(new_doc()))
     await server.room_error("r", RoomErrorCode.REJOIN_SUGGESTED)
-    await until(lambda: room._fsm.joins == 2)
+    await until(lambda: driver_of(room).fsm.joins == 2)
     await server.room_error("r", RoomErrorCode.REJOIN_SUGGESTED)
     await until(lambda: room.state == "resync_delayed")
     assert (await server.stats())["joins"] == 2

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator
 import pytest
 from test_rooms import Heard, Notebook, ScriptedServer, client_of, joined, now, room_error, scripted_server, until
 
+from kit import session_of
 from reconnect_fsm import ClientStopped, JoinRefused, RetryPolicy, RoomFSM, RoomStatus
-from reconnect_fsm._asyncio import room_driver as rooms
+from reconnect_fsm._asyncio import room_session
 from reconnect_fsm.loro_protocol import (
     CrdtType,
     DocUpdate,
@@ -209,9 +210,9 @@ async def test_unacknowledged_batches_do_not_grow_without_bound(scripted: Script
             while room.state == "joined":
                 adaptor.edit(megabyte)
                 await asyncio.sleep(0)
-                assert room._unacked_bytes <= rooms.MAX_UNACKED_BYTES + len(megabyte)
+                assert session_of(room).unacked_bytes <= room_session.MAX_UNACKED_BYTES + len(megabyte)
             while not isinstance(message := await peer.inbox.get(), JoinRequest):
                 assert not isinstance(message, DocUpdate)  # each is larger than a frame
             await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
             await until(lambda: room.state == "joined")
-            assert room._unacked_bytes == 0, round_of_edits
+            assert session_of(room).unacked_bytes == 0, round_of_edits

@@ -42,7 +42,8 @@ from reconnect_fsm._asyncio import connection
 from reconnect_fsm._asyncio.awaitables import Completion, Waiters
 from reconnect_fsm._asyncio.connection import Connection
 from reconnect_fsm._asyncio.event_queue import EventQueue
-from reconnect_fsm._asyncio.room_driver import Rooms
+from reconnect_fsm._asyncio.join_limiter import AnswersDue
+from reconnect_fsm._asyncio.room_watch import RoomWatch
 from reconnect_fsm._asyncio.transport import handshake
 from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.effects import NotifyStatus
@@ -850,7 +851,7 @@ def does_not_await_ends(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_who_waits(patch: pytest.MonkeyPatch) -> None:
     """D-STOP: who waits for a room is not told that the client stopped."""
-    patch.setattr(Room, "_fail_waiters", lambda self, error: None)
+    patch.setattr(RoomWatch, "fail", lambda self, error: None)
 
 
 def forgets_to_announce(patch: pytest.MonkeyPatch) -> None:
@@ -876,11 +877,7 @@ def runs_jobs_at_once(patch: pytest.MonkeyPatch) -> None:
 
 def takes_answers_of_the_left(patch: pytest.MonkeyPatch) -> None:
     """D-LEAVE: the answer to a room that was left is taken for that of the next of its name."""
-
-    def forget(self: Rooms, room: Room) -> None:
-        self._tracked.pop(room._header, None)
-
-    patch.setattr(Rooms, "_forget", forget)
+    patch.setattr(AnswersDue, "disown", lambda self, header: None)
 
 
 def loses_offline_edits(patch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from faulty import Watch, eventually
 from figures import Figures
 from kit import PATIENCE
 from reconnect_fsm import Client, ClientStopped, JoinRefused, Keepalive, NotConnected, RetryPolicy
+from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.loro_protocol import CrdtType
 from reconnect_fsm.testing import virtual_time
@@ -554,7 +555,7 @@ async def test_room_fails() -> None:
         room, _ = await joined(client, "a")
         evicted, _ = await joined(client, "b")
         await eventually(lambda: evicted.status == "error")
-        await eventually(lambda: room._fsm.joins == 2)
+        await eventually(lambda: driver_of(room).fsm.joins == 2)
         assert room.status == "joined"
         assert set(acts(server)) == set(script[0])
 
