@@ -65,7 +65,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "status.py": ("status", "retry", "client_fsm"),
     "errors.py": ("errors",),
     "effects.py": ("effects", "client_fsm", "room_fsm"),
-    "machine.py": ("machine", "client_fsm", "room_fsm"),
+    "machine.py": ("machine", "declaring", "client_fsm", "room_fsm"),
     "_fast_transitions.py": ("machine", "fast_transitions"),
     "client_fsm.py": ("client_fsm",),
     "room_fsm.py": ("room_fsm",),
@@ -281,7 +281,7 @@ def changed_row(row: cst.Call, machine: Machine) -> Iterator[tuple[str, cst.Call
     source = text_of(row.args[0].value)
     for other in machine.groups.get(source, () if source in ("OTHERWISE", "ANY") else ("OTHERWISE",)):
         yield f"in {other}, not {source}", with_source(row, other)
-    for name in ("when", "do"):
+    for name in ("when", "unless", "do"):
         if has(row, name):
             yield f"without {name}={text_of(argument(row, name))}", without(row, name)
     if has(row, "when"):
@@ -443,6 +443,7 @@ def warm_up() -> None:
     )
     settings.load_profile("mutants")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    importlib.import_module("transitions.extensions")
     for module in TESTS:
         importlib.import_module(module_name(module))
     for name in [name for name in sys.modules if name.partition(".")[0] == "reconnect_fsm"]:

@@ -9,8 +9,11 @@ import pytest
 from test_machine import Door, rules, words
 from transitions.extensions import GraphMachine
 
-from reconnect_fsm import ClientFSM, MachineDefinitionError, RetryPolicy, RoomFSM
+from reconnect_fsm.client_fsm import ClientFSM
+from reconnect_fsm.errors import MachineDefinitionError
 from reconnect_fsm.machine import ANY, FSM, STAY, ignore, row, state
+from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.room_fsm import RoomFSM
 
 # ----------------------------------------------------------------------------------------------------- where rows stand
 
