@@ -369,9 +369,11 @@ class RoomFSM(FSM[RoomStatus]):
         self.delay = self.policy.delay(self.attempt)
 
     def keep_the_interval(self) -> None:
-        """D-ROOMERR: the suggestion is followed once the interval since the last one is over."""
-        since = 0.0 if self.suggested_at is None else max(self.now - self.suggested_at, 0.0)
-        self.delay = max(self.rejoin_interval - since, 0.0)
+        """D-ROOMERR: compare versions once the interval since the last comparison is over. D-JOINERR: never at once."""
+        since = 0.0
+        if self.suggested_at is not None and not self.is_interval_over():
+            since = max(self.now - self.suggested_at, 0.0)
+        self.delay = self.rejoin_interval - since
         self.suggested_at = self.now + self.delay
 
     def miss_answer(self) -> None:

@@ -1221,6 +1221,17 @@ def test_d_joinerr_a_rate_limit_in_the_session_is_waited_for() -> None:
     assert fsm.now == 0.0  # it was told no time
 
 
+@pytest.mark.parametrize("refusal", [UNKNOWN, JoinRefused(0x7F, "slowly", "rate_limited")])
+@pytest.mark.parametrize("later", [30.0, 40.0])
+def test_d_joinerr_a_refusal_in_the_session_is_never_answered_at_once(refusal: JoinRefused, later: float) -> None:
+    """D-JOINERR D-ROOMERR: if the interval since the last comparison is over, a new one begins."""
+    fsm = room("joined")
+    fsm.updates_lost(UpdateStatusCode.OK, "lost", 100.0)
+    fsm.join_accepted("write", b"")
+    assert waits(fsm.join_refused(refusal, 100.0 + later)) == [30.0]
+    assert fsm.state == "resync_delayed"
+
+
 @pytest.mark.parametrize("refusal", [AUTH_FAILED, JoinRefused(0x7F, "gone", "room_gone")])
 @pytest.mark.parametrize("where", [*ASKING, "joined"])
 def test_d_joinerr_auth_and_the_applications_own_codes_end_the_room(where: str, refusal: JoinRefused) -> None:
