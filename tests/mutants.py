@@ -73,9 +73,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "keepalive.py": ("keepalive",),
     "network.py": ("manual_network",),
     "loro_protocol/messages.py": ("encoding", "fragments"),
-    "loro_protocol/encoding.py": ("encoding", "fragments"),
+    "loro_protocol/encoding.py": ("encoding", "bodies", "fragments"),
     "loro_protocol/fragments.py": ("fragments",),
-    "loro_protocol/frames.py": ("frames",),
 }
 """The tests of each module, the likeliest killer first; ``test_`` and ``.py`` are left out."""
 

@@ -57,26 +57,26 @@ from reconnect_fsm.errors import (
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
     MAX_MESSAGE_SIZE,
-    Ack,
     CrdtType,
-    DocUpdate,
     DocUpdateFragment,
     DocUpdateFragmentHeader,
-    JoinError,
     JoinErrorCode,
-    JoinRequest,
-    JoinResponseOk,
-    Leave,
-    Message,
     MessageType,
-    RoomError,
     UpdateStatusCode,
-    decode,
-    decode_in_steps,
-    encode,
     room_header,
 )
-from reconnect_fsm.loro_protocol.frames import header_of, join_request, read_join_response_ok, read_ok, read_update
+from reconnect_fsm.loro_protocol.encoding import (
+    Body,
+    find_header,
+    is_long,
+    read_ack,
+    read_body,
+    read_doc_update,
+    read_doc_update_in_steps,
+    read_header,
+    write_join_request,
+    write_leave,
+)
 from reconnect_fsm.machine import Event
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import RoomStatus, StatusChange
@@ -90,7 +90,8 @@ logger = logging.getLogger("reconnect_fsm")
 
 Auth: TypeAlias = bytes | Callable[[], bytes | Awaitable[bytes]]
 
-DOC_UPDATE, ACK, JOIN_RESPONSE_OK = MessageType.DOC_UPDATE, MessageType.ACK, MessageType.JOIN_RESPONSE_OK
+DOC_UPDATE, ACK = MessageType.DOC_UPDATE, MessageType.ACK
+ANSWERS = (MessageType.JOIN_RESPONSE_OK, MessageType.JOIN_ERROR)  # to a JoinRequest
 CURRENT = VersionChoice.CURRENT
 QUEUED_A_STEP = 64  # rooms that queue up for their turn in one step
 MIN_PIECE = 16 * 1024  # D-TOOBIG: bytes of a message that is sent; no server takes less
@@ -557,9 +558,7 @@ class RoomDriver(RunsEffects):
             rooms.dispatcher.post_event(self, RoomFSM.join_refused, refusal, rooms.now())
             return
         try:
-            frame = join_request(self.header, auth, version)
-            if frame is None:
-                frame = encode(JoinRequest(self.crdt_type, self.name, auth, version))
+            frame = write_join_request(self.header, auth, version)
         except ProtocolError as error:  # auth and version are too much for one message, or the version is no bytes
             logger.error("room %r: it cannot be asked for: %s", self.name, error)
             rooms.dispatcher.post_event(self, RoomFSM.faulted, f"it cannot be asked for: {error}")
@@ -605,7 +604,7 @@ class RoomDriver(RunsEffects):
         if self.session is not None:
             self.session.send_rest()
             self.session.take_back_presence()
-        self.rooms.send(encode(Leave(self.crdt_type, self.name)))
+        self.rooms.send(write_leave(self.header))
 
     @runs(Untrack)
     def _untrack(self, _: Untrack) -> None:
@@ -798,64 +797,63 @@ class Rooms:
 
         Returns what is left to do for it, in steps.
         """
-        header = header_of(frame)
-        room = self._tracked.get(header)
-        # First the frames that come most, in their most common shape.
-        if room is not None and len(frame) > (at := len(header)):
-            kind = frame[at]
-            if kind == DOC_UPDATE and (update := read_update(frame, at)) is not None:
-                session = room.session
-                return None if session is None else session.apply(update[:1], update[1])
-            if kind == ACK and (batch_id := read_ok(frame, at)) is not None:
-                if room.session is not None:
-                    room.session.acknowledged(batch_id, UpdateStatusCode.OK)
-                return None
-            if kind == JOIN_RESPONSE_OK and (answer := read_join_response_ok(frame, at)) is not None:
-                if self.answers.take(header):
-                    self.dispatcher.fire(room, RoomFSM.join_accepted, *answer)
-                return None
-        return self._received(decode(frame)) if len(frame) <= MAX_READ_AT_ONCE else self._read(frame)
+        header = find_header(frame)
+        room, at = self._tracked.get(header), len(header)
+        if room is None:  # it is not tracked, or its header is not written as we write it
+            crdt, room_id, at = read_header(frame)
+            header = room_header(crdt, room_id)
+            room = self._tracked.get(header)
+        code = frame[at]
+        if code == DOC_UPDATE and len(frame) > MAX_READ_AT_ONCE and is_long(frame, at):
+            return self._received_in_steps(header, frame, at)
+        # First what comes most. Without a session, the comparison of versions at the join brings it.
+        if room is not None and code == DOC_UPDATE:
+            updates, batch_id = read_doc_update(frame, at + 1)
+            return None if room.session is None else room.session.apply(updates, batch_id)
+        if room is not None and code == ACK:
+            batch_id, status = read_ack(frame, at + 1)
+            if room.session is not None:
+                room.session.acknowledged(batch_id, status)
+            return None
+        return self._received(header, room, code, read_body(frame, at))
 
-    def _read(self, frame: bytes) -> Iterator[object]:
-        """The same for a large frame, which takes long to read if it holds many small updates."""
+    def _received_in_steps(self, header: bytes, frame: bytes, at: int) -> Iterator[object]:
+        """A DocUpdate came that takes long to read, as it holds many updates."""
         try:
-            message = yield from decode_in_steps(frame)
-            yield from self._received(message) or ()
+            updates, batch_id = yield from read_doc_update_in_steps(frame, at + 1)
         except ProtocolError as error:
             self.warn_limited("dropped a malformed message of %d bytes: %s", len(frame), error)
-
-    def _received(self, message: Message) -> Iterator[object] | None:
-        header = room_header(message.crdt, message.room_id)  # a length may be written in several ways
-        if isinstance(message, JoinResponseOk | JoinError) and not self.answers.take(header):
-            return None
+            return
         room = self._tracked.get(header)
-        if room is None:
-            logger.debug("dropped a %s for a room that is not tracked", type(message).__name__)
+        if room is not None and room.session is not None:
+            yield from room.session.apply(updates, batch_id) or ()
+
+    def _received(self, header: bytes, room: RoomDriver | None, code: int, body: Body) -> Iterator[object] | None:
+        if code in ANSWERS and not self.answers.take(header):
             return None
-        session = room.session
-        match message:
-            case DocUpdate():  # without a session, the comparison of versions at the join brings it
-                return None if session is None else session.apply(message.updates, message.batch_id)
-            case Ack():
-                if session is not None:
-                    session.acknowledged(message.ref_id, message.status)
-            case JoinResponseOk():
-                extra = message.extra or b""
-                self.dispatcher.fire(room, RoomFSM.join_accepted, message.permission, message.version, extra)
-            case JoinError():
-                app_code = None if message.app_code is None else self.redaction(message.app_code)
-                refusal = JoinRefused(message.code, self.redaction(message.message), app_code)
-                version = message.receiver_version or b""
-                self.dispatcher.fire(room, RoomFSM.join_refused, refusal, self.now(), version)
-                return _steps_of_words(message.message, message.app_code or "")
-            case RoomError():
-                refusal = JoinRefused(message.code, self.redaction(message.message), evicted=True)
+        if room is None:
+            logger.debug("dropped a %s for a room that is not tracked", MessageType(code).name)
+            return None
+        match code:
+            case MessageType.JOIN_RESPONSE_OK:
+                self.dispatcher.fire(room, RoomFSM.join_accepted, *body)
+            case MessageType.JOIN_ERROR:
+                join_code, message, receiver_version, app_code = body
+                words = None if app_code is None else self.redaction(app_code)
+                refusal = JoinRefused(join_code, self.redaction(message), words)
+                self.dispatcher.fire(room, RoomFSM.join_refused, refusal, self.now(), receiver_version or b"")
+                return _steps_of_words(message, app_code or "")
+            case MessageType.ROOM_ERROR:
+                error_code, message = body
+                refusal = JoinRefused(error_code, self.redaction(message), evicted=True)
                 self.dispatcher.fire(room, RoomFSM.evicted, refusal, self.now())
-                return _steps_of_words(message.message)
-            case DocUpdateFragmentHeader() | DocUpdateFragment():
-                return None if session is None else session.reassemble(message)
-            case _:
-                logger.debug("dropped a %s: only clients send those", type(message).__name__)
+                return _steps_of_words(message)
+            case MessageType.DOC_UPDATE_FRAGMENT_HEADER if room.session is not None:
+                return room.session.reassemble(DocUpdateFragmentHeader(room.crdt_type, room.name, *body))
+            case MessageType.DOC_UPDATE_FRAGMENT if room.session is not None:
+                return room.session.reassemble(DocUpdateFragment(room.crdt_type, room.name, *body))
+            case MessageType.JOIN_REQUEST | MessageType.LEAVE:
+                logger.debug("dropped a %s: only clients send those", MessageType(code).name)
         return None
 
     @property

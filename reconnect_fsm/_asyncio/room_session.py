@@ -15,17 +15,15 @@ from reconnect_fsm._asyncio.timers import Timer
 from reconnect_fsm._asyncio.user_code import UserCodeFailed, call_user, notify_user, report
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.loro_protocol import (
-    Ack,
     DocUpdateFragment,
     DocUpdateFragmentHeader,
     Permission,
     Reassembler,
     Refusal,
     UpdateStatusCode,
-    encode,
     split,
 )
-from reconnect_fsm.loro_protocol.frames import single_update
+from reconnect_fsm.loro_protocol.encoding import write_ack, write_doc_update
 from reconnect_fsm.machine import Event
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import RoomStatus
@@ -257,17 +255,11 @@ class RoomSession:
         elif type(update) is not bytes or len(update) > self._rooms.max_update_size:
             room.has_unsent = True
             self._later(self._send_odd_edit, update)
-        elif len(update) > self._rooms.payload or not self._send_alone(update):
+        elif len(update) > self._rooms.payload:
             self._send_updates((update,))
-
-    def _send_alone(self, update: bytes) -> bool:
-        """Send a batch of this update, if its frame has the common shape."""
-        batch_id = self._rooms.new_batch_id()
-        frame = single_update(self._room.header, update, batch_id)
-        if frame is None:
-            return False
-        self._send_batch(batch_id, (update,), [frame])
-        return True
+        else:
+            batch_id = self._rooms.new_batch_id()
+            self._send_batch(batch_id, (update,), [write_doc_update(room.header, (update,), batch_id)])
 
     def send_unsent_later(self) -> None:
         """The adaptor holds more than it has passed on: ask it in the loop's next turn."""
@@ -406,7 +398,7 @@ class RoomSession:
     def _send_refusal(self, batch_id: int, status: UpdateStatusCode) -> None:
         """A server that sends junk and reads nothing must not fill our memory."""
         if self._rooms.backlog < MAX_REPLIES:
-            self._rooms.send(encode(Ack(self._room.crdt_type, self._room.name, batch_id, status)))
+            self._rooms.send(write_ack(self._room.header, batch_id, status))
 
     def reassemble(self, message: DocUpdateFragmentHeader | DocUpdateFragment) -> Iterator[object] | None:
         """A fragment came, or the header of some; apply the update that is whole now, as `apply` does."""

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from reconnect_fsm.loro_protocol.encoding import encode
+from reconnect_fsm.loro_protocol.encoding import room_header, write_doc_update, write_fragment, write_fragment_header
 from reconnect_fsm.loro_protocol.messages import (
     FRAGMENT_SIZE,
     CrdtType,
-    DocUpdate,
     DocUpdateFragment,
     DocUpdateFragmentHeader,
     UpdateStatusCode,
@@ -220,7 +219,8 @@ def split(
     for update in updates:
         if len(update) > limit:
             raise ValueError(f"an update of {len(update)} bytes cannot be sent, the limit is {limit}")
-    return [_batch(crdt, room_id, group, new_batch_id(), size) for group in _groups(updates, size)]
+    header = room_header(crdt, room_id)
+    return [_batch(header, group, new_batch_id(), size) for group in _groups(updates, size)]
 
 
 _LENGTH_BYTES = 3  # what the length of an update of up to FRAGMENT_SIZE takes on the wire, at most
@@ -241,11 +241,11 @@ def _groups(updates: Sequence[bytes], most: int) -> Iterator[tuple[bytes, ...]]:
         yield tuple(group)
 
 
-def _batch(crdt: CrdtType, room_id: str, updates: tuple[bytes, ...], batch_id: int, size: int) -> Batch:
+def _batch(header: bytes, updates: tuple[bytes, ...], batch_id: int, size: int) -> Batch:
     first = updates[0]
     if len(first) <= size:
-        return Batch(batch_id, updates, (encode(DocUpdate(crdt, room_id, updates, batch_id)),))
+        return Batch(batch_id, updates, (write_doc_update(header, updates, batch_id),))
     pieces = [first[start : start + size] for start in range(0, len(first), size)]
-    header = encode(DocUpdateFragmentHeader(crdt, room_id, batch_id, len(pieces), len(first)))
-    fragments = (encode(DocUpdateFragment(crdt, room_id, batch_id, i, piece)) for i, piece in enumerate(pieces))
-    return Batch(batch_id, updates, (header, *fragments))
+    announcement = write_fragment_header(header, batch_id, len(pieces), len(first))
+    fragments = (write_fragment(header, batch_id, index, piece) for index, piece in enumerate(pieces))
+    return Batch(batch_id, updates, (announcement, *fragments))
