@@ -1,7 +1,4 @@
-"""What is known of one step of a machine: the event, the states, the effects, and the context before it.
-
-Beside it what a driver and a replay do alike when a machine of the user's raises.
-"""
+"""What is known of one step of a machine: the event, the states, the effects, and the context before it."""
 
 from __future__ import annotations
 
@@ -12,10 +9,9 @@ from weakref import WeakKeyDictionary
 
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import Effect
-from reconnect_fsm.errors import is_fault
 from reconnect_fsm.room_fsm import RoomFSM
 
-__all__ = ["NOT_CONTEXT", "Context", "Step", "StepLog", "StepSink", "broken", "context_of", "named_context", "raised"]
+__all__ = ["NOT_CONTEXT", "Context", "Step", "StepLog", "StepSink", "context_of", "named_context"]
 
 Context: TypeAlias = tuple[Any, ...]
 """What a machine remembers besides its state; `named_context` gives it names."""
@@ -81,22 +77,3 @@ def _slots(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]
         names = [name for name in names if name not in NOT_CONTEXT]
         found = SLOTS[kind] = tuple(names), attrgetter(*names)
     return found
-
-
-def raised(what: str, error: BaseException) -> str:
-    """In words for a reason: the error's class alone, for its message may hold secrets."""
-    return f"{what} raised {type(error).__name__}; the log tells where"
-
-
-def broken(
-    fsm: ClientFSM | RoomFSM, error: BaseException, report: Callable[[str, BaseException], object]
-) -> list[Effect]:
-    """The effects after code of the user's machine raised (D-ERROR). If `faulted` raises too, the state is forced."""
-    what = raised(f"the machine {type(fsm).__name__}", error)
-    try:
-        return fsm.faulted(what, True) if isinstance(fsm, ClientFSM) else fsm.faulted(what)
-    except BaseException as again:
-        if not is_fault(again):
-            raise
-        report(f"{type(fsm).__name__}, on its way to error,", again)
-        return fsm.force_error(what)

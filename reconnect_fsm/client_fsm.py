@@ -591,16 +591,19 @@ class ClientFSM(FSM[ClientStatus]):
         stop = self.stop_kind if event == "client_stopped" else None
         self.emit(NotifyRooms(event, self.news, self.told_cause, stop))
 
-    def force_error(self, what: str) -> list[Effect]:
-        """The driver's last resort when `faulted` raised too: to `error`, without an action that might raise again."""
-        old, self.news = self.told_status, what
-        self.reason = what
+    def fire_faulted(self, reason: str) -> list[Effect]:
+        return self.faulted(reason, True)
+
+    def last_resort(self, reason: str, old: ClientStatus) -> list[Effect]:
+        self.news = self.reason = reason
         self.cause, self.stop_kind = None, StopKind.FAULT
-        self.jump_to(self.error)
-        change: StatusChange[ClientStatus] = StatusChange(old, self.status, what, None, StopKind.FAULT)
-        stopped = FailWaiters(ClientStopped(what, None, StopKind.FAULT))
-        news = [] if self.status == old else [NotifyStatus(change)]
-        return [Release(), NotifyRooms("client_stopped", what, None, StopKind.FAULT), stopped, *news]
+        change = StatusChange(old, self.status, reason, None, StopKind.FAULT)
+        return [
+            Release(),
+            NotifyRooms("client_stopped", reason, None, StopKind.FAULT),
+            FailWaiters(ClientStopped(reason, None, StopKind.FAULT)),
+            *([NotifyStatus(change)] if self.status != old else []),
+        ]
 
     def state_changed(self) -> None:
         self.reason, self.cause = self.news, self.told_cause

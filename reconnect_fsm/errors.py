@@ -130,6 +130,11 @@ def copy_error(error: ErrorT) -> ErrorT:
     return again
 
 
+def fault_reason(what: str, error: BaseException) -> str:
+    """The reason for a state after code of this program raised: the class alone, as its message may hold secrets."""
+    return f"{what} raised {type(error).__name__}; the log tells where"
+
+
 def is_fault(error: BaseException) -> bool:
     """Whether what a plain function raised is a fault of it, and not a wish to end the program.
 

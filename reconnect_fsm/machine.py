@@ -55,7 +55,7 @@ import transitions
 
 from reconnect_fsm._fast_transitions import FastMachine
 from reconnect_fsm.effects import Effect
-from reconnect_fsm.errors import MachineDefinitionError
+from reconnect_fsm.errors import MachineDefinitionError, fault_reason, is_fault
 from reconnect_fsm.status import Cause
 
 # transitions logs several lines a trigger at INFO, which would drown a user's log and cost more than the trigger
@@ -376,7 +376,7 @@ def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P
 class FSM(Generic[StatusT]):
     """The base of all machines; see the module's text for how one is declared."""
 
-    __slots__ = ("_effects", "_told", "emit", "state", "told_cause")
+    __slots__ = ("_announced", "_effects", "emit", "state", "told_cause")
 
     initial: ClassVar[State]
     """The state that a new instance is in; its ``enter`` actions do not run."""
@@ -393,7 +393,9 @@ class FSM(Generic[StatusT]):
     def __init__(self) -> None:
         self.state: str = self.initial.name
         """The name of the present state."""
-        self._told = self.state  # the state that was announced last; not the present one after an action that raised
+        self._announced = (
+            self.state
+        )  # the state that was announced last; not the present one after an action that raised
         self._effects: list[Effect] | None = None
         self.emit: Callable[[Effect], None] = _no_event
         """Ask for an effect. For actions only."""
@@ -448,22 +450,48 @@ class FSM(Generic[StatusT]):
         """Runs last in every transition that changes the public status; override it to notify listeners."""
 
     @property
-    def told_status(self) -> StatusT:
+    def announced_status(self) -> StatusT:
         """The status that was announced last."""
-        status: StatusT = self._statuses[self._told]
+        status: StatusT = self._statuses[self._announced]
         return status
 
+    def fault(self, error: BaseException, report: Callable[[str, BaseException], object]) -> list[Effect]:
+        """The effects after an event of this machine raised ``error`` (D-ERROR): those of its event `faulted`.
+
+        If that raises too, as a subclass's action may, the error is given to ``report``, and the machine is put into
+        its state `error` without asking a guard or action: `last_resort` has the effects.
+        """
+        name = type(self).__name__
+        reason = fault_reason(f"the machine {name}", error)
+        try:
+            return self.fire_faulted(reason)
+        except BaseException as again:
+            if not is_fault(again):
+                raise
+            report(f"{name}, on its way to error,", again)
+        old = self.announced_status
+        self.jump_to(self.states["error"])
+        return self.last_resort(reason, old)
+
+    def fire_faulted(self, reason: str) -> list[Effect]:
+        """Fire the event `faulted`, for the reason that another event raised."""
+        return self.events["faulted"].fire(self, reason)
+
+    def last_resort(self, reason: str, old: StatusT) -> list[Effect]:
+        """What has to be done for a machine that was put into `error`; ``old`` is its status before."""
+        return []
+
     def jump_to(self, target: State) -> None:
-        """Be in that state, without asking anybody: for what must be done after an action raised."""
-        self.state = self._told = target.name
+        """Be in that state, without asking a guard or an action."""
+        self.state = self._announced = target.name
 
     def _announce(self) -> None:
-        told, now = self._told, self.state
-        if now != told:
-            self._told = now
+        old, new = self._announced, self.state
+        if new != old:
             self.state_changed()
-            if self._statuses[now] != self._statuses[told]:
-                self.status_changed(self._statuses[told], self._statuses[now])
+            if self._statuses[new] != self._statuses[old]:
+                self.status_changed(self._statuses[old], self._statuses[new])
+            self._announced = new
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -629,14 +629,16 @@ class RoomFSM(FSM[RoomStatus]):
     def is_refused_with(self, code: int) -> bool:
         return isinstance(self.refusal, JoinRefused) and self.refusal.code == code
 
-    def force_error(self, what: str) -> list[Effect]:
-        """The driver's last resort when `faulted` raised too: to `error`, without an action that might raise again."""
-        old = self.told_status
-        self.news = self.reason = what
-        self.refusal = self.told_cause = JoinRefused(None, what)
-        self.jump_to(self.error)
-        news = [] if self.status == old else [NotifyStatus(StatusChange(old, self.status, what, self.told_cause))]
-        return [Untrack(), FailWaiters(self.refusal), NotifyError(self.refusal), *news]
+    def last_resort(self, reason: str, old: RoomStatus) -> list[Effect]:
+        self.news = self.reason = reason
+        self.refusal = self.told_cause = JoinRefused(None, reason)
+        change = StatusChange(old, self.status, reason, self.told_cause)
+        return [
+            Untrack(),
+            FailWaiters(self.refusal),
+            NotifyError(self.refusal),
+            *([NotifyStatus(change)] if self.status != old else []),
+        ]
 
     def state_changed(self) -> None:
         self.reason = self.news

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Final, ParamSpec, Protocol, TypeVar
 from reconnect_fsm._asyncio.event_queue import EventQueue
 from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm._asyncio.user_code import notify_user, report
-from reconnect_fsm._steps import Step, StepSink, broken, context_of, raised
+from reconnect_fsm._steps import Step, StepSink, context_of
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.effects import Effect
-from reconnect_fsm.errors import is_fault
+from reconnect_fsm.errors import fault_reason, is_fault
 from reconnect_fsm.machine import Event
 from reconnect_fsm.room_fsm import RoomFSM
 
@@ -77,7 +77,7 @@ class Dispatcher(EventQueue):
             if not is_fault(error):
                 raise
             report(f"{type(fsm).__name__}, on {name} in state {old},", error)
-            effects = broken(fsm, error, report)
+            effects = fsm.fault(error, report)
         if (loop := self._loop or _running_loop()) is not None:
             self.now = loop.time()
         step = (self.now, subject.name, fsm, name, args, old, fsm.state, fsm.reason, fsm.attempt, effects, context)
@@ -96,7 +96,7 @@ class Dispatcher(EventQueue):
                     raise
                 what = f"running {type(effect).__name__}"  # not its repr, which may hold a secret of the user's
                 report(what, error)
-                self.post(self.fire, subject, fsm.events["faulted"], raised(what, error))
+                self.post(self.fire, subject, fsm.events["faulted"], fault_reason(what, error))
         subject.event_done(name, old)
 
     def post_event(self, subject: Subject, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:

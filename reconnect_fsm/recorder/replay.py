@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from reconnect_fsm._steps import NOT_CONTEXT, broken
+from reconnect_fsm._steps import NOT_CONTEXT
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.errors import ReconnectError, is_fault
 from reconnect_fsm.recorder.format import (
@@ -416,7 +416,7 @@ class _Replayer:
         except BaseException as error:  # loro's errors are no Exceptions (D-GUARD)
             if not is_fault(error):
                 raise
-            effects, raised = broken(fsm, error, _log_error), f"; it raised {error!r}"
+            effects, raised = fsm.fault(error, _log_error), f"; it raised {error!r}"
         done = [encoded(each, same) for each in effects]
         if fsm.state != step.new or self._shape(done) != self._shape(step.effects):
             return _describe(step.old, fsm.state, done) + raised

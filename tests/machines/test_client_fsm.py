@@ -1600,7 +1600,20 @@ def test_retry_3_a_failure_of_no_dial_of_ours_stops_nothing(where: str, policy: 
     assert fsm.state == where
 
 
-def test_d_error_the_last_resort_asks_nobody() -> None:
+def test_d_error_an_event_that_raises_stops_the_client() -> None:
+    """D-ERROR D-STOP: by the event `faulted`; one that is in error already tells its caller again."""
+    fsm = client("connected")
+    reason = "the machine ClientFSM raised KeyError; the log tells where"
+    assert said(fsm.fault(KeyError("mine"), no_report))[-1] == f"NotifyStatus(connected → error, {reason!r})"
+    (failed,) = said(fsm.fault(KeyError("mine"), no_report))
+    assert failed.startswith("FailWaiters")
+
+
+def no_report(what: str, error: BaseException) -> None:
+    raise AssertionError(what) from error
+
+
+def test_d_error_the_last_resort_calls_no_guard_or_action() -> None:
     """D-ERROR: when a user's action raises on the way to error too, the driver still has all that is to be done."""
 
     class Hopeless(ClientFSM):
@@ -1609,24 +1622,39 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
 
     fsm = Hopeless()
     fsm.connect_requested()
-    with pytest.raises(ZeroDivisionError):
-        fsm.faulted("why")
-    effects = fsm.force_error("the machine raised")
+    reports: list[tuple[str, BaseException]] = []
+    effects = fsm.fault(KeyError("mine"), lambda *report: reports.append(report))
+    assert [(what, type(error)) for what, error in reports] == [("Hopeless, on its way to error,", ZeroDivisionError)]
+    reason = "the machine Hopeless raised KeyError; the log tells where"
     (stopped,) = [each.error for each in effects if isinstance(each, FailWaiters)]
-    (told,) = [each for each in effects if isinstance(each, NotifyRooms)]
+    (notified,) = [each for each in effects if isinstance(each, NotifyRooms)]
     assert isinstance(stopped, ClientStopped)
-    for each in (stopped, told, change(effects)):
+    for each in (stopped, notified, change(effects)):
         assert (each.cause, each.stop) == (None, StopKind.FAULT)
     assert said(effects) == [
         "Release()",
-        "NotifyRooms('client_stopped', 'the machine raised')",
-        "FailWaiters(ClientStopped('the client stopped: the machine raised "
-        "(connect() or retry_now() starts it again)'))",
-        "NotifyStatus(connecting → error, 'the machine raised')",
+        f"NotifyRooms('client_stopped', {reason!r})",
+        f"FailWaiters(ClientStopped('the client stopped: {reason} (connect() or retry_now() starts it again)'))",
+        f"NotifyStatus(connecting → error, {reason!r})",
     ]
-    assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
-    assert said(fsm.force_error("again"))[-1].startswith("FailWaiters")  # nobody is told a status twice
+    assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", reason)
     assert said(fsm.connect_requested())[-1] == "NotifyStatus(error → connecting, 'asked to connect')"
+
+
+def test_d_error_the_last_resort_in_error_notifies_no_listener_of_a_status() -> None:
+    """D-ERROR OBS-1: the status is the same."""
+
+    class Hopeless(ClientFSM):
+        def break_again(self) -> None:
+            raise OSError
+
+    fsm = Hopeless()
+    fsm.faulted("a policy raised")
+    assert [each.split("(")[0] for each in said(fsm.fault(KeyError(), lambda *_: None))] == [
+        "Release",
+        "NotifyRooms",
+        "FailWaiters",
+    ]
 
 
 def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
@@ -1636,7 +1664,7 @@ def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
         def state_changed(self) -> None:
             raise OSError
 
-    assert said(Hopeless().force_error("the machine raised"))[0] == "Release()"
+    assert said(Hopeless().fault(OSError(), lambda *_: None))[0] == "Release()"
 
 
 def test_obs_1_listeners_hear_the_attempt_and_the_wait_only_while_under_way() -> None:

@@ -792,7 +792,7 @@ def test_what_raises_leaves_the_machine_usable(part: str) -> None:
     door.broken = part
     with pytest.raises(OSError, match=part):
         door.pushed(99.0)
-    assert (door.state, door.told_status, door.force) == ("shut", "closed", 99.0)
+    assert (door.state, door.announced_status, door.force) == ("shut", "closed", 99.0)
     door.broken = ""
     assert words(door.knocked()) == ["grunt"]
 
@@ -803,9 +803,9 @@ def test_a_state_whose_enter_action_raises_is_entered_and_announced_later() -> N
     door.broken = "enter"
     with pytest.raises(OSError, match="enter"):
         door.pushed(99.0)
-    assert (door.state, door.status, door.told_status) == ("wide", "open", "closed")
+    assert (door.state, door.status, door.announced_status) == ("wide", "open", "closed")
     assert words(door.knocked()) == ["grunt", "now wide", "closed, then open"]
-    assert door.told_status == "open"
+    assert door.announced_status == "open"
     assert words(door.knocked()) == ["grunt"]
 
 
@@ -818,7 +818,7 @@ def test_a_machine_can_be_put_into_a_state() -> None:
 
     door = Quiet()
     door.jump_to(Door.gone)
-    assert (door.state, door.status, door.told_status) == ("gone", "gone", "gone")
+    assert (door.state, door.status, door.announced_status) == ("gone", "gone", "gone")
     assert words(door.knocked()) == ["grunt"]
 
 

@@ -690,7 +690,21 @@ def test_d_error_what_broke_ends_the_room(where: str) -> None:
     assert (fsm.state, fsm.reason) == ("error", "the adaptor raised KeyError")
 
 
-def test_d_error_the_last_resort_asks_nobody() -> None:
+RAISED = "the machine {} raised {}; the log tells where"
+
+
+def no_report(what: str, error: BaseException) -> None:
+    raise AssertionError(what) from error
+
+
+def test_d_error_an_event_that_raises_ends_the_room() -> None:
+    """D-ERROR: by the event `faulted`."""
+    effects = room("joined").fault(KeyError("mine"), no_report)
+    assert said(effects)[0] == "SendLeave()"
+    assert str(error_of(effects)) == f"this program refused the room: {RAISED.format('RoomFSM', 'KeyError')}"
+
+
+def test_d_error_the_last_resort_calls_no_guard_or_action() -> None:
     """D-ERROR: when a user's action raises on the way to error too, the driver still has all that is to be done."""
 
     class Hopeless(RoomFSM):
@@ -698,18 +712,21 @@ def test_d_error_the_last_resort_asks_nobody() -> None:
             raise ZeroDivisionError
 
     fsm = room("joining", Hopeless)
-    with pytest.raises(ZeroDivisionError):
-        fsm.faulted("why")
-    effects = fsm.force_error("the machine raised")
+    reports: list[tuple[str, BaseException]] = []
+    effects = fsm.fault(KeyError("mine"), lambda *report: reports.append(report))
+    assert [(what, type(error)) for what, error in reports] == [
+        ("Hopeless, on its way to error,", ZeroDivisionError),
+    ]
+    reason = RAISED.format("Hopeless", "KeyError")
     assert change(effects).cause is error_of(effects)
     assert said(effects) == [
         "Untrack()",
-        "FailWaiters(JoinRefused('this program refused the room: the machine raised'))",
-        "NotifyError(JoinRefused('this program refused the room: the machine raised'))",
-        "NotifyStatus(connecting → error, 'the machine raised')",
+        f"FailWaiters(JoinRefused('this program refused the room: {reason}'))",
+        f"NotifyError(JoinRefused('this program refused the room: {reason}'))",
+        f"NotifyStatus(connecting → error, {reason!r})",
     ]
-    assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", "the machine raised")
-    assert len(fsm.force_error("again")) == 3  # nobody is told a status twice
+    assert (fsm.state, fsm.status, fsm.reason) == ("error", "error", reason)
+    assert fsm.fault(KeyError("mine"), no_report) == []  # the room is over
 
 
 def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
@@ -719,7 +736,29 @@ def test_d_error_the_last_resort_does_not_run_what_a_user_overrides() -> None:
         def state_changed(self) -> None:
             raise OSError
 
-    assert said(Hopeless().force_error("the machine raised"))[0] == "Untrack()"
+    effects = said(Hopeless().fault(OSError(), lambda *_: None))
+    assert effects[0] == "Untrack()"
+    reason = RAISED.format("Hopeless", "OSError")
+    assert effects[-1] == f"NotifyStatus(disconnected → error, {reason!r})"
+
+
+def test_d_error_the_last_resort_in_error_notifies_no_listener_of_a_status() -> None:
+    """D-ERROR OBS-1: the status is the same."""
+
+    effects = said(room("error").last_resort("why", RoomStatus.ERROR))
+    assert [each.split("(")[0] for each in effects] == ["Untrack", "FailWaiters", "NotifyError"]
+
+
+@pytest.mark.parametrize("wish", [KeyboardInterrupt, SystemExit])
+def test_d_error_a_wish_to_end_the_program_is_no_fault(wish: type[BaseException]) -> None:
+    """D-ERROR D-GUARD: it goes on to the caller."""
+
+    class Impatient(RoomFSM):
+        def untrack(self) -> None:
+            raise wish
+
+    with pytest.raises(wish):
+        room("joined", Impatient).fault(KeyError("mine"), no_report)
 
 
 IMPOSSIBLE = [
