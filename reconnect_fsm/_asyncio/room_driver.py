@@ -90,8 +90,9 @@ logger = logging.getLogger("reconnect_fsm")
 
 Auth: TypeAlias = bytes | Callable[[], bytes | Awaitable[bytes]]
 
-DOC_UPDATE, ACK = MessageType.DOC_UPDATE, MessageType.ACK
-ANSWERS = (MessageType.JOIN_RESPONSE_OK, MessageType.JOIN_ERROR)  # to a JoinRequest
+DOC_UPDATE, ACK = MessageType.DOC_UPDATE, MessageType.ACK  # looked up once: on Python 3.11 it takes 0.2 µs each time
+JOIN_RESPONSE_OK = MessageType.JOIN_RESPONSE_OK
+ANSWERS = (JOIN_RESPONSE_OK, MessageType.JOIN_ERROR)  # to a JoinRequest
 CURRENT = VersionChoice.CURRENT
 QUEUED_A_STEP = 64  # rooms that queue up for their turn in one step
 MIN_PIECE = 16 * 1024  # D-TOOBIG: bytes of a message that is sent; no server takes less
@@ -834,9 +835,10 @@ class Rooms:
         if room is None:
             logger.debug("dropped a %s for a room that is not tracked", MessageType(code).name)
             return None
+        if code == JOIN_RESPONSE_OK:
+            self.dispatcher.fire(room, RoomFSM.join_accepted, *body)
+            return None
         match code:
-            case MessageType.JOIN_RESPONSE_OK:
-                self.dispatcher.fire(room, RoomFSM.join_accepted, *body)
             case MessageType.JOIN_ERROR:
                 join_code, message, receiver_version, app_code = body
                 words = None if app_code is None else self.redaction(app_code)

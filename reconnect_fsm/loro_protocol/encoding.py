@@ -78,15 +78,24 @@ UPDATES_A_STEP = 256  # they take less than a tenth of a millisecond
 
 _U32_MAX = 2**32 - 1
 _EACH_UPDATE = "each of DocUpdate.updates"
-_U64 = struct.Struct(">Q")
-_ACK = struct.Struct(">QB")
+_pack_u64 = struct.Struct(">Q").pack
+_unpack_u64 = struct.Struct(">Q").unpack_from
+_unpack_ack = struct.Struct(">QB").unpack_from
 _ONE_BYTE = [bytes((n,)) for n in range(0x100)]
 _TAGS: dict[str, bytes] = {crdt.value: crdt.value.encode() for crdt in CrdtType}
 _CRDT_TYPES = {crdt.value.encode(): crdt for crdt in CrdtType}
 _PERMISSIONS: dict[bytes, Permission] = {b"read": "read", b"write": "write"}
-_JOIN_ERROR_CODES = {code.value: code for code in JoinErrorCode}
-_ROOM_ERROR_CODES = {code.value: code for code in RoomErrorCode}
-_UPDATE_STATUS_CODES = {code.value: code for code in UpdateStatusCode}
+
+
+def _by_byte(codes: type[E], unknown: E) -> tuple[E, ...]:
+    """The code that each byte stands for."""
+    known = {code.value: code for code in codes}
+    return tuple(known.get(byte, unknown) for byte in range(0x100))
+
+
+_JOIN_ERROR_CODES = _by_byte(JoinErrorCode, JoinErrorCode.UNKNOWN)
+_ROOM_ERROR_CODES = _by_byte(RoomErrorCode, RoomErrorCode.UNKNOWN)
+_UPDATE_STATUS_CODES = _by_byte(UpdateStatusCode, UpdateStatusCode.UNKNOWN)
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
@@ -269,7 +278,7 @@ def _u32(value: int, what: str) -> bytes:
 
 def _u64(value: int, what: str) -> bytes:
     try:
-        return _U64.pack(value)
+        return _pack_u64(value)
     except struct.error:
         raise ProtocolError(f"{what} must be an int from 0 to 2**64 - 1, not {_shown(value)}") from None
 
@@ -375,7 +384,7 @@ def read_join_response_ok(frame: bytes, at: int) -> tuple[Permission, bytes, byt
 
 
 def _read_join_error(frame: bytes, at: int) -> tuple[JoinErrorCode, str, bytes | None, str | None]:
-    code, at = _read_code(frame, at, _JOIN_ERROR_CODES, JoinErrorCode.UNKNOWN, "JoinError.code")
+    code, at = _read_code(frame, at, _JOIN_ERROR_CODES, "JoinError.code")
     message, at = _read_text(frame, at, "JoinError.message")
     receiver_version = app_code = None
     if at < len(frame):
@@ -428,7 +437,7 @@ def _read_batch_id(frame: bytes, at: int) -> int:
     """The last field of a DocUpdate."""
     if len(frame) != at + 8:
         _fail_at_end(frame, at, "DocUpdate", batch_id=8)
-    batch_id: int = _U64.unpack_from(frame, at)[0]
+    batch_id: int = _unpack_u64(frame, at)[0]
     return batch_id
 
 
@@ -449,7 +458,7 @@ def _read_fragment(frame: bytes, at: int) -> tuple[int, int, bytes]:
 
 
 def _read_room_error(frame: bytes, at: int) -> tuple[RoomErrorCode, str]:
-    code, at = _read_code(frame, at, _ROOM_ERROR_CODES, RoomErrorCode.UNKNOWN, "RoomError.code")
+    code, at = _read_code(frame, at, _ROOM_ERROR_CODES, "RoomError.code")
     message, _ = _read_text(frame, at, "RoomError.message")
     return code, message
 
@@ -462,8 +471,8 @@ def read_ack(frame: bytes, at: int) -> tuple[int, UpdateStatusCode]:
     """Batch id and status of an Ack whose fields begin at the index."""
     if len(frame) != at + 9:
         _fail_at_end(frame, at, "Ack", ref_id=8, status=1)
-    ref_id, status = _ACK.unpack_from(frame, at)
-    return ref_id, _UPDATE_STATUS_CODES.get(status, UpdateStatusCode.UNKNOWN)
+    ref_id, status = _unpack_ack(frame, at)
+    return ref_id, _UPDATE_STATUS_CODES[status]
 
 
 def _read_bytes(frame: bytes, at: int, what: str) -> tuple[bytes, int]:
@@ -487,18 +496,23 @@ def _read_text(frame: bytes, at: int, what: str) -> tuple[str, int]:
 
 
 def _read_number(frame: bytes, at: int, what: str) -> tuple[int, int]:
-    """A varuint: ULEB128 of at most 5 bytes and 32 bits."""
+    """A varuint: ULEB128 of at most 5 bytes and 32 bits. Written out: a loop takes twice as long."""
     try:
-        byte = frame[at]
-        value, end = byte & 0x7F, at + 1
-        if byte < 0x80:
-            return value, end
-        for shift in (7, 14, 21, 28):
-            byte = frame[end]
-            value |= (byte & 0x7F) << shift
-            end += 1
-            if byte < 0x80 and value <= _U32_MAX:
-                return value, end
+        value = frame[at]
+        if value < 0x80:
+            return value, at + 1
+        value += (frame[at + 1] << 7) - 0x80  # without the bit that says that a byte follows
+        if value < 0x80 << 7:
+            return value, at + 2
+        value += (frame[at + 2] << 14) - (0x80 << 7)
+        if value < 0x80 << 14:
+            return value, at + 3
+        value += (frame[at + 3] << 21) - (0x80 << 14)
+        if value < 0x80 << 21:
+            return value, at + 4
+        value += (frame[at + 4] << 28) - (0x80 << 21)
+        if value <= _U32_MAX:
+            return value, at + 5
     except IndexError:
         _fail(what, at, "the frame ends before the number does")
     _fail(what, at, "the number has more than 5 bytes or 32 bits")
@@ -508,13 +522,13 @@ def _read_u64(frame: bytes, at: int, what: str) -> tuple[int, int]:
     end = at + 8
     if end > len(frame):
         _fail(what, at, f"8 bytes needed, {len(frame) - at} left")
-    return _U64.unpack_from(frame, at)[0], end
+    return _unpack_u64(frame, at)[0], end
 
 
-def _read_code(frame: bytes, at: int, codes: dict[int, E], unknown: E, what: str) -> tuple[E, int]:
+def _read_code(frame: bytes, at: int, codes: tuple[E, ...], what: str) -> tuple[E, int]:
     if at >= len(frame):
         _fail(what, at, "1 byte needed, 0 left")
-    return codes.get(frame[at], unknown), at + 1
+    return codes[frame[at]], at + 1
 
 
 def _check_end(frame: bytes, at: int, what: str) -> None:
