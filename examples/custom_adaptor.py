@@ -39,13 +39,13 @@ class SharedDict:
 class SharedDictAdaptor:
     """What a room needs to know of it. Versions and updates are bytes of which the server understands nothing."""
 
-    crdt_type = CrdtType.YJS  # the embedded server keeps what it is told, and tells it to whoever joins
+    crdt_type = CrdtType.YJS  # the embedded server keeps what it gets, and sends it to each client that joins
 
     def __init__(self, shared):
         self._shared = shared
 
     def version(self):
-        return b""  # no versions: whoever joins is told everything
+        return b""  # no versions: a client that joins gets everything
 
     def alternative_version(self, server_version):
         return None
@@ -59,7 +59,7 @@ class SharedDictAdaptor:
 
     def apply(self, updates):
         for update in updates:
-            self._shared.merge(json.loads(update))  # if it raises, the server is told that we refused it
+            self._shared.merge(json.loads(update))  # if it raises, the server gets an Ack that refuses it
 
     def attach(self, send):
         self._shared.on_write = lambda entries: send(encode(entries))

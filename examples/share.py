@@ -1,4 +1,4 @@
-"""Share the text of a room with whoever else is in it: python share.py [URL]"""
+"""Share the text of a room with all others in it: python share.py [URL]"""
 
 import asyncio
 import sys
