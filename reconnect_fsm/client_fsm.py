@@ -68,15 +68,6 @@ CERTIFICATES = (FaultKind.CERTIFICATE, FaultKind.PROXY)  # of the server, of a p
 STOPPED_STATUSES = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
 UNDER_WAY = (ClientStatus.CONNECTING, ClientStatus.RECONNECTING)
 
-# What `ClientFSM.marks` is made of. One number, for there are thousands of clients in a process.
-MAY_PASS = 1  # it has been connected, or the network came back: a certificate that does not verify may pass
-TOO_BIG = 2  # the last connection ended because the server sent too big a message
-TOO_BIG_AGAIN = 4  # and so did the one before
-OUTAGE_REPORTED = 8  # the log has heard of this outage
-NO_BACKOFF = 16  # the wait that is entered now is only as long as it must be
-STOP_NOTED = 64  # the present row says which kind of stop it leads to
-FAULT_IN_EVENT = 32  # the last fault was in an event, not in an effect: its caller may wait for the outcome
-
 
 class ClientFSM(FSM[ClientStatus]):
     """Every decision of a client (CONN, RETRY, LIVE, OFF, CTRL). Pure: events in, effects out."""
@@ -84,26 +75,31 @@ class ClientFSM(FSM[ClientStatus]):
     __slots__ = (
         "attempt",
         "cause",
+        "certificate_may_recover",
         "closing",
         "failure",
+        "fault_in_event",
         "loss",
-        "marks",
-        "news",
         "not_before",
         "now",
         "online",
+        "outage_reported",
+        "pending_reason",
+        "pending_stop",
         "policy",
         "reason",
         "reset_asked",
         "retry_in",
+        "skip_backoff",
         "stop_kind",
+        "too_big_in_a_row",
         "woken_at",
     )
 
-    failures_until_heard = 3
-    """So many failures in a row are an outage, which is reported (D-HEARD)."""
-    seconds_until_heard = 10.0
-    """And so many seconds without a connection."""
+    failures_until_reported = 3
+    """An outage is reported after this many failures in a row (D-HEARD), …"""
+    seconds_until_reported = 10.0
+    """… or after this many seconds without a connection."""
 
     # States
 
@@ -163,8 +159,8 @@ class ClientFSM(FSM[ClientStatus]):
         """How many attempts or connections failed in a row: the number of the retry that is next or under way."""
         self.reason = "not started"
         """Why it is in its present state, in words."""
-        self.news = self.reason
-        """What the last event said; it becomes the reason if the event leads to another state."""
+        self.pending_reason = self.reason
+        """What the last event said. It becomes the reason if the event leads to another state; so does its cause."""
         self.retry_in: float | None = None
         """Seconds that the present wait lasts."""
         self.closing = (NORMAL, "")
@@ -172,19 +168,31 @@ class ClientFSM(FSM[ClientStatus]):
         self.loss = CloseInfo(NORMAL)
         """How the last connection ended, as the server said it: it is judged, and not shown (D-JUDGED)."""
         self.failure = NO_FAILURE
+        """How the last attempt failed."""
         self.reset_asked = False
+        """Whether the caller of `connect()` or `retry_now()` wants the backoff to begin anew."""
         self.cause: Cause | None = None
-        """Why it is in its present state, as data (D-CAUSE): the `told_cause` of the event that led to it."""
+        """Why it is in its present state, as data (D-CAUSE): the `pending_cause` of the event that led to it."""
         self.stop_kind: StopKind | None = None
-        """Why it stopped, while it is stopped."""
+        """Which kind of stop it is, while it is stopped."""
+        self.pending_stop: StopKind | None = None
+        """Which kind of stop the present row leads to, if it says so."""
         self.now = 0.0
         """When the last event came that brought the time."""
         self.not_before: float | None = None
         """Until when the server asked to stay away (D-HTTP)."""
         self.woken_at: float | None = None
         """When an attempt was last made, or is to be made, because the network is back (OFF-2)."""
-        self.marks = 0
-        """What it has seen before: flags, see above."""
+        self.skip_backoff = False
+        """Whether the next wait is only as long as it must be (OFF-2)."""
+        self.certificate_may_recover = False
+        """It was connected, or the network came back: a certificate that does not verify may verify later (D-HTTP)."""
+        self.too_big_in_a_row = 0
+        """How many connections in a row ended because the server sent too big a message (D-TOOBIG)."""
+        self.outage_reported = False
+        """Whether the log has this outage (D-HEARD)."""
+        self.fault_in_event = False
+        """Whether the last fault was in an event, not in an effect: the caller of the event may wait for the result."""
 
     # Guards
 
@@ -198,23 +206,23 @@ class ClientFSM(FSM[ClientStatus]):
 
     def is_misconfigured(self) -> bool:
         """It cannot work: an unusable URL, a certificate that does not verify and never did (D-HTTP)."""
-        return self.failure.kind is FailureKind.MISCONFIGURED and not self.is_passing()
+        return self.failure.kind is FailureKind.MISCONFIGURED and not self.is_temporary()
 
     def is_too_big_again(self) -> bool:
         """The server sent a message that is too big for this client, twice in a row: it would send it for ever."""
-        return bool(self.marks & TOO_BIG_AGAIN)
+        return self.too_big_in_a_row > 1
 
     def is_too_soon(self) -> bool:
         """The server asked to stay away for longer, or the last attempt of this kind is less than ``base`` ago."""
-        return self.soonest() > self.now
+        return self.earliest_attempt() > self.now
 
     def is_outage_unreported(self) -> bool:
-        """The log has not heard of this outage yet."""
-        return not self.marks & OUTAGE_REPORTED
+        """The log does not have this outage yet."""
+        return not self.outage_reported
 
     def is_fault_in_event(self) -> bool:
-        """The fault was in an event, not in an effect: the caller of the event may wait for the outcome."""
-        return bool(self.marks & FAULT_IN_EVENT)
+        """The fault was in an event, not in an effect: the caller of the event may wait for the result."""
+        return self.fault_in_event
 
     def is_retrying_off(self) -> bool:
         """The policy says not to retry at all."""
@@ -246,55 +254,51 @@ class ClientFSM(FSM[ClientStatus]):
         """The client begins, or begins again: with a clean slate."""
         self.attempt = 0
         self.not_before = self.woken_at = None
-        self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
+        self.too_big_in_a_row = 0
         self.notify_rooms("client_started")
 
     def stop(self) -> None:
-        """The client ends: nothing is left running, rooms and waiting operations hear of it."""
-        if not self.marks & STOP_NOTED:
-            self.stop_kind = StopKind.FAULT if self.state == ClientFSM.error.name else StopKind.CLOSED
-        self.marks &= ~STOP_NOTED
+        """The client ends: nothing is left running; rooms and waiting operations are notified."""
+        by_default = StopKind.FAULT if self.state == ClientFSM.error.name else StopKind.CLOSED
+        self.stop_kind, self.pending_stop = self.pending_stop or by_default, None
         self.emit(Release())
         self.notify_rooms("client_stopped")
         self.fail_waiters()
 
     def fail_waiters(self) -> None:
         """D-STOP: each operation that waits raises why, in words and as data."""
-        self.emit(FailWaiters(ClientStopped(self.news, self.told_cause, self.stop_kind)))
+        self.emit(FailWaiters(ClientStopped(self.pending_reason, self.pending_cause, self.stop_kind)))
 
-    def break_again(self) -> None:
+    def fault_again(self) -> None:
         """D-ERROR: it is in error for another reason now."""
-        self.reason, self.cause, self.stop_kind = self.news, None, StopKind.FAULT
+        self.reason, self.cause, self.stop_kind = self.pending_reason, None, StopKind.FAULT
         self.fail_waiters()
 
-    # D-CAUSE: a row that leads to a stop says which kind of stop it is. One that says nothing: this program decided it.
+    # D-CAUSE: a row that leads to a stop says which kind of stop it is. If it does not, this program decided it.
 
     def stop_closed(self) -> None:
-        self.note_stop(StopKind.CLOSED)
+        self.pending_stop = StopKind.CLOSED
 
     def stop_refused(self) -> None:
-        self.note_stop(StopKind.REFUSED)
+        self.pending_stop = StopKind.REFUSED
 
     def stop_misconfigured(self) -> None:
-        self.note_stop(StopKind.MISCONFIGURED)
+        self.pending_stop = StopKind.MISCONFIGURED
 
     def stop_retrying_off(self) -> None:
-        self.note_stop(StopKind.RETRYING_OFF)
+        self.pending_stop = StopKind.RETRYING_OFF
 
     def stop_used_up(self) -> None:
-        self.note_stop(StopKind.ATTEMPTS_USED_UP)
+        self.pending_stop = StopKind.ATTEMPTS_USED_UP
 
     def stop_faulted(self) -> None:
-        self.note_stop(StopKind.FAULT)
-
-    def note_stop(self, kind: StopKind) -> None:
-        self.stop_kind = kind
-        self.marks |= STOP_NOTED
+        self.pending_stop = StopKind.FAULT
 
     def stop_too_big(self) -> None:
         """D-TOOBIG: say what can be done about it."""
-        self.note_stop(StopKind.MISCONFIGURED)
-        self.news += ", twice in a row: make max_msg_size= larger (0: no limit), or have the server send less at once"
+        self.pending_stop = StopKind.MISCONFIGURED
+        remedy = "make max_msg_size= larger (0: no limit), or have the server send less at once"
+        self.pending_reason += f", twice in a row: {remedy}"
 
     def dial(self) -> None:
         self.emit(Dial())
@@ -316,9 +320,9 @@ class ClientFSM(FSM[ClientStatus]):
 
     def start_retry_timer(self) -> None:
         """RETRY-1, and never sooner than the server asked (D-HTTP)."""
-        if self.marks & NO_BACKOFF:
-            self.marks &= ~NO_BACKOFF
-            delay = max(self.soonest() - self.now, 0.0)
+        if self.skip_backoff:
+            self.skip_backoff = False
+            delay = max(self.earliest_attempt() - self.now, 0.0)
         else:
             delay = self.policy.delay(self.attempt)
         rest = 0.0 if self.not_before is None else max(self.not_before - self.now, 0.0)
@@ -349,7 +353,7 @@ class ClientFSM(FSM[ClientStatus]):
 
     def note_online(self) -> None:
         self.online = True
-        self.marks |= MAY_PASS
+        self.certificate_may_recover = True
 
     def wake_up(self) -> None:
         """OFF-2: an attempt now."""
@@ -360,7 +364,7 @@ class ClientFSM(FSM[ClientStatus]):
         """OFF-2 D-HTTP: an attempt as soon as may be."""
         if (due := self.damped_until()) > self.now:
             self.woken_at = due
-        self.marks |= NO_BACKOFF
+        self.skip_backoff = True
         self.begin_on_online()
 
     def begin_on_online(self) -> None:
@@ -371,14 +375,14 @@ class ClientFSM(FSM[ClientStatus]):
 
     def report_outage(self) -> None:
         """D-HEARD: why there is no connection, and what comes next."""
-        self.marks |= OUTAGE_REPORTED
-        self.emit(ReportOutage(self.news, self.what_comes_next(), self.attempt))
+        self.outage_reported = True
+        self.emit(ReportOutage(self.pending_reason, self.what_comes_next(), self.attempt))
 
     def end_outage(self) -> None:
-        """D-STABLE D-HEARD: the connection has lasted; if the log has heard of an outage, that is over."""
+        """D-STABLE D-HEARD: the connection has lasted; if the log has an outage, that is over."""
         self.forget_attempts()
-        if self.marks & OUTAGE_REPORTED:
-            self.marks &= ~OUTAGE_REPORTED
+        if self.outage_reported:
+            self.outage_reported = False
             self.emit(ReportRecovery())
 
     # The table: of each event, the first row whose guards pass decides
@@ -394,7 +398,7 @@ class ClientFSM(FSM[ClientStatus]):
     def connect_requested(self, reset_backoff: bool = False) -> None:
         """The program asked to be connected: `connect()`. That overrides every wait (OFF-2, D-HTTP)."""
         self.reset_asked = reset_backoff
-        self.news = "asked to connect"
+        self.pending_reason = "asked to connect"
 
     @event(
         row(STOPPED,   to=connecting, do=start,                    clause="CTRL-1 RETRY-4 OK-3"),
@@ -403,7 +407,7 @@ class ClientFSM(FSM[ClientStatus]):
     def retry_requested(self, reset_backoff: bool = False) -> None:
         """The program asked for a new attempt now: `retry_now()`."""
         self.reset_asked = reset_backoff
-        self.news = "asked for a fresh attempt"
+        self.pending_reason = "asked for a fresh attempt"
         self.closing = (NORMAL, "reconnecting")
 
     @event(
@@ -413,8 +417,8 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def start_requested(self) -> None:
         """The client is started: `start()`, or entering ``async with``."""
-        self.news = "started"
-        self.told_cause = None if self.online else OFFLINE
+        self.pending_reason = "started"
+        self.pending_cause = None if self.online else OFFLINE
 
     @event(
         ignore(disconnected, because="disconnected already"),
@@ -422,7 +426,7 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def close_requested(self) -> None:
         """The program asked to stop: `close()`."""
-        self.news = "closed by this program"
+        self.pending_reason = "closed by this program"
         self.closing = (NORMAL, "")
 
     @event(
@@ -432,10 +436,10 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def socket_opened(self) -> None:
         """The dial succeeded: the WebSocket is open."""
-        self.news = "connected"
+        self.pending_reason = "connected"
         self.failure = NO_FAILURE
         self.not_before = None
-        self.marks |= MAY_PASS
+        self.certificate_may_recover = True
 
     @event(
         row(DIALING, to=error,        when=is_misconfigured,     do=stop_misconfigured, clause="D-ERROR D-HTTP"),
@@ -448,9 +452,9 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def dial_failed(self, failure: AttemptFailure, now: float | None = None) -> None:
         """The dial did not lead to an open WebSocket."""
-        self.failure = self.told_cause = failure
-        self.news = str(failure)
-        self.tell_time(now)
+        self.failure = self.pending_cause = failure
+        self.pending_reason = str(failure)
+        self.note_time(now)
         if failure.retry_after > 0:
             self.not_before = self.now + min(failure.retry_after, self.policy.max_retry_after)
 
@@ -467,13 +471,10 @@ class ClientFSM(FSM[ClientStatus]):
     def socket_closed(self, info: CloseInfo) -> None:
         """The connection is gone: the server closed it, or the network dropped it."""
         self.loss = info
-        self.news = str(info)
-        self.told_cause = info.redacted()
+        self.pending_reason = str(info)
+        self.pending_cause = info.redacted()
         self.closing = (NORMAL, "")
-        was_too_big = bool(self.marks & TOO_BIG)
-        self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
-        if info.fault is FaultKind.MESSAGE_TOO_BIG:
-            self.marks |= (TOO_BIG | TOO_BIG_AGAIN) if was_too_big else TOO_BIG
+        self.too_big_in_a_row = self.too_big_in_a_row + 1 if info.fault is FaultKind.MESSAGE_TOO_BIG else 0
 
     @event(
         row(connected, to=disconnected, when=is_retrying_off,      do=stop_retrying_off, clause="RETRY-1"),
@@ -484,9 +485,9 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def pong_missed(self, info: CloseInfo) -> None:
         """A ping went unanswered: the connection is dead, or as good as dead."""
-        self.marks &= ~(TOO_BIG | TOO_BIG_AGAIN)
-        self.news = str(info)
-        self.told_cause = info.redacted()
+        self.too_big_in_a_row = 0
+        self.pending_reason = str(info)
+        self.pending_cause = info.redacted()
         self.closing = (GOING_AWAY, "ping_timeout: liveness check failed, no pong")
 
     @event(
@@ -496,7 +497,7 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def timer_fired(self) -> None:
         """The wait before the next attempt is over, or the time after which a connection counts as stable."""
-        self.news, self.told_cause = self.reason, self.cause
+        self.pending_reason, self.pending_cause = self.reason, self.cause
 
     @event(
         ignore(connected, because="there is a connection"),
@@ -505,8 +506,8 @@ class ClientFSM(FSM[ClientStatus]):
         ignore(OTHERWISE, because="it was reported"),
     )
     def outage_lasted(self) -> None:
-        """There has been no connection for `seconds_until_heard`."""
-        self.news, self.told_cause = self.reason, self.cause
+        """There has been no connection for `seconds_until_reported`."""
+        self.pending_reason, self.pending_cause = self.reason, self.cause
 
     @event(
         ignore(ANY, when=is_offline, because="known already"),
@@ -517,8 +518,8 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def went_offline(self) -> None:
         """The network source reports that there is no network."""
-        self.news = "offline"
-        self.told_cause = OFFLINE
+        self.pending_reason = "offline"
+        self.pending_cause = OFFLINE
         self.closing = (GOING_AWAY, "offline")
 
     @event(
@@ -532,31 +533,31 @@ class ClientFSM(FSM[ClientStatus]):
     )
     def went_online(self, now: float | None = None) -> None:
         """The network source reports that there is a network again, at time ``now`` in seconds."""
-        self.news, self.told_cause = "back online", self.cause
-        self.tell_time(now)
+        self.pending_reason, self.pending_cause = "back online", self.cause
+        self.note_time(now)
         if now is None:
             self.woken_at = None  # without a clock there is no flapping
 
     @event(
-        row(error, to=STAY,  when=is_fault_in_event, do=break_again, clause="D-ERROR D-STOP"),
+        row(error, to=STAY,  when=is_fault_in_event, do=fault_again, clause="D-ERROR D-STOP"),
         ignore(error, because="in error already; to say so again might raise again, for ever"),
         row(OTHERWISE,  to=error, do=stop_faulted, clause="D-ERROR"),
     )
-    def faulted(self, what: str, asked: bool = False) -> None:
-        """A guard, a policy, or something else of this program's own raised; ``asked``: on an event, and no effect."""
-        self.news = what
-        self.marks = self.marks | FAULT_IN_EVENT if asked else self.marks & ~FAULT_IN_EVENT
+    def faulted(self, what: str, in_event: bool = False) -> None:
+        """A guard, a policy, or other code of this program raised: ``in_event``, or in an effect."""
+        self.pending_reason = what
+        self.fault_in_event = in_event
         self.closing = (INTERNAL_ERROR, "")
 
     # fmt: on
 
     # Helpers
 
-    def tell_time(self, now: float | None) -> None:
+    def note_time(self, now: float | None) -> None:
         if now is not None:
             self.now = now
 
-    def soonest(self) -> float:
+    def earliest_attempt(self) -> float:
         """When the next attempt may be made because the network is back (OFF-2, D-HTTP)."""
         return max(self.damped_until(), float("-inf") if self.not_before is None else self.not_before)
 
@@ -566,12 +567,12 @@ class ClientFSM(FSM[ClientStatus]):
             return float("-inf")
         return self.woken_at if self.woken_at > self.now else self.woken_at + self.policy.base
 
-    def is_passing(self) -> bool:
-        """D-HTTP: a certificate that does not verify may pass, as captive portals and wrong clocks do.
+    def is_temporary(self) -> bool:
+        """D-HTTP: a certificate that does not verify may verify later, as with captive portals and wrong clocks.
 
-        It may for a client that was connected before, in this run or an earlier one, or that was offline before.
+        So it is for a client that was connected before, in this run or an earlier one, or that was offline before.
         """
-        return self.failure.fault in CERTIFICATES and bool(self.marks & MAY_PASS)
+        return self.failure.fault in CERTIFICATES and self.certificate_may_recover
 
     def what_comes_next(self) -> str:
         """In words, for the log (D-HEARD)."""
@@ -589,13 +590,13 @@ class ClientFSM(FSM[ClientStatus]):
         assert self._effects is not None
         self._effects[:] = [each for each in self._effects if not isinstance(each, NotifyRooms)]
         stop = self.stop_kind if event == "client_stopped" else None
-        self.emit(NotifyRooms(event, self.news, self.told_cause, stop))
+        self.emit(NotifyRooms(event, self.pending_reason, self.pending_cause, stop))
 
     def fire_faulted(self, reason: str) -> list[Effect]:
         return self.faulted(reason, True)
 
     def last_resort(self, reason: str, old: ClientStatus) -> list[Effect]:
-        self.news = self.reason = reason
+        self.pending_reason = self.reason = reason
         self.cause, self.stop_kind = None, StopKind.FAULT
         change = StatusChange(old, self.status, reason, None, StopKind.FAULT)
         return [
@@ -606,23 +607,23 @@ class ClientFSM(FSM[ClientStatus]):
         ]
 
     def state_changed(self) -> None:
-        self.reason, self.cause = self.news, self.told_cause
+        self.reason, self.cause = self.pending_reason, self.pending_cause
         if self.status not in STOPPED_STATUSES:
-            self.stop_kind = None
+            self.stop_kind = self.pending_stop = None
         failures = self.attempt if self.status is ClientStatus.RECONNECTING else 0
         if self.stop_kind not in (None, StopKind.CLOSED, StopKind.FAULT):
             failures = self.attempt + 1  # the last one was not counted
-        if failures >= self.failures_until_heard and self.is_outage_unreported():
+        if failures >= self.failures_until_reported and self.is_outage_unreported():
             self.report_outage()
 
     def status_changed(self, old: ClientStatus, new: ClientStatus) -> None:
         under_way = new in UNDER_WAY
         if under_way and old not in UNDER_WAY:
-            self.emit(StartOutageTimer(self.seconds_until_heard))
+            self.emit(StartOutageTimer(self.seconds_until_reported))
         elif not under_way and old in UNDER_WAY:
             self.emit(StopOutageTimer())
         if self.stop_kind is StopKind.CLOSED:
-            self.marks &= ~OUTAGE_REPORTED
+            self.outage_reported = False
         attempt = self.attempt if under_way else 0
-        change = StatusChange(old, new, self.news, self.told_cause, self.stop_kind, attempt, self.retry_in)
+        change = StatusChange(old, new, self.pending_reason, self.pending_cause, self.stop_kind, attempt, self.retry_in)
         self.emit(NotifyStatus(change))

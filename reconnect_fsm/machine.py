@@ -39,7 +39,7 @@ The rules:
 * ``may(event)`` says whether an event would lead anywhere now. ``ClientFSM.machine`` is the ``transitions.Machine`` of
   the class, and ``ClientFSM.to_graph_machine()`` one of its ``GraphMachine``.
 
-Why this shape: one Machine per class costs an instance only its own slots (some hundred and fifty bytes); a Machine per
+Why this shape: one Machine per class costs an instance only its own slots (some two hundred bytes); a Machine per
 instance, or ``add_model``, costs kilobytes and grows with their number.
 """
 
@@ -354,7 +354,7 @@ class Event(Generic[P]):
         effects: list[Effect] = []
         fsm._effects = effects
         fsm.emit = effects.append
-        fsm.told_cause = None  # the cause of the event before is not the cause of this one
+        fsm.pending_cause = None  # the cause of the event before is not the cause of this one
         try:
             self.record(fsm, *args, **kwargs)
             fsm.machine.events[self.name].trigger(fsm)
@@ -376,7 +376,7 @@ def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P
 class FSM(Generic[StatusT]):
     """The base of all machines; see the module's text for how one is declared."""
 
-    __slots__ = ("_announced", "_effects", "emit", "state", "told_cause")
+    __slots__ = ("_announced", "_effects", "emit", "pending_cause", "state")
 
     initial: ClassVar[State]
     """The state that a new instance is in; its ``enter`` actions do not run."""
@@ -399,7 +399,7 @@ class FSM(Generic[StatusT]):
         self._effects: list[Effect] | None = None
         self.emit: Callable[[Effect], None] = _no_event
         """Ask for an effect. For actions only."""
-        self.told_cause: Cause | None = None
+        self.pending_cause: Cause | None = None
         """The cause that the present event brings (D-CAUSE); None where nothing ended. Each event begins with None."""
 
     @property

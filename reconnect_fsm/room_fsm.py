@@ -81,8 +81,8 @@ class RoomFSM(FSM[RoomStatus]):
         "extra",
         "in_doubt",
         "joins",
-        "news",
         "now",
+        "pending_reason",
         "permission",
         "policy",
         "reason",
@@ -217,8 +217,8 @@ class RoomFSM(FSM[RoomStatus]):
         """What those who wait for this room are told when it ends."""
         self.unauthorized = False
         self.batch_status = UpdateStatusCode.OK
-        self.news = "not asked for yet"
-        self.reason = self.news
+        self.pending_reason = "not asked for yet"
+        self.reason = self.pending_reason
         """Why it is in its present state, in words."""
 
     @property
@@ -378,7 +378,7 @@ class RoomFSM(FSM[RoomStatus]):
 
     def miss_answer(self) -> None:
         """D-TIMEOUT: the server had its time."""
-        self.news = f"no answer to the request to join within {self.join_timeout:g} s"
+        self.pending_reason = f"no answer to the request to join within {self.join_timeout:g} s"
         self.back_off()
 
     def follow_suggestion(self) -> None:
@@ -401,7 +401,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def join_requested(self) -> None:
         """Somebody asked for the room: `join()`."""
-        self.news = "asked to join"
+        self.pending_reason = "asked to join"
 
     @event(
         row(queued,       to=joining,   clause="JOIN-1 OK-4"),
@@ -412,7 +412,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def connection_opened(self, why: str) -> None:
         """The client is connected, and it is the room's turn to be asked for."""
-        self.news = why
+        self.pending_reason = why
 
     @event(
         row(FIRST_TIME,  to=queued, do=begin_anew,              clause="D-INTENT"),
@@ -423,7 +423,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def connection_lost(self, why: str, cause: Cause | None = None) -> None:
         """The connection is gone; the client sees to a new one."""
-        self.news, self.told_cause = why, cause
+        self.pending_reason, self.pending_cause = why, cause
 
     @event(
         ignore(OVER, because="the room is no longer tracked"),
@@ -432,7 +432,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def client_stopped(self, why: str, cause: Cause | None = None, stop: StopKind | None = None) -> None:
         """The client stopped: closed, refused for good, out of attempts, or in error."""
-        self.news, self.told_cause = why, cause
+        self.pending_reason, self.pending_cause = why, cause
         self.refusal = ClientStopped(why, cause, stop)
 
     @event(
@@ -442,7 +442,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def client_started(self, why: str) -> None:
         """The client was started, or started again."""
-        self.news = why
+        self.pending_reason = why
 
     @event(
         row(ASKING,  to=joined,                 clause="OK-4"),
@@ -453,7 +453,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def join_accepted(self, permission: Permission, version: bytes, extra: bytes = b"") -> None:
         """The server answered with a JoinResponseOk: what it lets us do, what it has, and the application's own."""
-        self.news = "joined"
+        self.pending_reason = "joined"
         self.permission, self.server_version, self.extra = permission, version, extra
 
     @event(
@@ -479,8 +479,8 @@ class RoomFSM(FSM[RoomStatus]):
     def join_refused(self, refusal: JoinRefused, now: float = 0.0, version: bytes = b"") -> None:
         """The server answered with a JoinError, at time ``now`` in seconds; ``version`` is what it said it has."""
         self.server_version = version
-        self.refusal = self.told_cause = refusal
-        self.news = str(refusal)
+        self.refusal = self.pending_cause = refusal
+        self.pending_reason = str(refusal)
         self.now = now
 
     @event(
@@ -492,9 +492,9 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def credentials_failed(self, what: str, unauthorized: bool) -> None:
         """The auth callable raised."""
-        self.news = what
+        self.pending_reason = what
         self.unauthorized = unauthorized
-        self.refusal = self.told_cause = JoinRefused(None, what)
+        self.refusal = self.pending_cause = JoinRefused(None, what)
 
     @event(
         row(joining,        to=join_delayed,   do=miss_answer, clause="D-TIMEOUT"),  # no answer
@@ -507,7 +507,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def timer_fired(self) -> None:
         """The server's time to answer, or the wait before asking again, is over."""
-        self.news = self.reason
+        self.pending_reason = self.reason
 
     @event(
         row(joined, to=resyncing,      when=is_rejoin_due, do=(doubt, follow_suggestion), clause="D-ROOMERR"),
@@ -519,8 +519,8 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def evicted(self, refusal: JoinRefused, now: float) -> None:
         """The server sent a RoomError, at time ``now`` in seconds."""
-        self.refusal = self.told_cause = refusal
-        self.news = str(refusal)
+        self.refusal = self.pending_cause = refusal
+        self.pending_reason = str(refusal)
         self.now = now
 
     @event(
@@ -531,7 +531,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def acks_overdue(self, now: float) -> None:
         """At time ``now`` in seconds, more updates wait for an Ack than we keep; a comparison supersedes them."""
-        self.news = "too many updates without an Ack"
+        self.pending_reason = "too many updates without an Ack"
         self.now = now
 
     @event(
@@ -548,7 +548,7 @@ class RoomFSM(FSM[RoomStatus]):
     def batch_refused(self, status: UpdateStatusCode, why: str, now: float) -> None:
         """The server refused a batch of updates of ours, at time ``now`` in seconds."""
         self.batch_status = status
-        self.news = why
+        self.pending_reason = why
         self.now = now
 
     @event(
@@ -567,7 +567,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def edited_in_doubt(self, now: float) -> None:
         """There is a local edit, at time ``now`` in seconds, on top of what was refused for good."""
-        self.news = "an edit on top of updates that the server refused"
+        self.pending_reason = "an edit on top of updates that the server refused"
         self.now = now
 
     @event(
@@ -590,7 +590,7 @@ class RoomFSM(FSM[RoomStatus]):
         ``status`` is what the server was told, OK if nothing; ``now`` the time in seconds. Later ones depend on it.
         """
         self.batch_status = status
-        self.news = why
+        self.pending_reason = why
         self.now = now
 
     @event(
@@ -600,7 +600,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def resync_requested(self) -> None:
         """Somebody asked for a comparison: `resync()`."""
-        self.news = "asked to compare versions"
+        self.pending_reason = "asked to compare versions"
 
     @event(
         ignore(OVER, because="the room is no longer tracked"),
@@ -609,7 +609,7 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def leave_requested(self) -> None:
         """Somebody asked to leave: `leave()`."""
-        self.news = "left by this program"
+        self.pending_reason = "left by this program"
         self.refusal = RoomLeft("leave() was called on the room while this operation waited for it")
 
     @event(
@@ -619,8 +619,8 @@ class RoomFSM(FSM[RoomStatus]):
     )
     def faulted(self, what: str) -> None:
         """The adaptor, a guard, or something else of this program's own raised."""
-        self.news = what
-        self.refusal = self.told_cause = JoinRefused(None, what)
+        self.pending_reason = what
+        self.refusal = self.pending_cause = JoinRefused(None, what)
 
     # fmt: on
 
@@ -630,9 +630,9 @@ class RoomFSM(FSM[RoomStatus]):
         return isinstance(self.refusal, JoinRefused) and self.refusal.code == code
 
     def last_resort(self, reason: str, old: RoomStatus) -> list[Effect]:
-        self.news = self.reason = reason
-        self.refusal = self.told_cause = JoinRefused(None, reason)
-        change = StatusChange(old, self.status, reason, self.told_cause)
+        self.pending_reason = self.reason = reason
+        self.refusal = self.pending_cause = JoinRefused(None, reason)
+        change = StatusChange(old, self.status, reason, self.pending_cause)
         return [
             Untrack(),
             FailWaiters(self.refusal),
@@ -641,7 +641,7 @@ class RoomFSM(FSM[RoomStatus]):
         ]
 
     def state_changed(self) -> None:
-        self.reason = self.news
+        self.reason = self.pending_reason
 
     def status_changed(self, old: RoomStatus, new: RoomStatus) -> None:
         if old is JOINED:
@@ -653,7 +653,7 @@ class RoomFSM(FSM[RoomStatus]):
             retry_in = self.delay if self.state in WAITS else None
         if new is DISCONNECTED and isinstance(self.refusal, ClientStopped):
             stop = self.refusal.stop
-        self.emit(_news(old, new, self.news, self.told_cause, stop, attempt, retry_in))
+        self.emit(_news(old, new, self.pending_reason, self.pending_cause, stop, attempt, retry_in))
 
 
 WAITS = (RoomFSM.join_delayed.name, RoomFSM.rejoin_delayed.name)

@@ -142,7 +142,7 @@ class Patient(ClientFSM):
     )
     def token_expired(self, seconds: float, why: str = "") -> None:
         """The token expires soon."""
-        self.news = why
+        self.pending_reason = why
 
 
 class Hasty(RoomFSM):

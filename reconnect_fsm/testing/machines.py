@@ -630,7 +630,7 @@ def _lives(node: _Node, ways: Mapping[str, Sequence[Arguments]], found: Explorat
 def _memory(node: _Node) -> tuple[str, ...]:
     """What makes it another machine: what it remembers too, but for words."""
     slots = (name for base in type(node.fsm).__mro__ for name in getattr(base, "__slots__", ()))
-    names = sorted({*slots, *vars(node.fsm)} - {"answers", "asked", "news", "policy", "reason"})
+    names = sorted({*slots, *vars(node.fsm)} - {"answers", "asked", "pending_reason", "policy", "reason"})
     return (repr(node.watch), *(f"{name}={getattr(node.fsm, name, None)!r}" for name in names))
 
 

@@ -1105,7 +1105,7 @@ class BrokenTwice(ClientFSM):
 
     def is_in_error(self) -> bool:
         if self.state == "error" and len(seen_in_error) < 1:
-            seen_in_error.append(self.news)
+            seen_in_error.append(self.pending_reason)
             raise LookupError("my guard")
         return False
 

@@ -2019,7 +2019,7 @@ async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scr
 
     class Faulty(RoomFSM):
         def begin_anew(self) -> None:
-            if self.news == "the connection was lost" and self.state == "joining":
+            if self.pending_reason == "the connection was lost" and self.state == "joining":
                 raise ZeroDivisionError
             super().begin_anew()
 

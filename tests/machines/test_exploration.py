@@ -202,7 +202,7 @@ class Patient(ClientFSM):
     @event(row(ClientFSM.connected, to=ClientFSM.connecting), ignore(OTHERWISE, because="no token in use"))
     def token_expired(self) -> None:
         """The token of this connection is about to expire."""
-        self.news = "the token expired"
+        self.pending_reason = "the token expired"
 
 
 class FullRoom(RoomFSM):

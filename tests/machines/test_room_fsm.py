@@ -880,7 +880,7 @@ def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
     assert (fsm.reason, fsm.attempt, fsm.delay, fsm.now) == ("not asked for yet", 0, 0.0, 0.0)
     assert not any([fsm.is_unauthorized(), fsm.may_try_another_version(), fsm.is_rejoin_suggested()])
     assert not any([fsm.is_rejoin_due(), fsm.is_limited(), fsm.is_waiting_for_limit()])
-    assert (fsm.news, fsm.version, fsm.suggested_at) == ("not asked for yet", VersionChoice.CURRENT, None)
+    assert (fsm.pending_reason, fsm.version, fsm.suggested_at) == ("not asked for yet", VersionChoice.CURRENT, None)
     assert fsm.unauthorized is False
     assert (fsm.joins, fsm.in_doubt, fsm.refused, fsm.setbacks, fsm.waits_for_limit) == (0, False, None, 0, False)
     assert repr(fsm.refusal) == "RoomLeft('the room was left')"

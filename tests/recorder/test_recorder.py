@@ -736,7 +736,7 @@ def test_wording_is_no_way() -> None:
 
     class Polite(ClientFSM):
         def state_changed(self) -> None:
-            self.news = f"please: {self.news}" if not self.news.startswith("please") else self.news
+            self.pending_reason = f"please: {self.pending_reason.removeprefix('please: ')}"
             super().state_changed()
 
     class Gruff(ClientFSM):
@@ -866,7 +866,7 @@ def nested(depth: int) -> str:
         ({"retry_in": 1e300}, "'retry_in' of this step"),
         ({"memory": {"__class__": 1}}, "has an attribute __class__ in its context"),
         ({"memory": {"policy": 1}}, "has an attribute policy in its context"),
-        ({"memory": {"attempt": "x", "loss": [], "news": 3, "nonsense": 1}}, None),
+        ({"memory": {"attempt": "x", "loss": [], "pending_reason": 3, "nonsense": 1}}, None),
         ({"reason": "x" * 10**6}, "more than 1,000,000 characters"),
         ({"machine": "\x1b[2J", "event": "\x1b]0;\x07"}, None),
     ],

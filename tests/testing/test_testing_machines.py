@@ -60,7 +60,7 @@ class TokenFSM(ClientFSM):
     @event(row(ClientFSM.connected, to=ClientFSM.connecting), ignore(OTHERWISE, because="no token in use"))
     def token_expired(self, at: float) -> None:
         """The token of this connection is about to expire."""
-        self.news = f"the token expires at {at:g}"
+        self.pending_reason = f"the token expires at {at:g}"
 
 
 class FullRoomFSM(RoomFSM):
