@@ -26,7 +26,7 @@ demo: $(DEMO) ## see it reconnect, in the terminal
 	@$(BIN)/python -m reconnect_fsm demo $(ARGS)
 
 test: $(DEV) ## run the tests; ARGS="..." goes to pytest, such as ARGS=--shuffle=1 (random order)
-	@$(BIN)/python tests/node_peers.py
+	@$(BIN)/python tests/support/node_peers.py
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: lint types diagrams-drift coverage ## everything that has to pass: lint, types, diagrams, tests with coverage

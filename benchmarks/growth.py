@@ -559,7 +559,7 @@ async def server(which: str, *args: str) -> AsyncIterator[tuple[str, Command]]:
 @contextlib.asynccontextmanager
 async def npm_server() -> AsyncIterator[tuple[str, Command]]:
     """The reference server, on Node."""
-    sys.path.append(str(ROOT / "tests"))
+    sys.path.append(str(ROOT / "tests" / "support"))
     from node_peers import NodeServer
 
     async with NodeServer() as node:

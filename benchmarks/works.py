@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CLIENTS_DIR = HERE / "clients"
 
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 from node_peers import NODE_DIR, node_available  # noqa: E402  # the npm packages are installed once, for both
 
 

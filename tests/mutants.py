@@ -431,7 +431,7 @@ def module_name(module: str) -> str:
 
 def warm_up() -> None:
     """Import everything that a mutant cannot change, once for all."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support"), str(ROOT)]
     settings.register_profile(
         "mutants",
         deadline=None,

@@ -87,7 +87,7 @@ class Suite:
 @asynccontextmanager
 async def serving(python: Path) -> AsyncIterator[Suite]:
     """The fuzzing server, until it is left."""
-    program = Path(__file__).parents[1] / "autobahn_server.py"
+    program = Path(__file__).parents[1] / "support" / "autobahn_server.py"
     process = await asyncio.create_subprocess_exec(
         python, program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 20
     )
@@ -129,4 +129,4 @@ async def test_every_case_of_the_suite(figures: Figures) -> None:
 def test_the_suite_is_pinned() -> None:
     """The cases are those of one version, whatever comes next; and the server's own program is Python."""
     assert all("==" in package for package in PACKAGES)
-    compile((Path(__file__).parents[1] / "autobahn_server.py").read_text(), "autobahn_server.py", "exec")
+    compile((Path(__file__).parents[1] / "support" / "autobahn_server.py").read_text(), "autobahn_server.py", "exec")

@@ -26,7 +26,7 @@ HERE = Path(__file__).parents[1]
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """An empty project with the configuration and the conftest.py of this one."""
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{HERE / 'support'}")
     pytester.makepyprojecttoml((HERE.parent / "pyproject.toml").read_text().replace('testpaths = ["tests"]', ""))
     pytester.makeconftest((HERE / "conftest.py").read_text())
     return pytester

@@ -114,7 +114,8 @@ def test_a_plan_does_not_depend_on_what_happens() -> None:
 
 
 def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(__file__).parent), *(str(each) for each in Path(__file__).parents[1:3])])
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(map(str, (tests / "testing", tests / "support", tests, tests.parent)))
     return subprocess.run(
         [sys.executable, "-m", "reconnect_fsm.testing.simulation", *arguments],
         env={**os.environ, "PYTHONPATH": path, **environment},

@@ -36,7 +36,7 @@ import pytest
 
 from kit import PATIENCE, hold
 
-NODE_DIR = Path(__file__).parent / "node"
+NODE_DIR = Path(__file__).parents[1] / "node"
 OLDEST_NODE = 18
 INSTALL_TIMEOUT = 180.0
 COMMAND_TIMEOUT = PATIENCE
