@@ -89,6 +89,8 @@ class Admission(Generic[RoomT]):
     def __init__(self, limit: int | None) -> None:
         """``limit``: how many rooms may be asked for and not answered at the same time; None: no limit."""
         self._limiter: JoinLimiter[tuple[RoomT, Timer | None]] = JoinLimiter(limit)
+        self.waiting = self._limiter.queues
+        """The rooms that wait for their turn, by priority; empty if none waits."""
         self._announced = 0  # how many announcements there were
         self._begun = 0  # the last one that the rooms have begun to hear of
         self._are_turns_scheduled = False
@@ -136,12 +138,7 @@ class Admission(Generic[RoomT]):
 
     def is_waiting(self, room: RoomT) -> bool:
         """Whether the room waits for its turn."""
-        return any(waiting is room for queue in self._limiter.queues.values() for waiting, _ in queue)
-
-    @property
-    def has_waiting(self) -> bool:
-        """Whether any room waits for its turn."""
-        return bool(self._limiter.queues)
+        return any(waiting is room for queue in self.waiting.values() for waiting, _ in queue)
 
     def claim_turns(self) -> bool:
         """Whether there are turns to be taken that nobody takes yet; if so, the caller has to run `turns`."""

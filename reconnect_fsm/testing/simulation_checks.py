@@ -600,7 +600,7 @@ class Witness:
             del self.rooms[room]  # it is over, for good
         rooms = self.client._rooms
         timers = sum(driver_of(room).timers for room in tracked)
-        if not rooms.admission.has_waiting and len(rooms.timers) != timers:  # of who awaits a turn, the timer ran out
+        if not rooms.admission.waiting and len(rooms.timers) != timers:  # of who awaits a turn, the timer ran out
             self.fail("room-never-wedged", f"{self.name}: {len(rooms.timers)} deadlines for {timers} timers of rooms")
 
     # Operations
