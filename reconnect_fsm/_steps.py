@@ -37,8 +37,12 @@ class StepSink(Protocol):
 class StepLog(Protocol):
     """What keeps the last steps of a client's machines, and passes the next ones on."""
 
-    log: list[Step]
     sink: StepSink | None
+
+    @property
+    def log(self) -> list[Step]:
+        """The last steps."""
+        ...
 
 
 def context_of(fsm: ClientFSM | RoomFSM) -> Context:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, ParamSpec, Protocol, TypeVar
 
@@ -52,9 +53,8 @@ class Dispatcher(EventQueue):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log: list[Step] = []
-        """The last `MAX_STEPS` steps, and before those the last `MAX_OLDER_STEPS` of the client's own."""
-        self._older = 0  # how many those are
+        self._recent: deque[Step] = deque()  # the last of all machines
+        self._older: deque[Step] = deque(maxlen=MAX_OLDER_STEPS)  # of the client's own, those before
         self.now = 0.0
         """When the last event fired, in the loop's seconds."""
         self.sink: StepSink | None = None
@@ -62,17 +62,23 @@ class Dispatcher(EventQueue):
         self.observers: Listeners[tuple[Step, Any]] = Listeners("an observer of steps")
         """Called with every step and its subject, before the effects are run."""
 
+    @property
+    def log(self) -> list[Step]:
+        """The last `MAX_STEPS` steps, and before those the last `MAX_OLDER_STEPS` of the client's own."""
+        return [*self._older, *self._recent]
+
     def fire(self, subject: Subject, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Fire an event in the subject's machine and run the effects. The only place where either happens.
 
         A subclass of the machine may have rows of its own for the event, so that it is looked up by name there. If an
         effect raises, the machine's event `faulted` fires next (D-ERROR).
         """
+        given: tuple[Any, ...] = event.arguments(*args, **kwargs) if kwargs else args  # by position, as recorded
         fsm, name = subject.fsm, event.name
         old = fsm.state
         context = None if subject.name and self.sink is None else context_of(fsm)
         try:
-            effects = fsm.events[name].fire(fsm, *args, **kwargs)
+            effects = fsm.events[name].fire(fsm, *given)
         except BaseException as error:
             if not is_fault(error):
                 raise
@@ -80,9 +86,9 @@ class Dispatcher(EventQueue):
             effects = fsm.fault(error, report)
         if (loop := self._loop or _running_loop()) is not None:
             self.now = loop.time()
-        step = (self.now, subject.name, fsm, name, args, old, fsm.state, fsm.reason, fsm.attempt, effects, context)
-        self.log.append(step)
-        if len(self.log) > MAX_STEPS + self._older:
+        step = (self.now, subject.name, fsm, name, given, old, fsm.state, fsm.reason, fsm.attempt, effects, context)
+        self._recent.append(step)
+        if len(self._recent) > MAX_STEPS:
             self._forget_one()
         if self.sink is not None:
             notify_user("the recorder", self.sink.step, step)
@@ -101,16 +107,13 @@ class Dispatcher(EventQueue):
 
     def post_event(self, subject: Subject, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Fire the event now, or as soon as the one under way is complete (law 1)."""
-        self.post(self.fire, subject, event, *args, *kwargs.values())
+        self.post(self.fire, subject, event, *(event.arguments(*args, **kwargs) if kwargs else args))
 
     def _forget_one(self) -> None:
         """One for one: if many were let go at once, Python would search through the new ones for garbage."""
-        if self.log[self._older][1]:
-            del self.log[self._older]
-        elif self._older < MAX_OLDER_STEPS:
-            self._older += 1
-        else:
-            del self.log[0]
+        step = self._recent.popleft()
+        if not step[1]:
+            self._older.append(step)
 
     def end_recording(self) -> None:
         """A recording ends with the client, if not before."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -141,19 +140,18 @@ class Admission(Generic[RoomT]):
         return any(waiting is room for queue in self.waiting.values() for waiting, _ in queue)
 
     def claim_turns(self) -> bool:
-        """Whether there are turns to be taken that nobody takes yet; if so, the caller has to run `turns`."""
+        """Whether there are turns that are not being taken; if so, the caller has to take them, with `next_turn`."""
         limiter = self._limiter
         if not limiter.queues or self._are_turns_scheduled or not limiter.has_room:
             return False
         self._are_turns_scheduled = True
         return True
 
-    def turns(self) -> Iterator[tuple[RoomT, Timer | None]]:
-        """The rooms whose turn it is, one after the other, until none waits or the limit is reached."""
-        self._are_turns_scheduled = True
-        while (turn := self._limiter.pop()) is not None:
-            yield turn
-        self._are_turns_scheduled = False
+    def next_turn(self) -> tuple[RoomT, Timer | None] | None:
+        """The room whose turn it is; the caller has to ask again until none waits, or the limit is reached."""
+        turn = self._limiter.pop()
+        self._are_turns_scheduled = turn is not None
+        return turn
 
     # Requests
 

@@ -729,7 +729,7 @@ class Rooms:
 
     def too_big(self) -> None:
         """The other end closed the connection with 1009: if it was for what we sent, make it smaller (D-TOOBIG)."""
-        if not any(room.session is not None and room.session.has_unacked_or_upload for room in self._tracked.values()):
+        if not any(room.session is not None and room.session.is_sending for room in self._tracked.values()):
             return
         if self.max_piece > MIN_PIECE:
             self._set_max_piece(max(self.max_piece // 2, MIN_PIECE))
@@ -780,7 +780,8 @@ class Rooms:
 
     def _admit(self) -> Iterator[None]:
         """Let rooms ask, one after the other, until none waits for a turn or the limit is reached."""
-        for room, timer in self.admission.turns():
+        while (turn := self.admission.next_turn()) is not None:
+            room, timer = turn
             assert self.admission.opened is not None  # without a connection no room waits for a turn
             room.on_admitted(self.admission.opened, timer)
             yield

@@ -129,8 +129,9 @@ class RoomSession:
 
     def synchronise(self, permission: Permission, server_version: bytes) -> None:
         """Versions were compared: upload what the server lacks, which supersedes all that has no Ack (D-RESYNC)."""
-        self.discard_unwritten()
-        self._unacked, self.unacked_bytes = NO_BATCHES, 0
+        if self.is_sending:
+            self.discard_unwritten()
+            self._unacked, self.unacked_bytes = NO_BATCHES, 0
         self.permission, self.server_version = permission, server_version
         room = self._room
         self._begin_upload("asked for what the server lacks", room.adaptor.missing_from, server_version)
@@ -164,7 +165,7 @@ class RoomSession:
                 break
 
     @property
-    def has_unacked_or_upload(self) -> bool:
+    def is_sending(self) -> bool:
         """Whether updates of ours are on their way."""
         return bool(self._unacked) or self._upload is not None
 
