@@ -39,7 +39,7 @@ from reconnect_fsm.loro_protocol import (
     Message,
     Permission,
     Reassembler,
-    Refusal,
+    RefusedBatch,
     RoomError,
     RoomErrorCode,
     UpdateStatusCode,
@@ -466,9 +466,9 @@ class Model:
         return status
 
 
-def outcome(answer: bytes | Refusal | None) -> bytes | UpdateStatusCode | None:
+def outcome(answer: bytes | RefusedBatch | None) -> bytes | UpdateStatusCode | None:
     """An answer of `Reassembler` as the model gives it."""
-    return answer.status if isinstance(answer, Refusal) else answer
+    return answer.status if isinstance(answer, RefusedBatch) else answer
 
 
 class FragmentSteps:

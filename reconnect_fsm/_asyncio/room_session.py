@@ -19,7 +19,7 @@ from reconnect_fsm.loro_protocol import (
     DocUpdateFragmentHeader,
     Permission,
     Reassembler,
-    Refusal,
+    RefusedBatch,
     UpdateStatusCode,
     split,
 )
@@ -406,7 +406,7 @@ class RoomSession:
         incoming, fragmented = self._incoming, self._rooms.fragmented
         if incoming not in fragmented and len(fragmented) >= MAX_FRAGMENTED_ROOMS:
             why = f"{len(fragmented)} rooms have batches under way"
-            self._refuse_batch(Refusal(message.batch_id, UpdateStatusCode.RATE_LIMITED, why))
+            self._refuse_batch(RefusedBatch(message.batch_id, UpdateStatusCode.RATE_LIMITED, why))
             return None
         if incoming is None:
             incoming = self._incoming = IncomingFragments(self._rooms, self._refuse_batch)
@@ -417,7 +417,7 @@ class RoomSession:
             self._refuse_batch(result)
         return None
 
-    def _refuse_batch(self, refusal: Refusal) -> None:
+    def _refuse_batch(self, refusal: RefusedBatch) -> None:
         name = self._room.name
         self._rooms.warn_limited("room %r: refused a batch of fragments from the server: %s", name, refusal.why)
         self._send_refusal(refusal.batch_id, refusal.status)
@@ -477,7 +477,7 @@ class IncomingFragments:
 
     __slots__ = ("_reassembler", "_refuse", "_rooms", "_timer")
 
-    def __init__(self, rooms: Rooms, refuse: Callable[[Refusal], None]) -> None:
+    def __init__(self, rooms: Rooms, refuse: Callable[[RefusedBatch], None]) -> None:
         """``refuse`` is called with each batch that did not come whole in its time."""
         self._rooms = rooms
         self._refuse = refuse
@@ -499,12 +499,12 @@ class IncomingFragments:
         """Whether a timer is set."""
         return self._timer is not None
 
-    def take(self, message: DocUpdateFragmentHeader | DocUpdateFragment) -> bytes | Refusal | None:
+    def take(self, message: DocUpdateFragmentHeader | DocUpdateFragment) -> bytes | RefusedBatch | None:
         """A fragment came, or a header: the update that is whole now, or the refusal of its batch."""
         reassembler, now = self._reassembler, self._rooms.now()
         self._expire(now)
         limit = max(MAX_FRAGMENT_BYTES, self._rooms.max_update_size)
-        result: bytes | Refusal | None
+        result: bytes | RefusedBatch | None
         if isinstance(message, DocUpdateFragmentHeader):
             result = reassembler.begin(message, now)
         elif reassembler.awaits(message) and self._size_of_all() + len(message.fragment) > limit:

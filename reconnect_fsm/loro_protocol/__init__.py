@@ -22,7 +22,7 @@ messages ``ping`` and ``pong`` are text frames, and none of these.
 """
 
 from reconnect_fsm.loro_protocol.encoding import decode, decode_in_steps, encode, room_header
-from reconnect_fsm.loro_protocol.fragments import Batch, Reassembler, Refusal, split
+from reconnect_fsm.loro_protocol.fragments import Batch, Reassembler, RefusedBatch, split
 from reconnect_fsm.loro_protocol.messages import (
     FRAGMENT_SIZE,
     MAX_MESSAGE_SIZE,
@@ -64,7 +64,7 @@ __all__ = [
     "MessageType",
     "Permission",
     "Reassembler",
-    "Refusal",
+    "RefusedBatch",
     "RoomError",
     "RoomErrorCode",
     "UpdateStatusCode",

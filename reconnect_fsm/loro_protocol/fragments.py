@@ -19,7 +19,7 @@ from reconnect_fsm.loro_protocol.messages import (
     UpdateStatusCode,
 )
 
-__all__ = ["Batch", "Reassembler", "Refusal", "split"]
+__all__ = ["Batch", "Reassembler", "RefusedBatch", "split"]
 
 
 SMALLEST_FRAGMENT: Final = 8 * 1024
@@ -36,7 +36,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedBatch:
     """A batch we will not take: what to put in its Ack, and why in words."""
 
     batch_id: int
@@ -90,7 +90,7 @@ class Reassembler:
         self._live: dict[int, _Incoming] = {}  # in the order of their headers
         self._settled: dict[int, None] = {}  # a set that remembers which came first
 
-    def begin(self, header: DocUpdateFragmentHeader, now: float) -> Refusal | None:
+    def begin(self, header: DocUpdateFragmentHeader, now: float) -> RefusedBatch | None:
         """A header came, at ``now`` seconds. None if its fragments are awaited from here on.
 
         Refused: no fragments at all, or a header repeated while its batch is under way (``INVALID_UPDATE``); more
@@ -118,7 +118,7 @@ class Reassembler:
         """Whether the fragment's batch is under way."""
         return fragment.batch_id in self._live
 
-    def add(self, fragment: DocUpdateFragment, now: float) -> bytes | Refusal | None:
+    def add(self, fragment: DocUpdateFragment, now: float) -> bytes | RefusedBatch | None:
         """A fragment came, at ``now`` seconds, in any order. The whole update (it may be ``b""``) once it is complete.
 
         None while fragments are missing, and for one to be ignored: it came before with the same bytes, or its batch is
@@ -154,7 +154,7 @@ class Reassembler:
         self._settle(batch_id)
         return b"".join(batch.fragments[i] for i in range(count))
 
-    def expire(self, now: float) -> list[Refusal]:
+    def expire(self, now: float) -> list[RefusedBatch]:
         """Lets go of the batches whose deadline is ``now`` or was before: one ``FRAGMENT_TIMEOUT`` each."""
         return [self._time_out(batch) for batch in list(self._live.values()) if now >= batch.deadline]
 
@@ -178,7 +178,7 @@ class Reassembler:
         if self._idle_timeout is not None:
             batch.deadline = now + self._idle_timeout
 
-    def _time_out(self, batch: _Incoming) -> Refusal:
+    def _time_out(self, batch: _Incoming) -> RefusedBatch:
         header = batch.header
         why = f"{len(batch.fragments)} of {header.fragment_count} fragments came within {self.TIMEOUT:g} s"
         if self._idle_timeout is not None:
@@ -186,10 +186,10 @@ class Reassembler:
             why = f"{count} of {header.fragment_count} fragments came, then none for {idle:g} s"
         return self.refuse(header.batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, why)
 
-    def refuse(self, batch_id: int, status: UpdateStatusCode, why: str) -> Refusal:
+    def refuse(self, batch_id: int, status: UpdateStatusCode, why: str) -> RefusedBatch:
         """Lets go of the batch; fragments of it that are still to come are ignored."""
         self._settle(batch_id)
-        return Refusal(batch_id, status, why)
+        return RefusedBatch(batch_id, status, why)
 
     def _settle(self, batch_id: int) -> None:
         self._live.pop(batch_id, None)

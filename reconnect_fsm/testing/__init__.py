@@ -52,13 +52,13 @@ if TYPE_CHECKING:
         NoPong,
         Played,
         RawAnswer,
-        Refuse,
         Reset,
         RoomFails,
         ScriptedServer,
         Send,
         SlowAcks,
         Stall,
+        StopListening,
         Well,
     )
     from reconnect_fsm.testing.simulation import Report, Violation, simulate
@@ -87,7 +87,6 @@ __all__ = [
     "NoPong",
     "Played",
     "RawAnswer",
-    "Refuse",
     "Report",
     "Reset",
     "RoomFails",
@@ -98,6 +97,7 @@ __all__ = [
     "SlowAcks",
     "Stall",
     "StatusWatch",
+    "StopListening",
     "Violation",
     "Watch",
     "Well",
@@ -116,8 +116,8 @@ _NAMES: Final = {
     "proxy": "ChaosProxy Counts Direction",
     "schedules": "Explored ShuffledLoop every_schedule many_schedules",
     "server": (
-        "Answer Bytes Close Entry HangUp JoinFails LatePong Misbehaviour NoJoinAnswer NoPong Played RawAnswer Refuse "
-        "Reset RoomFails ScriptedServer Send SlowAcks Stall Well"
+        "Answer Bytes Close Entry HangUp JoinFails LatePong Misbehaviour NoJoinAnswer NoPong Played RawAnswer Reset "
+        "RoomFails ScriptedServer Send SlowAcks Stall StopListening Well"
     ),
     "simulation": "Report Violation simulate",
 }

@@ -53,7 +53,7 @@ from reconnect_fsm.loro_protocol import (
     Message,
     Permission,
     Reassembler,
-    Refusal,
+    RefusedBatch,
     RoomError,
     UpdateStatusCode,
     decode,
@@ -517,7 +517,7 @@ class EmbeddedServer:
         if room is None or reassembler is None:  # the header was refused: one Ack a batch is enough
             return
         result = reassembler.add(fragment, connection.now())
-        if isinstance(result, Refusal):
+        if isinstance(result, RefusedBatch):
             self._ack(connection, crdt, room_id, batch_id, result.status)
         elif result is not None:
             self._apply(connection, room, (result,), batch_id)

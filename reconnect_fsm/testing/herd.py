@@ -48,7 +48,7 @@ __all__ = [
     "HerdRun",
     "PolicyFactory",
     "ReferenceFormula",
-    "Refusal",
+    "Rejection",
     "draw_svg",
     "draw_text",
     "simulate_herd",
@@ -68,7 +68,7 @@ RESET: Final = CloseInfo(1006)
 PolicyFactory: TypeAlias = Callable[[Random], RetryPolicy]
 """Makes the policy of one client; all of them draw from the same seeded source, which it is given."""
 
-Refusal: TypeAlias = AttemptFailure | Callable[[float], AttemptFailure] | None
+Rejection: TypeAlias = AttemptFailure | Callable[[float], AttemptFailure] | None
 """How an attempt ends that is not let in: so, or as this function of the time says, or by the client's own timeout."""
 
 
@@ -201,8 +201,8 @@ def simulate_herd(
     outage: float,
     accepts_per_second: float | None = None,
     backlog: int = BACKLOG,
-    while_down: Refusal = REFUSED,
-    over_capacity: Refusal = REFUSED,
+    while_down: Rejection = REFUSED,
+    over_capacity: Rejection = REFUSED,
     loss: CloseInfo = RESET,
     connect_timeout: float = 10.0,
     fsm: type[ClientFSM] = ClientFSM,
@@ -258,7 +258,7 @@ class _Server:
     """Answers an attempt, once and for all, in the moment in which it is made."""
 
     def __init__(
-        self, outage: float, per_second: float | None, backlog: int, while_down: Refusal, over_capacity: Refusal
+        self, outage: float, per_second: float | None, backlog: int, while_down: Rejection, over_capacity: Rejection
     ) -> None:
         self.outage = outage
         self.service = 0.0 if per_second is None else 1 / per_second  # seconds that one accept takes
@@ -267,7 +267,7 @@ class _Server:
         self.over_capacity = over_capacity
         self.free_at = outage  # when it has accepted all that wait
 
-    def answer(self, now: float) -> float | Refusal:
+    def answer(self, now: float) -> float | Rejection:
         """When an attempt made now is accepted, in seconds from now; or how it ends instead."""
         if now < 0:
             return 0.0
@@ -279,7 +279,7 @@ class _Server:
         self.free_at = now + wait + self.service
         return wait
 
-    def refuse(self, refusal: Refusal, now: float) -> Refusal:
+    def refuse(self, refusal: Rejection, now: float) -> Rejection:
         return refusal(now) if callable(refusal) else refusal
 
 

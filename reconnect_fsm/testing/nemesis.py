@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from reconnect_fsm._asyncio.room import Room
-from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.errors import Unauthorized
 from reconnect_fsm.loro_protocol import (
     Ack,
@@ -34,11 +32,9 @@ if TYPE_CHECKING:
     from reconnect_fsm.testing.simulation import World
     from reconnect_fsm.testing.simulation_users import User
 
-__all__ = ["CALLS", "FAULTS", "KINDS", "RESYNC", "SECRET", "SEVERAL", "Kind", "Sabotage", "Step", "plan"]
+__all__ = ["CALLS", "FAULTS", "KINDS", "SECRET", "Kind", "Sabotage", "StormStep", "plan"]
 
 SECRET: Final = "7c1e5ec2e7"  # is in the query, a header, a cookie, a subprotocol and the auth of rooms
-SEVERAL: Final = hasattr(LoroAdaptor, "unsent")  # D-ANYWAY
-RESYNC: Final = hasattr(Room, "resync")  # D-RESYNC
 
 Deed: TypeAlias = Callable[["World", Random], None]
 
@@ -63,7 +59,7 @@ CALLS: Final[dict[str, Kind]] = {}
 
 
 @dataclass(frozen=True)
-class Step:
+class StormStep:
     """One thing that happens."""
 
     index: int
@@ -89,7 +85,7 @@ def _kind(kinds: dict[str, Kind], weight: float) -> Callable[[Deed], Deed]:
     return add
 
 
-def plan(random: Random) -> list[Step]:
+def plan(random: Random) -> list[StormStep]:
     """What happens in one storm. Each has its favourites, some know few kinds, so that rare combinations come too."""
     kinds = list(KINDS.values())
     if random.random() < 0.5:
@@ -99,7 +95,7 @@ def plan(random: Random) -> list[Step]:
     steps, at = [], 0.0
     for index in range(random.randrange(15, 60)):
         at += random.expovariate(1 / gap)
-        steps.append(Step(index, at, random.choices(kinds, weights)[0].name))
+        steps.append(StormStep(index, at, random.choices(kinds, weights)[0].name))
     return steps
 
 
@@ -302,7 +298,6 @@ def _harm_updates(world: World, random: Random) -> None:
     for _ in range(random.choice((1, 1, 3))):
         world.server.harm.append(random.choice(("damaged", "lost")))
     world.needs_edits = True
-    world.needs_rejoin = world.needs_rejoin or not RESYNC
 
 
 @_fault()
@@ -365,7 +360,7 @@ def _adaptor_raises(world: World, random: Random) -> None:
     user = world.a_user(random)
     adaptor = user.adaptors[random.randrange(len(user.adaptors))]
     methods = "version", "missing_from", "apply", "refused", "alternative_version", "covers"
-    adaptor.trouble = random.choice(methods if RESYNC else methods[:-1])
+    adaptor.trouble = random.choice(methods)
     world.needs_rejoin = True
     world.undo(60, lambda: setattr(adaptor, "trouble", None))
 
@@ -374,7 +369,7 @@ def _adaptor_raises(world: World, random: Random) -> None:
 def _callback(world: World, random: Random) -> None:
     """Code of the user's that raises, or calls back into the client, at its next calls."""
     user = world.a_user(random)
-    place = random.choice([place for place in user.mischief if place != "refused" or RESYNC])
+    place = random.choice(tuple(user.mischief))
     deed = random.choice(("raise", "raise", "raise", *DEEDS))
     error = random.choice(ERRORS)
     index = random.randrange(len(user.adaptors))
@@ -408,7 +403,7 @@ DEEDS: Final[dict[str, Callable[[User, int], object]]] = {
     "synced": lambda user, index: user.synced(index),
     "edit": lambda user, index: user.edit(index),
     "edit without commit": lambda user, index: user.edit(index, commit=False),
-    **({"import": lambda user, index: user.import_into(index)} if SEVERAL else {}),
+    "import": lambda user, index: user.import_into(index),
 }
 
 
@@ -526,12 +521,10 @@ def _two_at_once(world: World, random: Random) -> None:
         DEEDS[deed](user, random.randrange(len(user.adaptors)))
 
 
-if SEVERAL:
-
-    @_call(1.5)
-    def _import(world: World, random: Random) -> None:
-        user = world.a_user(random)
-        user.import_into(random.randrange(len(user.adaptors)))
+@_call(1.5)
+def _import(world: World, random: Random) -> None:
+    user = world.a_user(random)
+    user.import_into(random.randrange(len(user.adaptors)))
 
 
 KINDS: Final[dict[str, Kind]] = {**FAULTS, **CALLS}

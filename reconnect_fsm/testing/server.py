@@ -6,7 +6,7 @@
     async with ScriptedServer(script) as server, Client(server.url) as client:
         ...
         server.inflict(Reset())          # on the connections that are open now
-        server.follow(Refuse(2.0))       # from now on, this is the script
+        server.follow(StopListening(2.0))       # from now on, this is the script
         assert [played.act for played in server.played] == [...]
 
 An entry is one misbehaviour, several of them in a tuple, or None for none. When the script is used up, the server
@@ -65,13 +65,13 @@ __all__ = [
     "NoPong",
     "Played",
     "RawAnswer",
-    "Refuse",
     "Reset",
     "RoomFails",
     "ScriptedServer",
     "Send",
     "SlowAcks",
     "Stall",
+    "StopListening",
     "Well",
 ]
 
@@ -105,10 +105,10 @@ class Well(Misbehaviour):
 
 
 @dataclass(frozen=True, repr=False)
-class Refuse(Misbehaviour):
-    """Nobody listens for so many seconds: every attempt meanwhile is refused by the kernel. One entry, however many.
+class StopListening(Misbehaviour):
+    """The server does not listen for so many seconds: the kernel refuses every attempt. One entry, however many.
 
-    It begins as soon as it is the next entry. Connections that are open stay so.
+    It begins as soon as it is the next entry. Open connections stay open.
     """
 
     seconds: float
@@ -238,7 +238,7 @@ class SlowAcks(Misbehaviour):
 Entry: TypeAlias = Misbehaviour | Sequence[Misbehaviour] | None
 """What to do to one connection attempt."""
 
-_AT_THE_ATTEMPT = (Refuse, Answer, RawAnswer)
+_AT_THE_ATTEMPT = (StopListening, Answer, RawAnswer)
 _TIMED = (Stall, Reset, HangUp, Close, Send, Bytes)
 _OnWire: TypeAlias = Stall | Reset | HangUp
 _T = TypeVar("_T", bound=Misbehaviour)
@@ -249,7 +249,7 @@ class Played:
     """One misbehaviour that took effect."""
 
     attempt: int
-    """The number of the connection attempt that was accepted, from 1; of a `Refuse`, of the last one before it."""
+    """The number of the accepted connection attempt, from 1; for a `StopListening`, of the last one before it."""
     act: Misbehaviour
     time: float
     """When it did so first, by the loop's clock."""
@@ -263,8 +263,8 @@ class Played:
 class ScriptedServer(EmbeddedServer):
     """An `EmbeddedServer` that plays a script of misbehaviours.
 
-    Raises TypeError for what is none, ValueError for a `Refuse` with others in one entry, or for what cannot be: a
-    close frame, a status or a number of seconds.
+    Raises TypeError for an entry that is no misbehaviour. Raises ValueError for a `StopListening` with others in one
+    entry, and for a close frame, a status or a number of seconds that cannot be.
     """
 
     MAX_LATE: int = 100_000
@@ -343,13 +343,13 @@ class ScriptedServer(EmbeddedServer):
             await super().stop(code, reason)
 
     def _is_refusal_next(self) -> bool:
-        return bool(self._script and self._script[0] and isinstance(self._script[0][0], Refuse))
+        return bool(self._script and self._script[0] and isinstance(self._script[0][0], StopListening))
 
     def _is_refusing(self) -> bool:
         return self._refusing is not None or self._reopening is not None
 
     def _look_ahead(self) -> None:
-        """If the next entry is a `Refuse`, it begins now."""
+        """If the next entry is a `StopListening`, it begins now."""
         if self._is_refusal_next() and self._listener is not None and not self._is_refusing():
             self._listener.close()
             self._begin_to_refuse()
@@ -361,7 +361,7 @@ class ScriptedServer(EmbeddedServer):
 
     def _begin_to_refuse(self) -> None:
         (act,) = self._script.popleft()
-        assert isinstance(act, Refuse)
+        assert isinstance(act, StopListening)
         loop = asyncio.get_running_loop()
         self.played.append(Played(self.accepted, act, loop.time()))
         self._refusing = loop.call_later(act.seconds, self._refused_long_enough)
@@ -464,8 +464,8 @@ def _entry(entry: Entry) -> tuple[Misbehaviour, ...]:
             raise TypeError(
                 f"a script is made of misbehaviours, such as Answer(503), and None for none; not of {act!r}"
             )
-        if isinstance(act, Refuse) and len(acts) > 1:
-            raise ValueError("Refuse is an entry of its own: there is no connection to which more could be done")
+        if isinstance(act, StopListening) and len(acts) > 1:
+            raise ValueError("StopListening is an entry of its own: there is no connection to which more could be done")
         _check_numbers(act)
         if isinstance(act, Close) and act.code is not None:
             close_payload(act.code, act.reason)

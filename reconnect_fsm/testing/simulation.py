@@ -56,7 +56,7 @@ with needs("the simulation", extra="testing,loro"):
     from reconnect_fsm.room_fsm import RoomFSM
     from reconnect_fsm.testing import leaks, virtual_time
     from reconnect_fsm.testing.embedded_server import EmbeddedServer
-    from reconnect_fsm.testing.nemesis import CALLS, FAULTS, KINDS, RESYNC, SECRET, Sabotage, Step, plan
+    from reconnect_fsm.testing.nemesis import CALLS, FAULTS, KINDS, SECRET, Sabotage, StormStep, plan
     from reconnect_fsm.testing.simulation_checks import INVARIANTS, Witness, machines_timer, watching_dials
     from reconnect_fsm.testing.simulation_network import MOST_PASSES, NetworkLoop
     from reconnect_fsm.testing.simulation_server import Misbehaving, misbehaving
@@ -459,7 +459,7 @@ class World:
         self._check_edits()
         await self._end()
 
-    async def _storm(self, steps: Sequence[Step]) -> None:
+    async def _storm(self, steps: Sequence[StormStep]) -> None:
         self.report.episodes += 1
         for user in self.users:
             user.disperse()
@@ -572,7 +572,7 @@ class World:
         """What the server lacks of a user's document, in words; None if it has all, or has been made to forget."""
         shared = ROOMS[index]
         has_room = self.server.has_room(shared.id, shared.crdt)
-        if shared.document is None or not has_room or self.needs_rejoin or not RESYNC:
+        if shared.document is None or not has_room or self.needs_rejoin:
             return None
         document = user.document(index)
         theirs, ours = self.server.document(shared.id).oplog_vv, document.oplog_vv

@@ -24,7 +24,7 @@ from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode, room_header
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import ClientStatus, RoomStatus
-from reconnect_fsm.testing.nemesis import RESYNC, SECRET, SEVERAL, Sabotage
+from reconnect_fsm.testing.nemesis import SECRET, Sabotage
 from reconnect_fsm.testing.simulation_checks import (
     GRACE,
     PING_ENDS,
@@ -78,7 +78,7 @@ ROOMS: Final = (
     Shared(CrdtType.LORO, "notes", 0),
     Shared(CrdtType.LORO, "tasks", 1),
     Shared(CrdtType.LORO, "Füße", 2),
-    *([Shared(CrdtType.LORO, "tasks, too", 1)] if SEVERAL else []),
+    Shared(CrdtType.LORO, "tasks, too", 1),
     Shared(CrdtType.EPHEMERAL, PRESENCE, None),
 )
 
@@ -109,7 +109,7 @@ class Fallible:
     def _trip(self, method: str) -> None:
         if self.trouble == method:
             self.trouble = None
-            raise self._user.world.sabotage(f"{method}() of an adaptor", told=not RESYNC)
+            raise self._user.world.sabotage(f"{method}() of an adaptor")
 
     def version(self) -> bytes:
         self._trip("version")

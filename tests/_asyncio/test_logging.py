@@ -22,11 +22,11 @@ from reconnect_fsm.testing.server import (
     Close,
     JoinFails,
     NoPong,
-    Refuse,
     Reset,
     RoomFails,
     ScriptedServer,
     Send,
+    StopListening,
 )
 
 PACKAGE = Path(reconnect_fsm.__file__).parent
@@ -93,7 +93,7 @@ def test_nobody_says_info_but_for_the_status() -> None:
 async def test_one_line_for_each_change_of_status(caplog: pytest.LogCaptureFixture) -> None:
     """What, why, and when the next try is; nothing else at INFO, however many attempts fail in between."""
     changes: list[StatusChange[ClientStatus]] = []
-    script = [(Answer(503, after=0.25),), Refuse(1.5), NoPong(), Close(4401, "token expired", after=1.0)]
+    script = [(Answer(503, after=0.25),), StopListening(1.5), NoPong(), Close(4401, "token expired", after=1.0)]
     async with ScriptedServer(script) as server:
         client = client_of(server)
         client.on_status(changes.append)
@@ -126,7 +126,7 @@ async def test_one_line_for_each_change_of_status(caplog: pytest.LogCaptureFixtu
 @virtual
 async def test_d_heard_an_hour_of_outage_is_four_lines(caplog: pytest.LogCaptureFixture) -> None:
     """D-HEARD: lost, heard of, connected, over. The attempts are at DEBUG: a server that is gone fills no disk."""
-    async with ScriptedServer([Reset(after=1.0), Refuse(3600.0)]) as server, client_of(server) as client:
+    async with ScriptedServer([Reset(after=1.0), StopListening(3600.0)]) as server, client_of(server) as client:
         await client.wait_connected()
         caplog.clear()
         await asyncio.sleep(3700.0)

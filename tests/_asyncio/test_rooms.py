@@ -213,7 +213,7 @@ class Peer:
         await self._ws.close(code=code)
 
 
-class ScriptedServer:
+class ManualServer:
     """A server that does nothing by itself."""
 
     def __init__(self) -> None:
@@ -237,16 +237,16 @@ class ScriptedServer:
 
 
 @asynccontextmanager
-async def scripted_server() -> AsyncIterator[ScriptedServer]:
-    server = ScriptedServer()
+async def manual_server() -> AsyncIterator[ManualServer]:
+    server = ManualServer()
     async with serving(server.handle) as url:
         server.url = str(url)
         yield server
 
 
 @pytest.fixture
-async def scripted() -> AsyncIterator[ScriptedServer]:
-    async with scripted_server() as server:
+async def scripted() -> AsyncIterator[ManualServer]:
+    async with manual_server() as server:
         yield server
 
 
@@ -258,7 +258,7 @@ async def server() -> AsyncIterator[EmbeddedServer]:
 
 @asynccontextmanager
 async def joined(
-    scripted: ScriptedServer, adaptor: Adaptor | None = None, **options: Any
+    scripted: ManualServer, adaptor: Adaptor | None = None, **options: Any
 ) -> AsyncIterator[tuple[Client, Room, Peer]]:
     """A client in one room of a scripted server."""
     async with client_of(scripted.url, **options) as client:
@@ -300,7 +300,7 @@ async def test_join_1_before_the_socket_is_open_is_kept_and_sent_once_connected(
     assert server.stats.joins == 1
 
 
-async def test_join_1_while_connected_is_sent_at_once(scripted: ScriptedServer) -> None:
+async def test_join_1_while_connected_is_sent_at_once(scripted: ManualServer) -> None:
     """JOIN-1: and with a connection there is no wait at all."""
     async with client_of(scripted.url) as client:
         peer = await scripted.peer()
@@ -341,7 +341,7 @@ async def test_join_3_the_status_callback_hears_of_every_status(server: Embedded
     assert heard[5:] == ["connecting", "error"]
 
 
-async def test_join_3_a_change_says_why_and_which_attempt(scripted: ScriptedServer) -> None:
+async def test_join_3_a_change_says_why_and_which_attempt(scripted: ManualServer) -> None:
     """JOIN-3: a StatusChange holds the words of the server, one line and short."""
     changes: list[StatusChange[RoomStatus]] = []
     async with client_of(scripted.url) as client:
@@ -359,7 +359,7 @@ async def test_join_3_a_change_says_why_and_which_attempt(scripted: ScriptedServ
 # -------------------------------------------------------------------------------------------------------------- REJOIN
 
 
-async def test_rejoin_1_rooms_are_tracked_with_id_type_and_auth(scripted: ScriptedServer) -> None:
+async def test_rejoin_1_rooms_are_tracked_with_id_type_and_auth(scripted: ManualServer) -> None:
     """REJOIN-1: the same id may be joined once for each CRDT type; each is asked for with its own auth, every time."""
     other = Notebook()
     other.crdt_type = CrdtType.FLOCK
@@ -392,7 +392,7 @@ async def test_rejoin_2_every_tracked_room_is_asked_for_again(server: EmbeddedSe
         await asyncio.gather(*tracked)
 
 
-async def test_rejoin_3_a_fatal_rejoin_leads_to_error_and_out_of_the_tracked_set(scripted: ScriptedServer) -> None:
+async def test_rejoin_3_a_fatal_rejoin_leads_to_error_and_out_of_the_tracked_set(scripted: ManualServer) -> None:
     """REJOIN-3 OK-4: a refused rejoin shows as error, the room is dropped, and never asked for again."""
     heard = Heard()
     adaptor = Notebook()
@@ -414,7 +414,7 @@ async def test_rejoin_3_a_fatal_rejoin_leads_to_error_and_out_of_the_tracked_set
 
 
 async def test_ok_4_queued_joins_complete_once_connected_and_failed_ones_show_as_error(
-    scripted: ScriptedServer,
+    scripted: ManualServer,
 ) -> None:
     """OK-4: of two rooms that were kept, one is let in and one refused; each hears its own outcome."""
     client = client_of(scripted.url)
@@ -492,7 +492,7 @@ async def test_d_listen_a_listener_may_join_leave_and_close(server: EmbeddedServ
 # -------------------------------------------------------------------------------------------------------------- D-STOP
 
 
-async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(scripted: ScriptedServer) -> None:
+async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(scripted: ManualServer) -> None:
     """D-STOP: `await client.join` and `synced` raise ClientStopped; the room is kept, and joined after connect()."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -514,7 +514,7 @@ async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(script
         assert room.status is RoomStatus.JOINED
 
 
-async def test_d_stop_a_fatal_close_and_used_up_attempts_raise_too(scripted: ScriptedServer) -> None:
+async def test_d_stop_a_fatal_close_and_used_up_attempts_raise_too(scripted: ManualServer) -> None:
     """D-STOP: whatever stops the client, nobody is left waiting."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -527,7 +527,7 @@ async def test_d_stop_a_fatal_close_and_used_up_attempts_raise_too(scripted: Scr
             await client.join("r", Notebook())
 
 
-async def test_d_stop_a_joined_room_is_joined_again_after_connect(scripted: ScriptedServer) -> None:
+async def test_d_stop_a_joined_room_is_joined_again_after_connect(scripted: ManualServer) -> None:
     """D-STOP: a room that was joined when the client stopped goes through connecting, and keeps its edits for then."""
     adaptor, heard = Notebook(), Heard()
     async with joined(scripted, adaptor) as (client, room, _):
@@ -543,7 +543,7 @@ async def test_d_stop_a_joined_room_is_joined_again_after_connect(scripted: Scri
     assert heard == ["disconnected", "connecting", "joined", "disconnected"]
 
 
-async def test_d_stop_a_join_on_a_stopped_client_is_kept(scripted: ScriptedServer) -> None:
+async def test_d_stop_a_join_on_a_stopped_client_is_kept(scripted: ManualServer) -> None:
     """D-STOP JOIN-1: joined after a close, it waits for the next start."""
     async with client_of(scripted.url) as client:
         await client.close()
@@ -554,7 +554,7 @@ async def test_d_stop_a_join_on_a_stopped_client_is_kept(scripted: ScriptedServe
         await room
 
 
-async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_before(scripted: ScriptedServer) -> None:
+async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_before(scripted: ManualServer) -> None:
     """D-STOP: a listener of `joined` that closes the client leaves nobody waiting for the join."""
     async with client_of(scripted.url) as client:
 
@@ -575,7 +575,7 @@ async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_befo
 
 
 async def test_d_timeout_a_join_without_an_answer_is_asked_again_with_a_backoff_of_its_own(
-    scripted: ScriptedServer,
+    scripted: ManualServer,
 ) -> None:
     """D-TIMEOUT: 10 s for the answer, then the policy's delays; the connection stays, the room stays `connecting`."""
     heard, asked = Heard(), []
@@ -591,7 +591,7 @@ async def test_d_timeout_a_join_without_an_answer_is_asked_again_with_a_backoff_
         assert heard == ["connecting"]
 
 
-async def test_d_timeout_the_same_holds_for_a_rejoin(scripted: ScriptedServer) -> None:
+async def test_d_timeout_the_same_holds_for_a_rejoin(scripted: ManualServer) -> None:
     """D-TIMEOUT: a rejoin that is not answered is asked again as well, and the backoff begins anew once joined."""
     heard = Heard()
     async with joined(scripted, retry=RetryPolicy(jitter=0)) as (_, room, peer):
@@ -608,7 +608,7 @@ async def test_d_timeout_the_same_holds_for_a_rejoin(scripted: ScriptedServer) -
 
 
 @pytest.mark.parametrize("state", ["join_delayed", "rejoin_delayed"])
-async def test_d_timeout_a_late_answer_is_accepted(scripted: ScriptedServer, state: str) -> None:
+async def test_d_timeout_a_late_answer_is_accepted(scripted: ManualServer, state: str) -> None:
     """D-TIMEOUT: an answer that comes while the room waits to ask again counts, and it is not asked again."""
     async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
         room = client.join("r", Notebook())
@@ -627,7 +627,7 @@ async def test_d_timeout_a_late_answer_is_accepted(scripted: ScriptedServer, sta
         await peer.hears_nothing_else()
 
 
-async def test_d_timeout_a_second_answer_does_no_harm(scripted: ScriptedServer) -> None:
+async def test_d_timeout_a_second_answer_does_no_harm(scripted: ManualServer) -> None:
     """D-TIMEOUT: when both requests are answered after all, the second answer changes nothing."""
     heard = Heard()
     async with client_of(scripted.url) as client:
@@ -640,7 +640,7 @@ async def test_d_timeout_a_second_answer_does_no_harm(scripted: ScriptedServer) 
         assert (heard, room.status) == (["connecting", "joined"], RoomStatus.JOINED)
 
 
-async def test_d_timeout_a_late_refusal_counts(scripted: ScriptedServer) -> None:
+async def test_d_timeout_a_late_refusal_counts(scripted: ManualServer) -> None:
     """D-TIMEOUT REJOIN-3: so does a refusal that comes while the room waits to ask again."""
     async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
         room = client.join("r", Notebook())
@@ -656,7 +656,7 @@ async def test_d_timeout_a_late_refusal_counts(scripted: ScriptedServer) -> None
 
 
 @pytest.mark.parametrize("kind", ["plain", "async", "future"])
-async def test_d_intent_the_auth_function_is_asked_at_each_join(scripted: ScriptedServer, kind: str) -> None:
+async def test_d_intent_the_auth_function_is_asked_at_each_join(scripted: ManualServer, kind: str) -> None:
     """D-INTENT: a fresh token for the join and for every rejoin, from a plain function, an async one, or a future."""
     count = itertools.count(1)
 
@@ -702,7 +702,7 @@ async def test_d_intent_the_token_of_a_queued_join_is_not_stale(server: Embedded
     assert seen == [b"new"]
 
 
-async def test_d_intent_a_request_in_flight_at_a_drop_is_sent_again(scripted: ScriptedServer) -> None:
+async def test_d_intent_a_request_in_flight_at_a_drop_is_sent_again(scripted: ManualServer) -> None:
     """D-INTENT: the answer never came, so the next connection begins with the same question."""
     heard = Heard()
     async with client_of(scripted.url) as client:
@@ -719,7 +719,7 @@ async def test_d_intent_a_request_in_flight_at_a_drop_is_sent_again(scripted: Sc
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("rejoining", [False, True])
 async def test_d_intent_an_auth_function_that_raises_is_tried_again_with_backoff(
-    scripted: ScriptedServer, is_async: bool, rejoining: bool
+    scripted: ManualServer, is_async: bool, rejoining: bool
 ) -> None:
     """D-INTENT: the token service being down costs waits, not the room."""
     failing, asked = [not rejoining], []
@@ -755,7 +755,7 @@ async def test_d_intent_an_auth_function_that_raises_is_tried_again_with_backoff
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_d_intent_an_auth_function_that_asks_a_cancelled_task_is_tried_again(
-    scripted: ScriptedServer, is_async: bool
+    scripted: ManualServer, is_async: bool
 ) -> None:
     """D-INTENT: the CancelledError is that of the function's own helper: no room and no connection ends of it."""
     helper: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -779,7 +779,7 @@ async def test_d_intent_an_auth_function_that_asks_a_cancelled_task_is_tried_aga
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("rejoining", [False, True])
 async def test_d_intent_unauthorized_puts_the_room_in_error(
-    scripted: ScriptedServer, is_async: bool, rejoining: bool
+    scripted: ManualServer, is_async: bool, rejoining: bool
 ) -> None:
     """D-INTENT: asking again would be of no use, says the token provider; nothing reaches the server."""
     given = [b"token"] if rejoining else []
@@ -810,7 +810,7 @@ async def test_d_intent_unauthorized_puts_the_room_in_error(
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_d_intent_an_auth_function_that_returns_no_bytes_is_a_clear_error(
-    scripted: ScriptedServer, is_async: bool
+    scripted: ManualServer, is_async: bool
 ) -> None:
     """D-INTENT: it will return a str next time too, so the room goes to error and the reason says what is wrong."""
 
@@ -826,7 +826,7 @@ async def test_d_intent_an_auth_function_that_returns_no_bytes_is_a_clear_error(
         assert client.rooms == ()
 
 
-async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_again(scripted: ScriptedServer) -> None:
+async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_again(scripted: ManualServer) -> None:
     """D-INTENT D-TIMEOUT: a coroutine that never returns is cancelled with the join's deadline, then asked anew."""
     cancelled: list[float] = []
 
@@ -849,7 +849,7 @@ async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_a
 
 
 @pytest.mark.parametrize("end", ["leave", "close", "drop"])
-async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(scripted: ScriptedServer, end: str) -> None:
+async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(scripted: ManualServer, end: str) -> None:
     """D-INTENT: nobody waits for credentials of a room left, a client closed or a connection lost: no task is left."""
     ended = asyncio.Event()
 
@@ -877,7 +877,7 @@ async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(script
         assert not [task for task in asyncio.all_tasks() if "credentials" in task.get_name()]
 
 
-async def test_d_intent_credentials_that_come_too_late_are_not_used(scripted: ScriptedServer) -> None:
+async def test_d_intent_credentials_that_come_too_late_are_not_used(scripted: ManualServer) -> None:
     """D-INTENT: a function that takes no notice of being cancelled cannot slip a stale token, or a failure, in."""
     answers: list[bytes | Exception] = [b"stale", OSError("stale too"), b"fresh"]
 
@@ -902,7 +902,7 @@ async def test_d_intent_credentials_that_come_too_late_are_not_used(scripted: Sc
 
 
 async def test_d_intent_a_join_that_is_left_at_once_does_not_warn(
-    scripted: ScriptedServer, recwarn: pytest.WarningsRecorder
+    scripted: ManualServer, recwarn: pytest.WarningsRecorder
 ) -> None:
     """D-INTENT D-LEAVE: an async auth function that never got to run leaves no "coroutine was never awaited" behind."""
 
@@ -918,7 +918,7 @@ async def test_d_intent_a_join_that_is_left_at_once_does_not_warn(
     assert [str(warning.message) for warning in recwarn] == []
 
 
-async def test_d_intent_auth_that_no_frame_can_hold_is_blamed_on_the_auth(scripted: ScriptedServer) -> None:
+async def test_d_intent_auth_that_no_frame_can_hold_is_blamed_on_the_auth(scripted: ManualServer) -> None:
     """D-INTENT: credentials too large for a frame are a clear error, and not the adaptor's fault."""
     async with client_of(scripted.url) as client:
         with pytest.raises((JoinRefused, ValueError)) as caught:
@@ -930,7 +930,7 @@ async def test_d_intent_auth_that_no_frame_can_hold_is_blamed_on_the_auth(script
 # ------------------------------------------------------------------------------------------------------------ D-DEDUPE
 
 
-async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callback(scripted: ScriptedServer) -> None:
+async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callback(scripted: ManualServer) -> None:
     """D-DEDUPE: in every state; nothing more is sent, and both callbacks hear what follows."""
     first, second = Heard(), Heard()
     adaptor = Notebook()
@@ -950,7 +950,7 @@ async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callbac
         assert client.rooms == (room,)
 
 
-async def test_d_dedupe_a_new_auth_is_taken_over_at_the_next_request(scripted: ScriptedServer) -> None:
+async def test_d_dedupe_a_new_auth_is_taken_over_at_the_next_request(scripted: ManualServer) -> None:
     """D-DEDUPE: a join without one leaves the auth that there is."""
     adaptor = Notebook()
     async with client_of(scripted.url) as client:
@@ -967,7 +967,7 @@ async def test_d_dedupe_a_new_auth_is_taken_over_at_the_next_request(scripted: S
 # ------------------------------------------------------------------------------------------------------------- D-LEAVE
 
 
-async def test_d_leave_online_the_server_is_told_and_the_room_is_not_rejoined(scripted: ScriptedServer) -> None:
+async def test_d_leave_online_the_server_is_told_and_the_room_is_not_rejoined(scripted: ManualServer) -> None:
     """D-LEAVE: untracked at once, the server hears it, edits stay here, and a reconnect does not bring it back."""
     adaptor, heard = Notebook(), Heard()
     async with joined(scripted, adaptor) as (client, room, peer):
@@ -1014,7 +1014,7 @@ async def test_d_leave_before_the_client_is_started() -> None:
         await room
 
 
-async def test_d_leave_while_joining_ends_those_who_wait(scripted: ScriptedServer) -> None:
+async def test_d_leave_while_joining_ends_those_who_wait(scripted: ManualServer) -> None:
     """D-LEAVE: RoomLeft for who waits to be joined; the answer that comes after it brings nothing back."""
     heard = Heard()
     async with client_of(scripted.url) as client:
@@ -1045,7 +1045,7 @@ async def test_d_leave_and_join_again_is_a_new_room(server: EmbeddedServer) -> N
         assert text(server.document("r")) == "still here"
 
 
-async def test_d_leave_not_awaited_warns_of_nothing(scripted: ScriptedServer, recwarn: pytest.WarningsRecorder) -> None:
+async def test_d_leave_not_awaited_warns_of_nothing(scripted: ManualServer, recwarn: pytest.WarningsRecorder) -> None:
     """D-LEAVE: leave() acts at once; what it returns may be dropped."""
     async with joined(scripted) as (_, room, peer):
         room.leave()
@@ -1057,7 +1057,7 @@ async def test_d_leave_not_awaited_warns_of_nothing(scripted: ScriptedServer, re
 # ----------------------------------------------------------------------------------------------------------- D-ROOMERR
 
 
-async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in_30_s(scripted: ScriptedServer) -> None:
+async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in_30_s(scripted: ManualServer) -> None:
     """D-ROOMERR: however often the server suggests it, there is one immediate rejoin and then one per 30 s.
 
     D-RESYNC: the session goes on meanwhile.
@@ -1081,7 +1081,7 @@ async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in
     assert heard == ["disconnected"]
 
 
-async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: ScriptedServer) -> None:
+async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: ManualServer) -> None:
     """D-ROOMERR: suggestions that come while the room is asked for, or waits to be, change nothing."""
     flood = [room_error(RoomErrorCode.REJOIN_SUGGESTED)] * 50
     async with joined(scripted) as (_, room, peer):
@@ -1097,7 +1097,7 @@ async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: Scrip
         await until(lambda: room.state == "joined")
 
 
-async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: ScriptedServer) -> None:
+async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: ManualServer) -> None:
     """D-ROOMERR: one per 30 s means a wait of 30 s at most, also when the connection drops during the waits."""
     async with joined(scripted) as (_, room, peer):
         await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
@@ -1118,7 +1118,7 @@ async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: Scri
 
 @pytest.mark.parametrize("code", [RoomErrorCode.EVICTED, RoomErrorCode.UNKNOWN])
 async def test_d_roomerr_any_other_code_is_error_and_out_of_the_tracked_set(
-    scripted: ScriptedServer, code: RoomErrorCode
+    scripted: ManualServer, code: RoomErrorCode
 ) -> None:
     """D-ROOMERR: evicted rooms show as error, with the server's words, and are not rejoined."""
     heard = Heard()
@@ -1135,7 +1135,7 @@ async def test_d_roomerr_any_other_code_is_error_and_out_of_the_tracked_set(
         await peer.hears_nothing_else()
 
 
-async def test_d_roomerr_while_joining_is_error_too(scripted: ScriptedServer) -> None:
+async def test_d_roomerr_while_joining_is_error_too(scripted: ManualServer) -> None:
     """D-ROOMERR: a room that is being asked for can be put out as well."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -1149,7 +1149,7 @@ async def test_d_roomerr_while_joining_is_error_too(scripted: ScriptedServer) ->
             await room
 
 
-async def test_d_roomerr_a_join_error_in_session_is_a_room_error(scripted: ScriptedServer) -> None:
+async def test_d_roomerr_a_join_error_in_session_is_a_room_error(scripted: ManualServer) -> None:
     """D-ROOMERR: the reference server lets a client in, then sends a JoinError if the state is too large for it."""
     async with joined(scripted) as (client, room, peer):
         await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.UNKNOWN, "too large"))
@@ -1157,7 +1157,7 @@ async def test_d_roomerr_a_join_error_in_session_is_a_room_error(scripted: Scrip
         assert client.rooms == ()
 
 
-async def test_d_roomerr_a_listener_can_rejoin_inside_the_callback(scripted: ScriptedServer) -> None:
+async def test_d_roomerr_a_listener_can_rejoin_inside_the_callback(scripted: ManualServer) -> None:
     """D-ROOMERR: the status is delivered after the set is cleared, so a join in the callback makes a new room."""
     async with joined(scripted) as (client, room, peer):
         again: list[Room] = []
@@ -1183,7 +1183,7 @@ async def test_d_roomerr_a_listener_can_rejoin_inside_the_callback(scripted: Scr
 
 
 async def test_d_version_an_unknown_version_is_asked_with_the_alternative_then_empty_then_error(
-    scripted: ScriptedServer,
+    scripted: ManualServer,
 ) -> None:
     """D-VERSION: three requests in all, never a loop."""
     heard = Heard()
@@ -1200,7 +1200,7 @@ async def test_d_version_an_unknown_version_is_asked_with_the_alternative_then_e
         assert (heard, client.rooms) == (["connecting", "error"], ())
 
 
-async def test_d_version_without_an_alternative_the_empty_one_is_next(scripted: ScriptedServer) -> None:
+async def test_d_version_without_an_alternative_the_empty_one_is_next(scripted: ManualServer) -> None:
     """D-VERSION: an adaptor that has no other version goes straight to the empty one."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -1211,7 +1211,7 @@ async def test_d_version_without_an_alternative_the_empty_one_is_next(scripted: 
         await peer.hears_nothing_else()
 
 
-async def test_d_version_each_connection_begins_with_the_current_version(scripted: ScriptedServer) -> None:
+async def test_d_version_each_connection_begins_with_the_current_version(scripted: ManualServer) -> None:
     """D-VERSION: what one server did not know, the next may."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook(alternative=b"other"))
@@ -1223,7 +1223,7 @@ async def test_d_version_each_connection_begins_with_the_current_version(scripte
             peer.drop()
 
 
-async def test_d_version_a_late_unknown_version_is_taken_up_when_asked_again(scripted: ScriptedServer) -> None:
+async def test_d_version_a_late_unknown_version_is_taken_up_when_asked_again(scripted: ManualServer) -> None:
     """D-VERSION D-TIMEOUT: the refusal came after the deadline; the next request carries the next version."""
     async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
         room = client.join("r", Notebook(alternative=b"other"))
@@ -1238,7 +1238,7 @@ async def test_d_version_a_late_unknown_version_is_taken_up_when_asked_again(scr
 # --------------------------------------------------------------------------------------------------------------- D-ACK
 
 
-async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchange(scripted: ScriptedServer) -> None:
+async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchange(scripted: ManualServer) -> None:
     """D-ACK: an update without an Ack is not sent again blindly; the rejoin asks the adaptor what the server lacks."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -1261,7 +1261,7 @@ async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchang
 
 @pytest.mark.parametrize("code", [code for code in UpdateStatusCode if code is not UpdateStatusCode.OK])
 async def test_d_ack_a_refusal_reaches_the_adaptor_and_leads_to_a_comparison(
-    scripted: ScriptedServer, code: UpdateStatusCode
+    scripted: ManualServer, code: UpdateStatusCode
 ) -> None:
     """D-ACK D-RESYNC: `refused` gets the very updates, whatever the code; the comparison brings them, and later edits.
 
@@ -1294,7 +1294,7 @@ async def test_d_ack_a_refusal_reaches_the_adaptor_and_leads_to_a_comparison(
     assert heard == ["disconnected"]
 
 
-async def test_d_ack_an_ack_for_an_unknown_batch_is_ignored(scripted: ScriptedServer) -> None:
+async def test_d_ack_an_ack_for_an_unknown_batch_is_ignored(scripted: ManualServer) -> None:
     """D-ACK: whatever it says: it is of an earlier session, or made up."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -1304,7 +1304,7 @@ async def test_d_ack_an_ack_for_an_unknown_batch_is_ignored(scripted: ScriptedSe
         assert (adaptor.refusals, room.state, room.is_synced) == ([], "joined", True)
 
 
-async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ScriptedServer) -> None:
+async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ManualServer) -> None:
     """D-ACK D-RESYNC: with permission "read" nothing goes out; edits, and what was made offline, reach `refused`.
 
     Who wants to be synced has to know.
@@ -1331,7 +1331,7 @@ async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ScriptedServer
     assert adaptor.refusals == [((b"offline",), denied), ((b"online",), denied)]
 
 
-async def test_d_resync_a_reader_who_lacks_nothing_is_synced(scripted: ScriptedServer) -> None:
+async def test_d_resync_a_reader_who_lacks_nothing_is_synced(scripted: ManualServer) -> None:
     """D-RESYNC: to read only is no refusal."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -1341,7 +1341,7 @@ async def test_d_resync_a_reader_who_lacks_nothing_is_synced(scripted: ScriptedS
 
 
 async def test_d_ack_an_update_too_large_to_be_sent_is_refused_here(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """D-ACK D-RESYNC: without asking. A comparison may bring it in pieces; if it does not, `synced` raises."""
     adaptor = Notebook()
@@ -1368,7 +1368,7 @@ async def test_d_ack_an_update_too_large_to_be_sent_is_refused_here(
 
 @pytest.mark.parametrize("limit", ["MAX_UNACKED_UPDATES", "MAX_UNACKED_BYTES"])
 async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
-    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, limit: str
+    scripted: ManualServer, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """D-ACK: what is kept is bounded; at the bound versions are compared once, which supersedes it all."""
     monkeypatch.setattr(room_session, limit, 5)
@@ -1391,7 +1391,7 @@ async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
 
 
 async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
-    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+    scripted: ManualServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D-ACK: frames that were not written when the session ended are taken back: a slow link carries nothing twice."""
     monkeypatch.setattr(room_session, "MAX_UNACKED_UPDATES", 5)
@@ -1408,7 +1408,7 @@ async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
         await peer.hears_nothing_else()
 
 
-async def test_d_leave_an_upload_without_an_end_is_left(scripted: ScriptedServer) -> None:
+async def test_d_leave_an_upload_without_an_end_is_left(scripted: ManualServer) -> None:
     """D-LEAVE: an adaptor whose updates never end keeps nobody in a room, nor the loop from going on."""
     endless = Notebook()
     endless.missing_from = lambda server_version: itertools.repeat(bytes(60_000))  # type: ignore[method-assign,assignment]
@@ -1420,7 +1420,7 @@ async def test_d_leave_an_upload_without_an_end_is_left(scripted: ScriptedServer
 
 
 @pytest.mark.parametrize("ending", ["leave", "close"])
-async def test_d_ack_the_last_edit_before_the_end_is_sent(scripted: ScriptedServer, ending: str) -> None:
+async def test_d_ack_the_last_edit_before_the_end_is_sent(scripted: ManualServer, ending: str) -> None:
     """D-ACK: no join follows that would bring it, so what is not written yet when it ends still is."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (client, room, peer):
@@ -1431,7 +1431,7 @@ async def test_d_ack_the_last_edit_before_the_end_is_sent(scripted: ScriptedServ
 
 @pytest.mark.parametrize("code", [UpdateStatusCode.PERMISSION_DENIED, UpdateStatusCode.FRAGMENT_TIMEOUT])
 async def test_d_ack_a_batch_may_be_refused_before_all_of_it_was_written(
-    scripted: ScriptedServer, code: UpdateStatusCode
+    scripted: ManualServer, code: UpdateStatusCode
 ) -> None:
     """D-ACK: the adaptor is told, the rest is not written in vain, and nobody waits for an Ack that never comes."""
     adaptor = Notebook()
@@ -1467,7 +1467,7 @@ async def test_d_ack_synced_waits_for_acks_and_for_the_servers_version(server: E
         assert sorted(text(doc)) == sorted("ours theirs")
 
 
-async def test_d_ack_synced_waits_for_what_the_server_has(scripted: ScriptedServer) -> None:
+async def test_d_ack_synced_waits_for_what_the_server_has(scripted: ManualServer) -> None:
     """D-ACK: JoinResponseOk tells the server's version; until the backfill has come the room is not synced."""
     theirs, ours = new_doc(), new_doc()
     write(theirs, "theirs")
@@ -1511,7 +1511,7 @@ async def test_d_ack_edits_made_before_during_and_between_connections_all_arrive
     assert text(server.document("r")) == text(doc) == "GFEDCBA"
 
 
-async def test_d_ack_an_edit_before_the_join_is_answered_arrives(scripted: ScriptedServer) -> None:
+async def test_d_ack_an_edit_before_the_join_is_answered_arrives(scripted: ManualServer) -> None:
     """D-ACK: nothing is sent before JoinResponseOk; the exchange that follows it carries the edit."""
     doc = new_doc()
     async with client_of(scripted.url) as client:
@@ -1589,7 +1589,7 @@ def fragments(batch_id: int, update: bytes) -> list[bytes]:
     return list(batch.frames)
 
 
-async def test_fragments_in_any_order_make_one_update(scripted: ScriptedServer) -> None:
+async def test_fragments_in_any_order_make_one_update(scripted: ManualServer) -> None:
     """Fragments of two batches, interleaved and out of order, are put together."""
     adaptor = Notebook()
     one, two = b"1" * (2 * FRAGMENT_SIZE), b"2" * (2 * FRAGMENT_SIZE + 1)
@@ -1612,7 +1612,7 @@ async def test_fragments_in_any_order_make_one_update(scripted: ScriptedServer) 
     ],
 )
 async def test_fragments_whose_header_lies_are_refused_and_the_room_goes_on(
-    scripted: ScriptedServer, count: int, total: int, status: UpdateStatusCode
+    scripted: ManualServer, count: int, total: int, status: UpdateStatusCode
 ) -> None:
     """The header is not believed: the server gets one Ack that says so, and the next batch is applied."""
     adaptor = Notebook()
@@ -1629,7 +1629,7 @@ async def test_fragments_whose_header_lies_are_refused_and_the_room_goes_on(
         assert room.status is RoomStatus.JOINED
 
 
-async def test_fragments_that_stay_away_are_given_up_after_30_s(scripted: ScriptedServer) -> None:
+async def test_fragments_that_stay_away_are_given_up_after_30_s(scripted: ManualServer) -> None:
     """D-TIMEOUT: a batch of which nothing more comes for 30 s is refused with Ack 0x07; late ones are ignored."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, _, peer):
@@ -1644,7 +1644,7 @@ async def test_fragments_that_stay_away_are_given_up_after_30_s(scripted: Script
         assert adaptor.applied == []
 
 
-async def test_fragments_of_an_earlier_session_are_forgotten(scripted: ScriptedServer) -> None:
+async def test_fragments_of_an_earlier_session_are_forgotten(scripted: ManualServer) -> None:
     """What was half received when the connection dropped neither mixes with the next session nor is refused there."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -1663,7 +1663,7 @@ async def test_fragments_of_an_earlier_session_are_forgotten(scripted: ScriptedS
         assert adaptor.applied == []
 
 
-async def test_fragments_leave_no_timer_behind(scripted: ScriptedServer) -> None:
+async def test_fragments_leave_no_timer_behind(scripted: ManualServer) -> None:
     """A batch that arrived whole, another that did not, and the client is closed: no timer is left (law 6)."""
     before = leaks.in_loop()
     async with joined(scripted) as (_, _, peer):
@@ -1694,7 +1694,7 @@ async def test_a_bad_update_is_refused_and_the_rest_goes_on(server: EmbeddedServ
         assert room.status is RoomStatus.JOINED
 
 
-async def test_a_bad_update_gets_ack_4(scripted: ScriptedServer) -> None:
+async def test_a_bad_update_gets_ack_4(scripted: ManualServer) -> None:
     """D-ACK: and the Ack names the batch."""
     adaptor = Notebook()
     adaptor.raises["apply"] = ValueError("junk")
@@ -1709,7 +1709,7 @@ async def test_a_bad_update_gets_ack_4(scripted: ScriptedServer) -> None:
 
 
 async def test_malformed_frames_lose_nothing_and_do_not_flood_the_log(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Garbage from the server is dropped with a warning; a thousand pieces of it do not make a thousand warnings."""
     adaptor = Notebook()
@@ -1724,7 +1724,7 @@ async def test_malformed_frames_lose_nothing_and_do_not_flood_the_log(
     assert "malformed" in warnings[0].getMessage()
 
 
-async def test_messages_for_rooms_that_are_not_tracked_are_ignored(scripted: ScriptedServer) -> None:
+async def test_messages_for_rooms_that_are_not_tracked_are_ignored(scripted: ManualServer) -> None:
     """Rooms never joined, or of another CRDT type, are no concern of ours; nothing is answered."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (client, room, peer):
@@ -1742,7 +1742,7 @@ async def test_messages_for_rooms_that_are_not_tracked_are_ignored(scripted: Scr
         assert room.status is RoomStatus.JOINED
 
 
-async def test_messages_that_only_clients_send_are_ignored(scripted: ScriptedServer) -> None:
+async def test_messages_that_only_clients_send_are_ignored(scripted: ManualServer) -> None:
     """A JoinRequest or Leave from a server means nothing; neither does an Ack for what was never sent."""
     async with joined(scripted) as (_, room, peer):
         await peer.send(
@@ -1754,7 +1754,7 @@ async def test_messages_that_only_clients_send_are_ignored(scripted: ScriptedSer
         assert room.status is RoomStatus.JOINED
 
 
-async def test_updates_before_the_join_is_accepted_are_left_to_the_version_exchange(scripted: ScriptedServer) -> None:
+async def test_updates_before_the_join_is_accepted_are_left_to_the_version_exchange(scripted: ManualServer) -> None:
     """An update that comes before JoinResponseOk is not applied: it belongs to no session."""
     adaptor = Notebook()
     async with client_of(scripted.url) as client:
@@ -1766,7 +1766,7 @@ async def test_updates_before_the_join_is_accepted_are_left_to_the_version_excha
         assert adaptor.applied == []
 
 
-async def test_text_messages_are_passed_on(scripted: ScriptedServer) -> None:
+async def test_text_messages_are_passed_on(scripted: ManualServer) -> None:
     """Text that is no ping or pong goes to on_message; ping is answered; binary frames are the protocol's."""
     async with joined(scripted) as (client, _, peer):
         said: list[str | bytes] = []
@@ -1820,7 +1820,7 @@ class LoroAdaptorThatRaises(LoroAdaptor):
 
 
 async def test_an_adaptor_that_raises_in_session_harms_nothing_else(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`refused` and detaching are logged, `covers` raises in who asked; the room works, and can be left."""
     adaptor = Notebook()
@@ -1843,7 +1843,7 @@ async def test_an_adaptor_that_raises_in_session_harms_nothing_else(
     assert "on being detached" in caplog.text
 
 
-async def test_an_adaptor_that_raises_while_somebody_waits_raises_in_them(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_that_raises_while_somebody_waits_raises_in_them(scripted: ManualServer) -> None:
     """`covers` is asked again whenever something came; when it raises then, who waits for `synced` hears of it."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -1858,7 +1858,7 @@ async def test_an_adaptor_that_raises_while_somebody_waits_raises_in_them(script
         assert room.status is RoomStatus.JOINED
 
 
-async def test_an_adaptor_that_cannot_be_attached_is_not_joined(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_that_cannot_be_attached_is_not_joined(scripted: ManualServer) -> None:
     """`join` raises what `attach` raised, at once, and nothing is tracked."""
     adaptor = Notebook()
     adaptor.raises["attach"] = ZeroDivisionError("attach")
@@ -1869,7 +1869,7 @@ async def test_an_adaptor_that_cannot_be_attached_is_not_joined(scripted: Script
         await peer.hears_nothing_else()
 
 
-async def test_an_adaptor_whose_detach_raises_is_detached_from_a_room_in_error(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_whose_detach_raises_is_detached_from_a_room_in_error(scripted: ManualServer) -> None:
     """Refused and raising on the way out: the room is in error and untracked, and its listener hears of it."""
     adaptor, heard = Notebook(), Heard()
     adaptor.raises["detach"] = ZeroDivisionError("detach")
@@ -1880,7 +1880,7 @@ async def test_an_adaptor_whose_detach_raises_is_detached_from_a_room_in_error(s
         assert (heard, client.rooms) == (["error"], ())
 
 
-async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(scripted: ManualServer) -> None:
     """loro raises bare BaseException; an adaptor of one's own that lets it through costs no connection."""
     adaptor = Notebook()
     adaptor.raises["apply"] = BaseException("what loro raises")
@@ -1894,7 +1894,7 @@ async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(
 
 @pytest.mark.parametrize("missing", [[None], 5])
 async def test_an_adaptor_that_returns_nonsense_puts_only_its_room_in_error(
-    scripted: ScriptedServer, missing: Any
+    scripted: ManualServer, missing: Any
 ) -> None:
     """What `missing_from` returns is not updates: who waits hears of it, as it would of an exception."""
     async with client_of(scripted.url) as client:
@@ -1908,7 +1908,7 @@ async def test_an_adaptor_that_returns_nonsense_puts_only_its_room_in_error(
         assert client.status is ClientStatus.CONNECTED
 
 
-async def test_an_adaptor_that_sends_no_bytes_is_not_told_that_they_are_too_large(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_that_sends_no_bytes_is_not_told_that_they_are_too_large(scripted: ManualServer) -> None:
     """An update that is not bytes is the adaptor's fault, and is not refused as one of more than 16 MiB."""
     adaptor = Notebook()
     wrong: Any = bytearray(b"not bytes")
@@ -1917,7 +1917,7 @@ async def test_an_adaptor_that_sends_no_bytes_is_not_told_that_they_are_too_larg
         assert UpdateStatusCode.PAYLOAD_TOO_LARGE not in [status for _, status in adaptor.refusals]
 
 
-async def test_an_adaptor_whose_crdt_type_changes_is_still_untracked(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_whose_crdt_type_changes_is_still_untracked(scripted: ManualServer) -> None:
     """A room is known by what it was joined with, whatever its adaptor says later."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (client, room, peer):
@@ -1973,7 +1973,7 @@ async def test_room_fsm_has_to_be_a_subclass(wrong: Any) -> None:
 # ------------------------------------------------------------------------------------------------ machines of one's own
 
 
-async def test_room_fsm_a_subclass_may_be_less_patient(scripted: ScriptedServer) -> None:
+async def test_room_fsm_a_subclass_may_be_less_patient(scripted: ManualServer) -> None:
     """D-TIMEOUT: join_timeout is an attribute of the class."""
 
     class Impatient(RoomFSM):
@@ -1990,7 +1990,7 @@ async def test_room_fsm_a_subclass_may_be_less_patient(scripted: ScriptedServer)
 
 
 async def test_room_fsm_a_guard_that_raises_puts_only_that_room_in_error(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """D-ERROR: the room goes to error with a reason, its waiters hear of it, the client and the other rooms go on."""
 
@@ -2014,7 +2014,7 @@ async def test_room_fsm_a_guard_that_raises_puts_only_that_room_in_error(
     assert "a fault of the guard's own" in caplog.text
 
 
-async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scripted: ScriptedServer) -> None:
+async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scripted: ManualServer) -> None:
     """D-ERROR: the room cannot even say goodbye, as there is no connection; the others come back."""
 
     class Faulty(RoomFSM):
@@ -2035,7 +2035,7 @@ async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scr
 
 
 @pytest.mark.parametrize("when", ["joined", "error already"])
-async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted: ScriptedServer, when: str) -> None:
+async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted: ManualServer, when: str) -> None:
     """D-ERROR: a machine that cannot even be told that it broke is in error all the same, and its waiters hear."""
 
     class Hopeless(RoomFSM):
@@ -2068,7 +2068,7 @@ async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted
 
 
 async def test_room_fsm_may_ask_for_effects_that_rooms_do_not_know(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An effect that nobody knows how to run is logged; the rest of them run."""
 
@@ -2089,7 +2089,7 @@ async def test_room_fsm_may_ask_for_effects_that_rooms_do_not_know(
 # --------------------------------------------------------------------------------------------------------- waiting
 
 
-async def test_cancelling_who_waits_harms_nobody(scripted: ScriptedServer) -> None:
+async def test_cancelling_who_waits_harms_nobody(scripted: ManualServer) -> None:
     """A cancelled `await client.join` leaves the room joining, and the other waiters waiting."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -2107,7 +2107,7 @@ async def test_cancelling_who_waits_harms_nobody(scripted: ScriptedServer) -> No
         assert client.rooms == (room,)
 
 
-async def test_a_rejoined_room_ends_a_wait_that_began_before_the_drop(scripted: ScriptedServer) -> None:
+async def test_a_rejoined_room_ends_a_wait_that_began_before_the_drop(scripted: ManualServer) -> None:
     """`synced` holds across reconnects: it returns after the rejoin."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2127,7 +2127,7 @@ def test_a_client_can_be_used_in_one_loop_after_another() -> None:
     room = client.join("r", Notebook())
 
     async def life() -> None:
-        async with scripted_server() as scripted:
+        async with manual_server() as scripted:
             addresses.append(scripted.url)
             async with client:
                 peer = await scripted.peer()
@@ -2164,7 +2164,7 @@ def test_d_judged_a_flood_of_long_words_gives_way_to_the_loop(kind: str) -> None
 
 
 async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Joined, refused, raised, too large or of the wrong type: the credentials are nowhere to be read."""
     caplog.set_level(logging.DEBUG)
@@ -2202,7 +2202,7 @@ async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
 
 
 async def test_auth_bytes_are_not_the_result_of_a_task(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In debug mode asyncio logs the repr of a task whose last step was slow, and in that is the task's result."""
     asyncio.get_running_loop().slow_callback_duration = 0  # here all of them are slow
@@ -2222,7 +2222,7 @@ async def test_auth_bytes_are_not_the_result_of_a_task(
 # ------------------------------------------------------------------------------------- what a close reading has found
 
 
-async def test_d_leave_a_join_that_follows_at_once_makes_a_new_room(scripted: ScriptedServer) -> None:
+async def test_d_leave_a_join_that_follows_at_once_makes_a_new_room(scripted: ManualServer) -> None:
     """D-LEAVE D-LISTEN: also within a listener, where both wait their turn; the join is not lost."""
     async with joined(scripted) as (client, room, _):
         made: list[Room] = []
@@ -2241,7 +2241,7 @@ async def test_d_leave_a_join_that_follows_at_once_makes_a_new_room(scripted: Sc
         assert made[-1] is not room
 
 
-async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(scripted: ManualServer) -> None:
     """CancelledError out of a plain call is the adaptor's fault, and ends neither the reader nor the connection."""
     adaptor = Notebook()
     adaptor.raises["apply"] = asyncio.CancelledError()
@@ -2256,7 +2256,7 @@ async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(scripte
         assert (client.status, room.status) == (ClientStatus.CONNECTED, RoomStatus.JOINED)
 
 
-async def test_what_an_application_calls_its_error_is_made_presentable(scripted: ScriptedServer) -> None:
+async def test_what_an_application_calls_its_error_is_made_presentable(scripted: ManualServer) -> None:
     """A server's words are short and one line, whatever it sends: they end up in reasons and logs."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -2269,7 +2269,7 @@ async def test_what_an_application_calls_its_error_is_made_presentable(scripted:
         assert len(str(caught.value)) < 500
 
 
-async def test_a_second_yes_does_not_change_what_we_may_do(scripted: ScriptedServer) -> None:
+async def test_a_second_yes_does_not_change_what_we_may_do(scripted: ManualServer) -> None:
     """The machine refuses it, and so does all else: the permission stays."""
     async with joined(scripted) as (_, room, peer):
         await peer.send(JoinResponseOk(CrdtType.ELO, "r", "read", b"other"))
@@ -2277,7 +2277,7 @@ async def test_a_second_yes_does_not_change_what_we_may_do(scripted: ScriptedSer
         assert room.permission == "write"
 
 
-async def test_a_message_over_the_protocols_limit_is_dropped(scripted: ScriptedServer) -> None:
+async def test_a_message_over_the_protocols_limit_is_dropped(scripted: ManualServer) -> None:
     """256 KiB: more would block the loop for as long as a server likes; the room goes on."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (client, room, peer):
@@ -2302,7 +2302,7 @@ class Jammed:
     async def written(self) -> None: ...
 
 
-async def test_refusals_are_kept_back_when_nothing_is_read(scripted: ScriptedServer) -> None:
+async def test_refusals_are_kept_back_when_nothing_is_read(scripted: ManualServer) -> None:
     """A server that sends junk and reads nothing cannot fill our memory with Acks."""
     adaptor = Notebook()
     adaptor.raises["apply"] = ValueError("junk")
@@ -2316,7 +2316,7 @@ async def test_refusals_are_kept_back_when_nothing_is_read(scripted: ScriptedSer
         assert room.status is RoomStatus.JOINED
 
 
-async def test_fragments_come_in_a_few_rooms_at_a_time(scripted: ScriptedServer) -> None:
+async def test_fragments_come_in_a_few_rooms_at_a_time(scripted: ManualServer) -> None:
     """Each room may hold 128 MiB of unfinished batches, so only so many rooms may."""
     async with client_of(scripted.url) as client:
         rooms = [client.join(f"r{number}", Notebook()) for number in range(17)]
@@ -2330,7 +2330,7 @@ async def test_fragments_come_in_a_few_rooms_at_a_time(scripted: ScriptedServer)
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r16", 5, UpdateStatusCode.RATE_LIMITED)
 
 
-async def test_d_leave_an_answer_to_who_has_left_is_for_nobody(scripted: ScriptedServer) -> None:
+async def test_d_leave_an_answer_to_who_has_left_is_for_nobody(scripted: ManualServer) -> None:
     """D-LEAVE: a room that is joined again at once is not refused for what the first request got wrong."""
     async with client_of(scripted.url) as client:
         first = client.join("r", Notebook(), auth=b"wrong")
@@ -2365,7 +2365,7 @@ class Library(Notebook):
             yield self.PIECE
 
 
-async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(scripted: ScriptedServer) -> None:
+async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(scripted: ManualServer) -> None:
     """D-ACK: no more of it is asked for than a few MiB beyond what was acknowledged, and it ends when all was."""
     adaptor = Library(60)
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2384,7 +2384,7 @@ async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(scripted: 
         assert adaptor.taken == 60
 
 
-async def test_d_ack_a_large_document_begins_anew_on_the_next_connection(scripted: ScriptedServer) -> None:
+async def test_d_ack_a_large_document_begins_anew_on_the_next_connection(scripted: ManualServer) -> None:
     """D-ACK: what was not sent when the connection was lost is not sent behind the version exchange's back."""
     adaptor = Library(60)
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2399,7 +2399,7 @@ async def test_d_ack_a_large_document_begins_anew_on_the_next_connection(scripte
         assert adaptor.taken == taken + 1
 
 
-async def test_d_leave_the_rest_of_a_large_document_goes_before_the_leave(scripted: ScriptedServer) -> None:
+async def test_d_leave_the_rest_of_a_large_document_goes_before_the_leave(scripted: ManualServer) -> None:
     """D-LEAVE D-ACK: there will be no other time for it."""
     adaptor = Library(60)
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2410,7 +2410,7 @@ async def test_d_leave_the_rest_of_a_large_document_goes_before_the_leave(script
         await leaving
 
 
-async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted: ScriptedServer) -> None:
+async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted: ManualServer) -> None:
     """D-ERROR: its room is in error, and no other; also if there is no end of what it has to say."""
 
     async def acknowledge_all(peer: Peer) -> None:
@@ -2438,7 +2438,7 @@ async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted
 # ------------------------------------------------------------------------------------------------------------- D-RESYNC
 
 
-async def test_d_resync_by_hand_versions_are_compared_in_the_session(scripted: ScriptedServer) -> None:
+async def test_d_resync_by_hand_versions_are_compared_in_the_session(scripted: ManualServer) -> None:
     """D-RESYNC: what the server lacks is sent, and `resync` returns when it has its Ack; the status is the same."""
     adaptor, heard = Notebook(), Heard()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2459,7 +2459,7 @@ async def test_d_resync_by_hand_versions_are_compared_in_the_session(scripted: S
     assert heard == ["disconnected"]
 
 
-async def test_d_resync_while_not_connected_waits_for_the_join(scripted: ScriptedServer) -> None:
+async def test_d_resync_while_not_connected_waits_for_the_join(scripted: ManualServer) -> None:
     """D-RESYNC: which compares versions, too."""
     async with joined(scripted) as (_, room, peer):
         peer.drop()
@@ -2471,7 +2471,7 @@ async def test_d_resync_while_not_connected_waits_for_the_join(scripted: Scripte
         await peer.hears_nothing_else()
 
 
-async def test_d_resync_two_at_once_are_one(scripted: ScriptedServer) -> None:
+async def test_d_resync_two_at_once_are_one(scripted: ManualServer) -> None:
     """D-RESYNC: the answer under way is for both."""
     async with joined(scripted) as (_, room, peer):
         both = [asyncio.create_task(room.resync()) for _ in range(2)]
@@ -2480,7 +2480,7 @@ async def test_d_resync_two_at_once_are_one(scripted: ScriptedServer) -> None:
         await peer.hears_nothing_else()
 
 
-async def test_d_resync_no_answer_is_asked_again_and_the_session_goes_on(scripted: ScriptedServer) -> None:
+async def test_d_resync_no_answer_is_asked_again_and_the_session_goes_on(scripted: ManualServer) -> None:
     """D-RESYNC D-TIMEOUT: with the room's own backoff."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2494,7 +2494,7 @@ async def test_d_resync_no_answer_is_asked_again_and_the_session_goes_on(scripte
         await resyncing
 
 
-async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(scripted: ScriptedServer) -> None:
+async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(scripted: ManualServer) -> None:
     """D-RESYNC: `apply` said so; until it is answered, and what the server had has come, the room is not synced."""
 
     class Gappy(Notebook):
@@ -2520,7 +2520,7 @@ async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(s
         assert room.is_synced
 
 
-async def test_d_resync_a_refusal_for_good_is_raised_until_it_is_over(scripted: ScriptedServer) -> None:
+async def test_d_resync_a_refusal_for_good_is_raised_until_it_is_over(scripted: ManualServer) -> None:
     """D-RESYNC: `synced` raises, listeners of errors hear of it once; the next edit makes one more comparison."""
     adaptor, errors, denied = Notebook(), list[Exception](), UpdateStatusCode.PERMISSION_DENIED
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2555,7 +2555,7 @@ async def test_d_resync_a_refusal_for_good_is_raised_until_it_is_over(scripted: 
     assert adaptor.refusals == [((b"a",), denied)] * 2
 
 
-async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(scripted: ScriptedServer) -> None:
+async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(scripted: ManualServer) -> None:
     """D-RESYNC: two updates are on their way, the first is refused, and the second gets its OK."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2571,7 +2571,7 @@ async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(scripted: Scripted
         assert not room.is_synced
 
 
-async def test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on(scripted: ScriptedServer) -> None:
+async def test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on(scripted: ManualServer) -> None:
     """D-JOINERR D-RESYNC: later each time; edits are kept back, and go out in one go."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2591,7 +2591,7 @@ async def test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on(scri
         await room.synced()
 
 
-async def test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good(scripted: ScriptedServer) -> None:
+async def test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good(scripted: ManualServer) -> None:
     """D-JOINERR: neither at a rejoin, nor while versions are compared."""
     async with joined(scripted) as (client, room, peer):
         resyncing = asyncio.create_task(room.resync())
@@ -2607,7 +2607,7 @@ async def test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good(scri
         assert client.rooms == (room,)
 
 
-async def test_d_resync_on_synced_hears_of_every_change(scripted: ScriptedServer) -> None:
+async def test_d_resync_on_synced_hears_of_every_change(scripted: ManualServer) -> None:
     """D-RESYNC: once for each change, and not inside the document's own call."""
     adaptor, heard = Notebook(), list[bool]()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2642,7 +2642,7 @@ async def test_d_resync_edits_that_are_not_committed_are_committed_first(server:
         assert text(server.document("r")) == "not committed"
 
 
-async def test_on_error_hears_why_a_room_ends(scripted: ScriptedServer) -> None:
+async def test_on_error_hears_why_a_room_ends(scripted: ManualServer) -> None:
     """D-ROOMERR D-ERROR: also if it is this program's own doing."""
     errors: list[Exception] = []
     adaptor = Notebook()
@@ -2683,7 +2683,7 @@ class Hoarder(Notebook):
             yield self.kept.pop(0)
 
 
-async def test_d_anyway_what_was_not_passed_on_is_taken_in_a_later_turn(scripted: ScriptedServer) -> None:
+async def test_d_anyway_what_was_not_passed_on_is_taken_in_a_later_turn(scripted: ManualServer) -> None:
     """D-ANYWAY: in order, and the room is not synced until it is sent and acknowledged."""
     adaptor = Hoarder()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2698,7 +2698,7 @@ async def test_d_anyway_what_was_not_passed_on_is_taken_in_a_later_turn(scripted
         await peer.hears_nothing_else()
 
 
-async def test_d_anyway_while_something_is_uploaded_it_comes_next(scripted: ScriptedServer) -> None:
+async def test_d_anyway_while_something_is_uploaded_it_comes_next(scripted: ManualServer) -> None:
     """D-ANYWAY: what came to the document during the upload of a join goes after it."""
     adaptor = Hoarder()
     adaptor.missing = [bytes(200_000)] * 30
@@ -2716,7 +2716,7 @@ async def test_d_anyway_while_something_is_uploaded_it_comes_next(scripted: Scri
         assert not room.is_synced
 
 
-async def test_d_anyway_an_adaptor_whose_unsent_raises_puts_its_room_in_error(scripted: ScriptedServer) -> None:
+async def test_d_anyway_an_adaptor_whose_unsent_raises_puts_its_room_in_error(scripted: ManualServer) -> None:
     """D-ANYWAY D-GUARD: it is asked in the loop, not in the document's call."""
     adaptor = Hoarder()
     async with joined(scripted, adaptor) as (_, room, _):
@@ -2743,7 +2743,7 @@ class Presence(Notebook):
         return [b"gone"]
 
 
-async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(scripted: ScriptedServer) -> None:
+async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(scripted: ManualServer) -> None:
     """D-PRESENCE: each interval, whatever a renewal raises; not while there is no session."""
     adaptor = Presence(10.0)
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2766,7 +2766,7 @@ async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(scripted:
 
 
 @pytest.mark.parametrize("ending", ["leave", "close"])
-async def test_d_presence_is_taken_back_at_the_end(scripted: ScriptedServer, ending: str) -> None:
+async def test_d_presence_is_taken_back_at_the_end(scripted: ManualServer, ending: str) -> None:
     """D-PRESENCE: before the Leave, or the close frame; once."""
     adaptor = Presence(None)
     async with joined(scripted, adaptor) as (client, room, peer):
@@ -2778,7 +2778,7 @@ async def test_d_presence_is_taken_back_at_the_end(scripted: ScriptedServer, end
     assert adaptor.asked["take_back"] == 1
 
 
-async def test_d_presence_a_connection_that_is_made_anew_takes_nothing_back(scripted: ScriptedServer) -> None:
+async def test_d_presence_a_connection_that_is_made_anew_takes_nothing_back(scripted: ManualServer) -> None:
     """D-PRESENCE: the others would see us go and come."""
     adaptor = Presence(None)
     async with joined(scripted, adaptor) as (client, room, _):
@@ -2791,7 +2791,7 @@ async def test_d_presence_a_connection_that_is_made_anew_takes_nothing_back(scri
 # ------------------------------------------------------------------------------------------------------------ D-TOOBIG
 
 
-async def test_d_toobig_pieces_are_halved_until_they_are_taken(scripted: ScriptedServer) -> None:
+async def test_d_toobig_pieces_are_halved_until_they_are_taken(scripted: ManualServer) -> None:
     """D-TOOBIG: of updates and of fragments, at each 1009, down to 16 KiB; the adaptor is told."""
     adaptor = Hoarder()
     adaptor.missing = (bytes(100_000), bytes(300_000))
@@ -2814,7 +2814,7 @@ async def test_d_toobig_pieces_are_halved_until_they_are_taken(scripted: Scripte
     ]
 
 
-async def test_d_toobig_a_close_for_nothing_of_ours_halves_nothing(scripted: ScriptedServer) -> None:
+async def test_d_toobig_a_close_for_nothing_of_ours_halves_nothing(scripted: ManualServer) -> None:
     """D-TOOBIG: nothing was on its way."""
     async with joined(scripted) as (client, room, peer):
         await peer.close(1009)
@@ -2831,7 +2831,7 @@ def test_d_toobig_a_size_that_makes_no_sense_is_refused(name: str, wrong: Any) -
         Client("ws://127.0.0.1:1", **{name: wrong})
 
 
-async def test_d_toobig_the_first_size_can_be_set(scripted: ScriptedServer) -> None:
+async def test_d_toobig_the_first_size_can_be_set(scripted: ManualServer) -> None:
     """D-TOOBIG: no frame is larger, small edits included."""
     adaptor = Notebook()
     async with joined(scripted, adaptor, max_piece=16 * 1024) as (_, _, peer):
@@ -2846,7 +2846,7 @@ async def test_d_toobig_the_first_size_can_be_set(scripted: ScriptedServer) -> N
 # ------------------------------------------------------------------------------------------------------- large messages
 
 
-async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: ScriptedServer) -> None:
+async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: ManualServer) -> None:
     """The loop has its turns meanwhile; order is kept; one Ack for the batch, if it is refused."""
     adaptor, turns = Notebook(), 0
     many = tuple(number.to_bytes(2, "big") for number in range(20_000))
@@ -2870,7 +2870,7 @@ async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: Scrip
         await peer.hears_nothing_else()
 
 
-async def test_a_batch_that_is_being_applied_ends_with_its_session(scripted: ScriptedServer) -> None:
+async def test_a_batch_that_is_being_applied_ends_with_its_session(scripted: ManualServer) -> None:
     """The next session begins with a comparison; a room that was left applies nothing."""
     adaptor = Notebook()
     async with joined(scripted, adaptor) as (_, room, peer):
@@ -2884,7 +2884,7 @@ async def test_a_batch_that_is_being_applied_ends_with_its_session(scripted: Scr
 
 
 async def test_a_large_frame_that_is_cut_off_is_dropped_whole(
-    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    scripted: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is read to its end before anything of it is applied."""
     adaptor = Notebook()
@@ -2895,7 +2895,7 @@ async def test_a_large_frame_that_is_cut_off_is_dropped_whole(
     assert "dropped a malformed message" in caplog.text
 
 
-async def test_d_thread_a_wait_in_another_loop_raises_at_once(scripted: ScriptedServer) -> None:
+async def test_d_thread_a_wait_in_another_loop_raises_at_once(scripted: ManualServer) -> None:
     """D-THREAD: whatever would wait for a room, join it or leave it."""
     async with joined(scripted) as (client, room, _):
 

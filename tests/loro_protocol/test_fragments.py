@@ -22,7 +22,7 @@ from reconnect_fsm.loro_protocol import (
     DocUpdateFragment,
     DocUpdateFragmentHeader,
     Reassembler,
-    Refusal,
+    RefusedBatch,
     UpdateStatusCode,
     decode,
     room_header,
@@ -49,7 +49,11 @@ def piece(batch_id: int, index: int, data: bytes) -> DocUpdateFragment:
 
 def refused(answer: object, batch_id: int, status: UpdateStatusCode, why: str) -> bool:
     """Whether an answer is that refusal; the words may go on after ``why``."""
-    return isinstance(answer, Refusal) and (answer.batch_id, answer.status) == (batch_id, status) and why in answer.why
+    return (
+        isinstance(answer, RefusedBatch)
+        and (answer.batch_id, answer.status) == (batch_id, status)
+        and why in answer.why
+    )
 
 
 def receive(batches: list[Batch]) -> list[bytes]:
@@ -92,7 +96,7 @@ def test_updates_share_a_frame_as_long_as_they_fit() -> None:
     assert [batch.updates for batch in groups] == [(first, second), (first, second), (first,)]
 
 
-@pytest.mark.parametrize("value", [Batch(1, (b"",), (b"frame",)), Refusal(1, INVALID, "why")])
+@pytest.mark.parametrize("value", [Batch(1, (b"",), (b"frame",)), RefusedBatch(1, INVALID, "why")])
 def test_d_ack_what_is_handed_out_is_a_value(value: Any) -> None:
     """D-ACK: what waits for an Ack is what was sent; it can be neither changed nor added to."""
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -350,7 +354,7 @@ def test_the_bytes_that_are_kept_are_counted() -> None:
     assert sizes == [0, 1, 3, 6, 10]
     assert reassembler.add(piece(3, 1, bytes(6)), 5.0) == bytes(9)
     assert reassembler.size == 7
-    assert isinstance(reassembler.add(piece(4, 5, b""), 5.0), Refusal)
+    assert isinstance(reassembler.add(piece(4, 5, b""), 5.0), RefusedBatch)
     assert reassembler.size == 3
     reassembler.expire(11.5)
     assert reassembler.size == 2
@@ -380,7 +384,7 @@ def test_a_refusal_says_why_in_words() -> None:
     said += reassembler.expire(10.0)
     for batch_id in range(5, 14):
         said.append(reassembler.begin(header(batch_id, 1, 1), 0.0))
-    assert [each.why for each in said if isinstance(each, Refusal)] == [
+    assert [each.why for each in said if isinstance(each, RefusedBatch)] == [
         "its header announces no fragments",
         "its header announces 8193 fragments, the limit is 8192",
         "its header announces 67108865 bytes, the limit is 67108864",
@@ -431,7 +435,7 @@ def test_a_batch_that_goes_wrong_is_refused_once(
 def test_a_refused_batch_may_begin_anew() -> None:
     """A new header, and only that, makes the sender's second try a fresh one."""
     reassembler = Reassembler()
-    assert isinstance(reassembler.begin(header(1, 0, 0), 0.0), Refusal)
+    assert isinstance(reassembler.begin(header(1, 0, 0), 0.0), RefusedBatch)
     assert reassembler.begin(header(1, 1, 1), 5.0) is None
     assert reassembler.next_deadline() == 15.0
     assert reassembler.add(piece(1, 0, b"a"), 5.0) == b"a"
@@ -449,21 +453,21 @@ def test_only_so_many_settled_batches_are_remembered() -> None:
     """64 ids: the oldest is forgotten first, and then refused once more; memory stays bounded."""
     reassembler = Reassembler()
     for batch_id in range(65):
-        assert isinstance(reassembler.add(piece(batch_id, 0, b""), 0.0), Refusal)
+        assert isinstance(reassembler.add(piece(batch_id, 0, b""), 0.0), RefusedBatch)
     assert reassembler.add(piece(1, 0, b""), 0.0) is None
     assert reassembler.add(piece(64, 0, b""), 0.0) is None
-    assert isinstance(reassembler.add(piece(0, 0, b""), 0.0), Refusal)
+    assert isinstance(reassembler.add(piece(0, 0, b""), 0.0), RefusedBatch)
 
 
 def test_a_batch_refused_again_is_remembered_the_longer() -> None:
     """What is forgotten is what was refused longest ago, counted from the last refusal."""
     reassembler = Reassembler()
     for batch_id in range(64):
-        assert isinstance(reassembler.begin(header(batch_id, 0, 0), 0.0), Refusal)
-    assert isinstance(reassembler.begin(header(0, 0, 0), 0.0), Refusal)
-    assert isinstance(reassembler.begin(header(64, 0, 0), 0.0), Refusal)
+        assert isinstance(reassembler.begin(header(batch_id, 0, 0), 0.0), RefusedBatch)
+    assert isinstance(reassembler.begin(header(0, 0, 0), 0.0), RefusedBatch)
+    assert isinstance(reassembler.begin(header(64, 0, 0), 0.0), RefusedBatch)
     assert reassembler.add(piece(0, 0, b""), 0.0) is None
-    assert isinstance(reassembler.add(piece(1, 0, b""), 0.0), Refusal)
+    assert isinstance(reassembler.add(piece(1, 0, b""), 0.0), RefusedBatch)
 
 
 # Time -------------------------------------------------------------------------------------------------------------
@@ -515,7 +519,7 @@ def test_clear_forgets_everything_in_silence() -> None:
     """After a reconnect ids mean nothing: neither live nor settled batches are known."""
     reassembler = Reassembler()
     assert reassembler.begin(header(1, 2, 2), 0.0) is None
-    assert isinstance(reassembler.begin(header(2, 0, 0), 0.0), Refusal)
+    assert isinstance(reassembler.begin(header(2, 0, 0), 0.0), RefusedBatch)
     reassembler.clear()
     assert reassembler.next_deadline() is None
     assert reassembler.expire(100.0) == []

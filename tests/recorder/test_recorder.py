@@ -53,11 +53,11 @@ from reconnect_fsm.testing.server import (
     NoJoinAnswer,
     NoPong,
     RawAnswer,
-    Refuse,
     Reset,
     RoomFails,
     ScriptedServer,
     Stall,
+    StopListening,
 )
 from reconnect_fsm.testing.simulation import simulate
 
@@ -969,8 +969,8 @@ def test_the_last_line_may_be_cut_short() -> None:
 async def test_what_happens_in_outages_happens_again() -> None:
     """Every fault that a server can be told to make, and what a user asks for meanwhile; to the letter."""
     faults: list[Any] = [
-        Answer(503, {"Retry-After": "2"}), Refuse(1.5), RawAnswer(b"nonsense\r\n\r\n"), HangUp(), Stall(at=0), NoPong(),
-        LatePong(1.0), Close(1012, "restart", after=1.0), Reset(after=1.0), NoJoinAnswer(),
+        Answer(503, {"Retry-After": "2"}), StopListening(1.5), RawAnswer(b"nonsense\r\n\r\n"), HangUp(), Stall(at=0),
+        NoPong(), LatePong(1.0), Close(1012, "restart", after=1.0), Reset(after=1.0), NoJoinAnswer(),
         (JoinFails(2, "not you", room_id="refused"), RoomFails(1, "come back", room_id="kept", after=1.0)),
         Close(4401, "no", after=3.0),
     ]  # fmt: skip

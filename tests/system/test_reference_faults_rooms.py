@@ -12,7 +12,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
-from test_rooms import Heard, Notebook, ScriptedServer, client_of, joined, now, room_error, scripted_server, until
+from test_rooms import Heard, ManualServer, Notebook, client_of, joined, manual_server, now, room_error, until
 
 from kit import session_of
 from reconnect_fsm import ClientStopped, JoinRefused, RetryPolicy, RoomFSM, RoomStatus
@@ -34,12 +34,12 @@ pytestmark = pytest.mark.virtual_time
 
 
 @pytest.fixture
-async def scripted() -> AsyncIterator[ScriptedServer]:
-    async with scripted_server() as server:
+async def scripted() -> AsyncIterator[ManualServer]:
+    async with manual_server() as server:
         yield server
 
 
-async def test_a_join_in_flight_at_a_drop_does_not_hang(scripted: ScriptedServer) -> None:
+async def test_a_join_in_flight_at_a_drop_does_not_hang(scripted: ManualServer) -> None:
     """ "A join in flight at a drop hangs for ever": ours is sent again, and whoever waits gets the room."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -51,7 +51,7 @@ async def test_a_join_in_flight_at_a_drop_does_not_hang(scripted: ScriptedServer
         assert await waiting is room
 
 
-async def test_leave_untracks(scripted: ScriptedServer) -> None:
+async def test_leave_untracks(scripted: ManualServer) -> None:
     """ "`leave()` does not untrack, the room is rejoined": after a reconnect nobody asks for a room that was left."""
     async with joined(scripted) as (client, room, peer):
         await room.leave()
@@ -61,7 +61,7 @@ async def test_leave_untracks(scripted: ScriptedServer) -> None:
         assert client.rooms == ()
 
 
-async def test_close_leaves_no_join_hanging_and_tells_the_rooms(scripted: ScriptedServer) -> None:
+async def test_close_leaves_no_join_hanging_and_tells_the_rooms(scripted: ManualServer) -> None:
     """ "`close()` leaves queued joins hanging, tells joined rooms nothing": both hear of it, waiters and listeners."""
     async with joined(scripted) as (client, room, peer):
         heard, heard_too = Heard(), Heard()
@@ -86,7 +86,7 @@ async def test_close_leaves_no_queued_join_hanging() -> None:
             await each
 
 
-async def test_eviction_shows_as_error(scripted: ScriptedServer) -> None:
+async def test_eviction_shows_as_error(scripted: ManualServer) -> None:
     """ "Eviction never shows as `error`": the status is error, the reason is the server's, and waiting raises it."""
     heard = Heard()
     async with joined(scripted) as (_, room, peer):
@@ -97,7 +97,7 @@ async def test_eviction_shows_as_error(scripted: ScriptedServer) -> None:
             await room
 
 
-async def test_a_failing_token_provider_does_not_lose_the_room(scripted: ScriptedServer) -> None:
+async def test_a_failing_token_provider_does_not_lose_the_room(scripted: ManualServer) -> None:
     """ "A failing token provider loses the room": it is asked again, with backoff, and the room is joined after all."""
     failures = [OSError("down")] * 3
 
@@ -113,7 +113,7 @@ async def test_a_failing_token_provider_does_not_lose_the_room(scripted: Scripte
         assert client.rooms == (room,)
 
 
-async def test_version_unknown_is_no_loop(scripted: ScriptedServer) -> None:
+async def test_version_unknown_is_no_loop(scripted: ManualServer) -> None:
     """ "Repeated version_unknown: 11,280 joins/s": three joins in all, then the room is in error."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook(alternative=b"other"))
@@ -125,7 +125,7 @@ async def test_version_unknown_is_no_loop(scripted: ScriptedServer) -> None:
         assert room.status is RoomStatus.ERROR
 
 
-async def test_rejoin_suggested_is_no_loop(scripted: ScriptedServer) -> None:
+async def test_rejoin_suggested_is_no_loop(scripted: ManualServer) -> None:
     """ "rejoin_suggested: 441/s": a server that suggests it at every join gets one at once, then one per 30 s."""
     async with joined(scripted) as (_, _, peer):
         began = now()
@@ -135,7 +135,7 @@ async def test_rejoin_suggested_is_no_loop(scripted: ScriptedServer) -> None:
         assert now() - began >= 9 * 30 - 1
 
 
-async def test_a_queued_join_carries_a_fresh_token(scripted: ScriptedServer) -> None:
+async def test_a_queued_join_carries_a_fresh_token(scripted: ManualServer) -> None:
     """ "Queued joins carry a stale token": the function is asked when the request is sent, not when join is called."""
     issued = itertools.count()
     client = client_of(scripted.url)
@@ -159,7 +159,7 @@ async def test_a_join_does_not_bypass_the_backoff() -> None:
             assert (server.stats.attempts, client.state) == (attempts, state)
 
 
-async def test_a_join_has_a_timeout(scripted: ScriptedServer) -> None:
+async def test_a_join_has_a_timeout(scripted: ManualServer) -> None:
     """ "No join timeout": a request that nobody answers is sent again, on the same connection."""
     async with client_of(scripted.url) as client:
         room = client.join("r", Notebook())
@@ -171,7 +171,7 @@ async def test_a_join_has_a_timeout(scripted: ScriptedServer) -> None:
         assert now() - began == pytest.approx(RoomFSM.join_timeout, abs=1)
 
 
-async def test_a_fragment_header_allocates_nothing(scripted: ScriptedServer) -> None:
+async def test_a_fragment_header_allocates_nothing(scripted: ManualServer) -> None:
     """ "A fragment header claiming 2³²−1 allocates 4.3 GB": what it claims is not believed, nor allocated."""
     largest = 2**32 - 1
     async with joined(scripted) as (_, room, peer):
@@ -190,7 +190,7 @@ async def test_a_fragment_header_allocates_nothing(scripted: ScriptedServer) -> 
         assert room.state == "resyncing"  # to get what was in the third
 
 
-async def test_malformed_frames_are_not_silent(scripted: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_frames_are_not_silent(scripted: ManualServer, caplog: pytest.LogCaptureFixture) -> None:
     """ "Malformed frames are silent": the log has a warning that says what is wrong, and where."""
     async with joined(scripted) as (_, room, peer):
         await peer.send(b"%ELO\x01r\x03\x05")
@@ -201,7 +201,7 @@ async def test_malformed_frames_are_not_silent(scripted: ScriptedServer, caplog:
     assert "DocUpdate.updates (byte 7): 5 updates announced" in warning
 
 
-async def test_unacknowledged_batches_do_not_grow_without_bound(scripted: ScriptedServer) -> None:
+async def test_unacknowledged_batches_do_not_grow_without_bound(scripted: ManualServer) -> None:
     """ "Unacked batches grow without bound": at the bound versions are compared, at most once in 30 s."""
     adaptor = Notebook()
     megabyte = bytes(1024 * 1024)

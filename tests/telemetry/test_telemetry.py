@@ -61,11 +61,11 @@ from reconnect_fsm.testing.server import (
     NoJoinAnswer,
     NoPong,
     RawAnswer,
-    Refuse,
     Reset,
     RoomFails,
     ScriptedServer,
     Stall,
+    StopListening,
     Well,
 )
 
@@ -187,7 +187,7 @@ def join(client: Client, room_id: str = "notes", **options: Any) -> Any:
 async def test_the_spans_of_an_outage() -> None:
     """One trace a connection: a root for the way to it, its attempts and joins below, with what happened to each."""
     telemetry = Telemetry()
-    script: list[Entry] = [Answer(503, after=0.25), Refuse(1.5), None, Answer(401)]
+    script: list[Entry] = [Answer(503, after=0.25), StopListening(1.5), None, Answer(401)]
     async with ScriptedServer(script) as server:
         client = client_of(server)
         telemetry.instrument(client, attributes={"app": "notes"})
@@ -620,7 +620,7 @@ ACTS = st.sampled_from(
     [
         Answer(503),
         Answer(500, after=0.5),
-        Refuse(1.0),
+        StopListening(1.0),
         Stall(at=0),
         Reset(after=3.0),
         HangUp(at=10),

@@ -37,13 +37,13 @@ from reconnect_fsm.testing.server import (
     NoPong,
     Played,
     RawAnswer,
-    Refuse,
     Reset,
     RoomFails,
     ScriptedServer,
     Send,
     SlowAcks,
     Stall,
+    StopListening,
     Well,
 )
 
@@ -97,7 +97,7 @@ def test_misbehaviours_print_as_they_are_written() -> None:
     ("entry", "error", "message"),
     [
         ("Answer(503)", TypeError, "a script is made of misbehaviours"),
-        ((Refuse(1), NoPong()), ValueError, "Refuse is an entry of its own"),
+        ((StopListening(1), NoPong()), ValueError, "StopListening is an entry of its own"),
         (Close(70_000), ValueError, "from 0 to 65535"),
         (Close(1000, "x" * 200), ValueError, "the limit is 123"),
         (RoomFails(99), ValueError, "99 is not a valid RoomErrorCode"),
@@ -119,7 +119,7 @@ def test_an_entry_that_cannot_be_is_refused_where_it_is_given(entry: Any, error:
         ScriptedServer().follow(entry)
 
 
-@pytest.mark.parametrize("act", [Answer(503), RawAnswer(b""), Refuse(1)])
+@pytest.mark.parametrize("act", [Answer(503), RawAnswer(b""), StopListening(1)])
 def test_what_is_for_an_attempt_cannot_be_inflicted(act: Misbehaviour) -> None:
     """It is too late for it."""
     with pytest.raises(ValueError, match="is for a connection attempt to come"):
@@ -168,39 +168,39 @@ async def test_another_script_takes_the_place_of_the_old_one() -> None:
 @virtual
 async def test_refuse_is_refused_by_the_kernel() -> None:
     """Nobody listens for so long, however many attempts are made; it begins when it is next."""
-    async with ScriptedServer([None, Refuse(3.0), Answer(503)]) as server, make_client(server) as client:
+    async with ScriptedServer([None, StopListening(3.0), Answer(503)]) as server, make_client(server) as client:
         watch = Watch(client)
         await client.wait_connected()
         began = asyncio.get_running_loop().time()
-        assert acts(server) == [Refuse(3.0), Well()]  # it is next as soon as the first has begun
+        assert acts(server) == [StopListening(3.0), Well()]  # it is next as soon as the first has begun
         server.inflict(HangUp())
         await watch.seen("dial_failed")
         await client.wait_connected()
         assert asyncio.get_running_loop().time() - began >= 3.0
         refused = [step for step in watch.steps if step.event == "dial_failed" and "refused" in step.reason.lower()]
         assert len(refused) > 2
-        assert acts(server) == [Refuse(3.0), Well(), HangUp(), Answer(503), Well()]
+        assert acts(server) == [StopListening(3.0), Well(), HangUp(), Answer(503), Well()]
         assert server.accepted == 3
 
 
 async def test_refuse_under_real_time_keeps_the_port() -> None:
     """The first entry holds from the start; two in a row add up."""
-    async with ScriptedServer([Refuse(0.2), Refuse(0.2)]) as server:
+    async with ScriptedServer([StopListening(0.2), StopListening(0.2)]) as server:
         port = server.port
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         async with asyncio.timeout(PATIENCE), make_client(server) as client:
             await client.wait_connected()
         assert server.port == port
-        assert acts(server) == [Refuse(0.2), Refuse(0.2), Well()]
+        assert acts(server) == [StopListening(0.2), StopListening(0.2), Well()]
 
 
 async def test_a_server_can_be_stopped_while_it_refuses() -> None:
     """Nothing is left then, and it can be started again; the same while it begins to listen again."""
-    server = ScriptedServer([Refuse(3600)])
+    server = ScriptedServer([StopListening(3600)])
     await server.start()
     await server.stop()
-    server.follow(Refuse(0.01), Refuse(3600))
+    server.follow(StopListening(0.01), StopListening(3600))
     await server.start()
     await eventually(lambda: len(server.played) == 3)
     await server.stop()
