@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import faulty
-from faulty import Behaviour, Peer, Watch, eventually
-from kit import Statuses
+from faulty import Behaviour, Peer, Watch
+from kit import PATIENCE, Statuses, until
 from reconnect_fsm import (
     ClientFSM,
     ClientStatus,
@@ -91,13 +91,13 @@ async def test_conn_2_a_started_client_connects_at_once() -> None:
         connection.start()
         assert connection.status == "connecting"
         connection.start()
-        await eventually(lambda: connection.status == "connected")
+        await until(lambda: connection.status == "connected")
         connection.start()
         await connection.close()
         assert server.connects == 1
         async with Connection(server.url) as connection:
             assert connection.status == "connecting"
-            await eventually(lambda: connection.status == "connected")
+            await until(lambda: connection.status == "connected")
 
 
 async def test_conn_2_async_with_closes_also_when_its_body_raises() -> None:
@@ -147,7 +147,7 @@ async def test_conn_3_any_loss_leads_to_reconnecting(loss: str) -> None:
         )
         watch = Watch(connection)
         async with connection:
-            await eventually(lambda: server.connects == 2 and connection.status == "connected")
+            await until(lambda: server.connects == 2 and connection.status == "connected")
             assert watch.statuses in (
                 ["connecting", "reconnecting", "connected"],
                 ["connecting", "connected", "reconnecting", "connected"],
@@ -172,7 +172,7 @@ async def test_conn_4_a_fatal_condition_leads_to_disconnected(what: str) -> None
         Connection(no_token if what == "Unauthorized" else server.url, retry=QUICK) as connection,
     ):
         watch = Watch(connection)
-        await eventually(lambda: connection.status == "disconnected")
+        await until(lambda: connection.status == "disconnected")
         await asyncio.sleep(0.05)
         assert watch.statuses[-1] == "disconnected"
         assert server.connects == (0 if what == "Unauthorized" else 1)
@@ -187,7 +187,7 @@ async def test_conn_5_wait_connected_is_shared_and_renewed() -> None:
             await asyncio.sleep(0.01)
             assert not any(waiter.done() for waiter in waiters)
             connection.start()
-            async with asyncio.timeout(faulty.PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*waiters)
             assert connection.status == "connected"
             assert server.connects == round_number
@@ -206,7 +206,7 @@ async def test_conn_5_a_reconnect_by_itself_renews_the_promise() -> None:
         seen = Statuses(connection)
         await seen.all_of("connected", "reconnecting")
         waiter = asyncio.create_task(connection.wait_connected())
-        await eventually(lambda: server.connects == 2)
+        await until(lambda: server.connects == 2)
         await asyncio.sleep(0.02)
         assert not waiter.done()
         release.set()
@@ -538,7 +538,7 @@ async def test_ctrl_1_not_awaiting_is_fine(caplog: pytest.LogCaptureFixture) -> 
         connection = Connection(server.url)
         connection.connect()
         connection.retry_now()
-        await eventually(lambda: connection.status == "disconnected")
+        await until(lambda: connection.status == "disconnected")
         connection.close()
         gc.collect()
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -580,12 +580,12 @@ async def test_ctrl_2_close_from_anywhere(moment: str) -> None:
         watch = Watch(connection)
         connection.start()
         if moment == "dialling":
-            await eventually(lambda: server.connects)
+            await until(lambda: server.connects)
         elif moment == "paused":
             await connection.wait_connected()
             connection.set_online(False)
         else:
-            await eventually(lambda: connection.state == moment and (moment != "retrying" or server.connects == 2))
+            await until(lambda: connection.state == moment and (moment != "retrying" or server.connects == 2))
         closed = connection.close()
         assert connection.status == "disconnected"
         await closed
@@ -661,7 +661,7 @@ async def test_ctrl_2_a_hundred_reconnects_leak_nothing() -> None:
         before = leaks.in_loop() | leaks.in_process()
         connection = Connection(server.url, retry=RetryPolicy(base=0.001, cap=0.001))
         connection.start()
-        await eventually(lambda: server.connects == 101 and connection.status == "connected")
+        await until(lambda: server.connects == 101 and connection.status == "connected")
         await connection.close()
         await server.quiet()
         assert await leaks.left_over(before) == []
@@ -704,7 +704,7 @@ async def test_ok_3_fatal_closes_stop_and_a_manual_retry_works() -> None:
         connection = Connection(server.url, retry=QUICK)
         for number, ask in enumerate((Connection.connect, Connection.retry_now), 1):
             ask(connection)
-            await eventually(lambda: connection.reason == "closed with code 1008: go away")
+            await until(lambda: connection.reason == "closed with code 1008: go away")
             assert connection.status == "disconnected"
             await asyncio.sleep(0.05)
             assert server.connects == number
@@ -765,7 +765,7 @@ async def test_obs_3_the_latency_callback() -> None:
     keepalive = Keepalive(interval=0.02, timeout=5.0)
     async with faulty.server() as server, Connection(server.url, keepalive=keepalive) as connection:
         connection.on_latency(round_trips.append)
-        await eventually(lambda: len(round_trips) >= 3)
+        await until(lambda: len(round_trips) >= 3)
         assert await connection.ping() in round_trips
         assert connection.latency == round_trips[-1]
         assert server.connects == 1
@@ -809,7 +809,7 @@ async def test_d_listen_one_that_raises_harms_nothing(caplog: pytest.LogCaptureF
         await connection.connect()
         await connection.ping()
         server.peer.send("hello")
-        await eventually(lambda: heard == ["hello"])
+        await until(lambda: heard == ["hello"])
         await connection.close()
     for kind in ("on_status", "on_transition", "on_latency", "on_message"):
         assert f"a callback of {kind} raised" in caplog.text
@@ -895,7 +895,7 @@ async def test_d_listen_a_message_listener_that_acts_is_safe(act: str) -> None:
         connection = Connection(server.url)
         connection.on_message(listener)
         connection.start()
-        await eventually(lambda: len(heard) >= 2 and (act == "close" or server.connects == 2))
+        await until(lambda: len(heard) >= 2 and (act == "close" or server.connects == 2))
         await asyncio.sleep(0.02)
         assert heard == [("0", "connected"), ("1", "connected")]
         await connection.close()
@@ -935,7 +935,7 @@ async def test_d_stop_operations_that_wait_raise_client_stopped(
         asked = ask(connection)
         other = connection.connect()
         if stop == "close":
-            await eventually(lambda: server.connects)
+            await until(lambda: server.connects)
             connection.close()
         for each in (asked, other, asked):
             with pytest.raises(ClientStopped, match=reasons[stop]) as raised:
@@ -1064,14 +1064,14 @@ async def test_d_error_a_policy_or_guard_that_raises(
         connection = Connection(server.url, **options)
         watch = Watch(connection)
         connection.start()
-        await eventually(lambda: connection.status == "error")
+        await until(lambda: connection.status == "error")
         name = options["fsm"].__name__ if "fsm" in options else "ClientFSM"
         assert connection.reason == f"the machine {name} raised LookupError; the log tells where"
         assert "LookupError: my" in caplog.text
         await server.quiet()
         assert await leaks.left_over(before) == []
         asked = connection.retry_now()
-        await eventually(lambda: watch.states.count("error") == 2)
+        await until(lambda: watch.states.count("error") == 2)
         assert server.connects == 2
         if behaviour is not lose:
             with pytest.raises(ClientStopped, match="LookupError"):
@@ -1092,7 +1092,7 @@ async def test_d_error_listeners_hear_of_it(options: dict[str, Any]) -> None:
         connection = Connection(server.url, **options)
         watch = Watch(connection)
         connection.start()
-        await eventually(lambda: connection.status == "error")
+        await until(lambda: connection.status == "error")
         assert watch.statuses == ["connecting", "connected", "error"]
         assert [change.old.value for change in watch.changes] == ["disconnected", "connecting", "connected"]
         assert server.connects == 1
@@ -1352,9 +1352,9 @@ async def test_two_connections_in_one_loop() -> None:
         watch = Watch(first)
         async with first, second:
             await first.wait_connected()
-            await eventually(lambda: second.reason == "closed with code 4403")
+            await until(lambda: second.reason == "closed with code 4403")
             await first.send("still here")
-            await eventually(lambda: good.peer.messages == ["still here"])
+            await until(lambda: good.peer.messages == ["still here"])
             await second.close()
             assert watch.states == ["connecting", "connected"]
             assert first.status == "connected"
@@ -1382,7 +1382,7 @@ async def test_a_client_runs_in_one_loop() -> None:
 
         other = threading.Thread(target=asyncio.run, args=(elsewhere(),))
         other.start()
-        await eventually(lambda: not other.is_alive())
+        await until(lambda: not other.is_alive())
         other.join()
         assert errors
         assert await connection.ping() > 0
@@ -1415,12 +1415,12 @@ def test_a_client_whose_loop_ended_under_it_starts_in_another(moment: str) -> No
     async def forgetful() -> None:
         connection.set_online(moment != "paused")
         connection.start()
-        await eventually(lambda: connection.state == moment)
+        await until(lambda: connection.state == moment)
 
     async def main() -> int:
         async with faulty.server() as server:
             urls.append(server.url)
-            async with asyncio.timeout(faulty.PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await connection.connect()
                 await connection.ping()
             await connection.close()
@@ -1497,7 +1497,7 @@ class NoTime(RetryPolicy):
 async def test_d_error_a_delay_that_is_no_time() -> None:
     """D-ERROR: a policy that returns NaN would wait for ever in silence; it is told what it returned."""
     async with faulty.server(lose) as server, Connection(server.url, retry=NoTime()) as connection:
-        await eventually(lambda: connection.status == "error")
+        await until(lambda: connection.status == "error")
         assert "ValueError" in connection.reason
 
 
@@ -1508,7 +1508,7 @@ async def test_a_url_function_that_asks_a_cancelled_task() -> None:
         raise asyncio.CancelledError
 
     async with Connection(cancelled, retry=LATER) as connection:
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert connection.reason == "the url function raised CancelledError"
 
 

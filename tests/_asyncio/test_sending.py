@@ -13,7 +13,8 @@ import pytest
 
 import faulty
 import tls
-from faulty import TEXT, Peer, eventually
+from faulty import TEXT, Peer
+from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
 from reconnect_fsm._asyncio.transport.handshake import open_socket
 from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
@@ -72,8 +73,8 @@ async def test_d_send_returns_when_its_own_message_is_written(contexts: Contexts
         await connection.wait_connected()
         small = asyncio.create_task(connection.send("pay 5"))
         large = [asyncio.create_task(connection.send(LARGE)) for _ in range(20)]
-        await asyncio.wait_for(small, faulty.PATIENCE)
-        await eventually(lambda: server.peer.messages == ["pay 5"])
+        await asyncio.wait_for(small, PATIENCE)
+        await until(lambda: server.peer.messages == ["pay 5"])
         assert not large[-1].done()
         lose.set()
         *_, last = await asyncio.gather(*large, return_exceptions=True)
@@ -128,7 +129,7 @@ async def test_d_send_who_writes_faster_than_the_network_takes_waits() -> None:
         writing = asyncio.create_task(write_on())
         socket = connection._socket
         assert socket is not None
-        await eventually(lambda: socket.backlog)  # it waits
+        await until(lambda: socket.backlog)  # it waits
         before = -1
         while before != sent:
             before = sent
@@ -151,7 +152,7 @@ async def test_d_send_one_who_is_cancelled_disturbs_no_order() -> None:
             send.cancel()
         await asyncio.wait(sends)
         assert [send.cancelled() for send in sends] == [number % 3 == 0 for number in range(300)]
-        await eventually(lambda: len(server.peer.messages) == 300)
+        await until(lambda: len(server.peer.messages) == 300)
         assert server.peer.messages == [str(number) for number in range(300)]
 
 
@@ -170,8 +171,8 @@ async def test_written_waits_for_what_was_sent_before_and_for_nothing_else() -> 
         leave = asyncio.create_task(opened.written())
         await asyncio.sleep(0)
         others = [asyncio.create_task(opened.write(LARGE)) for _ in range(20)]
-        await asyncio.wait_for(leave, faulty.PATIENCE)
-        await eventually(lambda: server.peer.messages == ["leave"])
+        await asyncio.wait_for(leave, PATIENCE)
+        await until(lambda: server.peer.messages == ["leave"])
         assert not others[-1].done()
         everything = asyncio.create_task(opened.written())
         await opened.close(1000, "")
@@ -217,7 +218,7 @@ async def test_all_kinds_in_one_outbox_keep_their_order() -> None:
         taken_back.clear()
         await waiting
         await opened.write(b"e")
-        await eventually(lambda: server.peer.messages[-1:] == [b"e"])
+        await until(lambda: server.peer.messages[-1:] == [b"e"])
         assert server.peer.messages == ["a", b"b", "c", *lengthy, "d", b"e"]
         assert server.peer.frames[0] == (TEXT, b"ping")
         assert [payload for _, payload in server.peer.frames].count(b"ping") == 1
@@ -235,8 +236,8 @@ async def test_a_fault_while_writing_loses_the_connection_and_says_so(monkeypatc
         monkeypatch.setattr(connection._socket._ws, "send_str", broken)
         with pytest.raises(NotConnected):
             await connection.send("x")
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert connection.reason == "this program could not write to it (LookupError)"
         await connection.connect()
         await connection.send("y")
-        await eventually(lambda: server.peer.messages == ["y"])
+        await until(lambda: server.peer.messages == ["y"])

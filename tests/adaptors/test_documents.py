@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, VersionVector
 
+from kit import until
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.adaptors import loro as of_loro
@@ -462,12 +463,6 @@ def test_d_anyway_whatever_is_done_all_hold_the_same_in_the_end(actions: list[tu
     assert before == [hub.batches for hub in program.hubs]
     if shape != "ring" and not {"rejoin", "bring_early"} & {what for what, _ in actions}:
         assert [hub.useless for hub in program.hubs] == [0, 0, 0]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -17,7 +17,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from chromium import WIDTHS, looking_at
-from faulty import PATIENCE, eventually
+from kit import PATIENCE, until
 from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
 from reconnect_fsm.diagrams import picture
 from reconnect_fsm.diagrams.ink import COLOURS
@@ -269,7 +269,7 @@ async def test_no_secret_reaches_the_page() -> None:
     client = Client("ws://alice:passw0rd@127.0.0.1:9/path?token=s3cret#frag")
     client.join("r", NullAdaptor(), auth=b"r00mkey")
     async with Inspector(client) as inspector, viewing(inspector) as told:
-        await eventually(lambda: told.rooms)
+        await until(lambda: told.rooms)
         everything = json.dumps(told.latest)
     assert told.latest["client"]["url"] == "ws://127.0.0.1:9/path"
     assert not [each for each in ("alice", "passw0rd", "s3cret", "frag", "r00mkey") if each in everything]
@@ -282,7 +282,7 @@ async def test_the_token_is_not_logged(caplog: pytest.LogCaptureFixture) -> None
         await answer(inspector, "missing")
         await told.ask(do="close")
         token = inspector.url.split("/")[3]
-        await eventually(lambda: told.state == "disconnected")
+        await until(lambda: told.state == "disconnected")
     own = [
         record for record in caplog.records if record.name != "asyncio"
     ]  # its debug log shows the test's own session
@@ -298,9 +298,9 @@ async def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
                 async with viewing(inspector):
                     pass
             assert refused.value.status == 503
-        await eventually(lambda: inspector.viewers == 0)
+        await until(lambda: inspector.viewers == 0)
         async with viewing(inspector) as told:
-            await eventually(lambda: told.latest)
+            await until(lambda: told.latest)
 
 
 @pytest.mark.parametrize(
@@ -312,10 +312,10 @@ async def test_what_is_no_question_ends_a_viewer_and_nothing_else(nonsense: str)
     """A page of ours does not ask such things."""
     async with idle() as inspector, viewing(inspector) as told, viewing(inspector) as other:
         await told.ws.send_str(nonsense)
-        await eventually(lambda: told.ws.closed)
-        await eventually(lambda: inspector.viewers == 1)
+        await until(lambda: told.ws.closed)
+        await until(lambda: inspector.viewers == 1)
         await other.ask(do="offline")
-        await eventually(lambda: other.latest["client"]["online"] is False)
+        await until(lambda: other.latest["client"]["online"] is False)
 
 
 async def test_who_asks_too_fast_is_heard_at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,10 +323,10 @@ async def test_who_asks_too_fast_is_heard_at_leisure(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(viewer, "MIN_REQUEST_INTERVAL", 0.5)
     client = Client(NOWHERE)
     async with Inspector(client) as inspector, viewing(inspector) as told:
-        await eventually(lambda: told.latest)
+        await until(lambda: told.latest)
         for number in range(50):
             await told.ask(do=("offline", "online")[number % 2])
-        await eventually(lambda: told.latest["client"]["online"] is False)
+        await until(lambda: told.latest["client"]["online"] is False)
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(0.25)
         assert client._dispatcher.log
@@ -346,16 +346,16 @@ async def test_a_viewer_is_told_what_the_client_goes_through() -> None:
         viewing(inspector) as told,
     ):
         await client.wait_connected()
-        await eventually(lambda: told.state == "connected" and told.streams["latency"])
+        await until(lambda: told.state == "connected" and told.streams["latency"])
         assert told.latest["actions"]["connect"] == "connected already, or an attempt is under way"
         await place.stop(1012, "maintenance")
-        await eventually(lambda: told.state in ("waiting", "retrying"))
+        await until(lambda: told.state in ("waiting", "retrying"))
         await place.start()
-        await eventually(lambda: told.state == "connected")
+        await until(lambda: told.state == "connected")
         lost = next(each for each in told.streams["transitions"] if each["event"] == "socket_closed")
         assert (lost["old"], lost["new"], lost["attempt"]) == ("connected", "waiting", 1)
         assert lost["reason"] == "closed with code 1012: maintenance"
-        await eventually(lambda: [what for _, what in told.streams["latency"]].count("made") >= 1)
+        await until(lambda: [what for _, what in told.streams["latency"]].count("made") >= 1)
         assert "lost" in [what for _, what in told.streams["latency"]]
 
 
@@ -366,18 +366,18 @@ async def test_buttons_do_what_they_say() -> None:
         Inspector(client := Client(place.url)) as inspector,
         viewing(inspector) as told,
     ):
-        await eventually(lambda: told.state == "disconnected")
+        await until(lambda: told.state == "disconnected")
         assert told.latest["actions"]["close"] == "disconnected already"
         await told.ask(do="connect")
-        await eventually(lambda: told.state == "connected")
+        await until(lambda: told.state == "connected")
         await told.ask(do="retry")
-        await eventually(lambda: place.stats.connects == 2 and told.state == "connected")
+        await until(lambda: place.stats.connects == 2 and told.state == "connected")
         await told.ask(do="offline")
-        await eventually(lambda: told.state == "paused" and told.latest["actions"]["offline"])
+        await until(lambda: told.state == "paused" and told.latest["actions"]["offline"])
         await told.ask(do="online")
-        await eventually(lambda: told.state == "connected")
+        await until(lambda: told.state == "connected")
         await told.ask(do="close")
-        await eventually(lambda: told.state == "disconnected")
+        await until(lambda: told.state == "disconnected")
         await client.close()
 
 
@@ -386,7 +386,7 @@ async def test_what_happened_before_it_was_started_is_shown_too() -> None:
     async with EmbeddedServer() as place, Client(place.url) as client:
         await client.join("client", NullAdaptor(CrdtType.EPHEMERAL))  # whose own are left out, whatever it is called
         async with Inspector(client) as inspector, viewing(inspector) as told:
-            await eventually(lambda: told.streams["transitions"])
+            await until(lambda: told.streams["transitions"])
             assert [each["event"] for each in told.streams["transitions"]] == ["start_requested", "socket_opened"]
 
 
@@ -398,7 +398,7 @@ async def test_what_is_still_to_be_told_is_not_shown_twice() -> None:
             client.join(f"{number}", NullAdaptor(CrdtType.EPHEMERAL))
         async with client, Inspector(client) as inspector, viewing(inspector) as told:
             await client.wait_connected()
-            await eventually(lambda: told.counts.get("joined") == 1000)
+            await until(lambda: told.counts.get("joined") == 1000)
             assert [each["event"] for each in told.streams["transitions"]] == ["start_requested", "socket_opened"]
 
 
@@ -408,7 +408,7 @@ async def test_the_page_shows_the_beginning_of_what_explain_says() -> None:
         await client.wait_connected()
         assert "What happened last" in client.explain()
         async with viewing(inspector) as told:
-            await eventually(lambda: told.latest)
+            await until(lambda: told.latest)
             assert re.fullmatch(r"Connected for [\d.]+ \w+\.", told.latest["explanation"])
             assert client.explain().startswith(told.latest["explanation"].partition(" for ")[0])
 
@@ -417,16 +417,16 @@ async def test_the_explanation_counts_down() -> None:
     """It is told anew while nothing happens but that time goes by."""
     retry = RetryPolicy(base=60, cap=60, jitter=0)
     async with Client(NOWHERE, retry=retry) as client, Inspector(client) as inspector, viewing(inspector) as told:
-        await eventually(lambda: told.state == "waiting")
+        await until(lambda: told.state == "waiting")
         seen: set[str] = set()  # one of each second that was drawn, of those that go by
-        await eventually(lambda: seen.add(told.latest["explanation"]) or len(seen) > 2)  # type: ignore[func-returns-value]
+        await until(lambda: seen.add(told.latest["explanation"]) or len(seen) > 2)  # type: ignore[func-returns-value]
         assert all(re.search(r"retry 1, is in (\d+ s|1 min)", each) for each in seen)
 
 
 async def test_a_connection_without_rooms_can_be_inspected() -> None:
     """The page then has no part about rooms."""
     async with Inspector(Connection(NOWHERE)) as inspector, viewing(inspector) as told:
-        await eventually(lambda: told.latest)
+        await until(lambda: told.latest)
         assert "rooms" not in told.latest
 
 
@@ -446,9 +446,9 @@ async def test_faults_run_one_at_a_time_and_end_with_the_inspector() -> None:
             await told.ask(cause="slow")
             await told.ask(cause="slow")
             await told.ask(cause="broken")
-            await eventually(lambda: "notices" in told.latest)
+            await until(lambda: "notices" in told.latest)
             assert told.latest["notices"] == ["broken: raised OSError; the log tells where"]
-            await eventually(lambda: told.latest["faults"] == [["slow", True], ["broken", False]])
+            await until(lambda: told.latest["faults"] == [["slow", True], ["broken", False]])
         assert began == ["slow"]
 
 
@@ -467,12 +467,12 @@ async def test_news_are_coalesced() -> None:
     """A client that flaps a thousand times in a moment is told of in a message or two, with the last of it."""
     client = Client(NOWHERE)
     async with Inspector(client) as inspector, viewing(inspector) as told:
-        await eventually(lambda: told.messages)
+        await until(lambda: told.messages)
         before = told.messages
         for _ in range(500):
             client.connect()
             client.close()
-        await eventually(lambda: told.streams["transitions"] and told.state == "disconnected")
+        await until(lambda: told.streams["transitions"] and told.state == "disconnected")
         assert [each["n"] for each in told.streams["transitions"]] == list(range(701, 1001))
         assert told.messages - before <= 3
         await client.close()
@@ -496,7 +496,7 @@ async def test_a_viewer_that_does_not_read_is_put_out(monkeypatch: pytest.Monkey
         path = inspector.url.removeprefix(origin(inspector))
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         await loop.sock_sendall(deaf, f"GET {path}live HTTP/1.1\r\n{head}\r\n".encode())
-        await eventually(lambda: inspector.viewers == 1)
+        await until(lambda: inspector.viewers == 1)
         with deaf:
             for number in range(200):  # another look at the rooms each, which is 800 kB to tell
                 text = json.dumps({"look": {"states": ["disconnected"] * (number % 2), "text": "", "page": 0}}).encode()
@@ -505,7 +505,7 @@ async def test_a_viewer_that_does_not_read_is_put_out(monkeypatch: pytest.Monkey
                 except ConnectionError:
                     break
                 await asyncio.sleep(0.1)
-            await eventually(lambda: inspector.viewers == 0)
+            await until(lambda: inspector.viewers == 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rooms
@@ -518,14 +518,14 @@ async def test_rooms_are_counted_filtered_and_paged() -> None:
         client.join(f"Room {number}", NullAdaptor())
     client.start()
     async with Inspector(client) as inspector, viewing(inspector) as told:
-        await eventually(lambda: told.counts.get("queued") == 120)
+        await until(lambda: told.counts.get("queued") == 120)
         assert [row[0] for row in told.rooms["rows"]] == [f"Room {number}" for number in range(50)]
         await told.look(text="rOOm 11")
-        await eventually(lambda: told.rooms["matching"] == 11)
+        await until(lambda: told.rooms["matching"] == 11)
         await told.look("joined", text="")
-        await eventually(lambda: told.rooms["matching"] == 0 and told.rooms["total"] == 120)
+        await until(lambda: told.rooms["matching"] == 0 and told.rooms["total"] == 120)
         await told.look("queued", page=99)
-        await eventually(lambda: told.rooms["page"] == 2)
+        await until(lambda: told.rooms["page"] == 2)
         assert len(told.rooms["rows"]) == 20
     await client.close()
 
@@ -540,14 +540,14 @@ async def test_a_room_in_error_is_still_shown_until_it_is_joined_again() -> None
     ):
         room = await client.join("r", NullAdaptor(CrdtType.EPHEMERAL))
         await client.join("other", NullAdaptor(CrdtType.EPHEMERAL))
-        await eventually(lambda: told.counts.get("joined") == 2)
+        await until(lambda: told.counts.get("joined") == 2)
         out = RoomError(CrdtType.EPHEMERAL, "r", RoomErrorCode.EVICTED, "begone")
         await place.send("r", CrdtType.EPHEMERAL, out)
-        await eventually(lambda: told.counts == told.counts | {"joined": 1, "error": 1})
+        await until(lambda: told.counts == told.counts | {"joined": 1, "error": 1})
         assert room.status == "error"
         assert "begone" in told.rooms["rows"][1][4]
         await client.join("r", NullAdaptor(CrdtType.EPHEMERAL))
-        await eventually(lambda: told.counts == told.counts | {"joined": 2, "error": 0})
+        await until(lambda: told.counts == told.counts | {"joined": 2, "error": 0})
 
 
 async def test_no_room_is_kept_alive_by_it() -> None:
@@ -597,8 +597,8 @@ async def test_it_costs_the_loop_nothing_while_nobody_looks() -> None:
         new = {what[0] for what in leaks.in_loop() if what not in before}  # type: ignore[index]
         assert new == {"watched"}
         async with viewing(inspector) as told:
-            await eventually(lambda: told.latest)
-        await eventually(lambda: inspector.viewers == 0)
+            await until(lambda: told.latest)
+        await until(lambda: inspector.viewers == 0)
         new = {what[0] for what in leaks.in_loop() if what not in before}  # type: ignore[index]
         assert "timer" not in new
 
@@ -617,11 +617,11 @@ async def test_rooms_are_not_counted_again_while_nothing_happens(monkeypatch: py
     client = Client(NOWHERE)
     client.join("r", NullAdaptor())
     async with Inspector(client) as inspector, viewing(inspector) as told:
-        await eventually(lambda: told.rooms)
+        await until(lambda: told.rooms)
         await asyncio.sleep(0.5)
         assert len(taken) == 1
         client.join("s", NullAdaptor())
-        await eventually(lambda: told.rooms["total"] == 2)
+        await until(lambda: told.rooms["total"] == 2)
         assert len(taken) <= 3
 
 
@@ -642,7 +642,7 @@ async def test_counting_takes_a_bounded_share_of_the_loop(monkeypatch: pytest.Mo
         client.join(f"room {number}", NullAdaptor())
     loop = asyncio.get_running_loop()
     async with Inspector(client) as inspector, viewing(inspector) as one, viewing(inspector) as two:
-        await eventually(lambda: one.rooms and two.rooms)
+        await until(lambda: one.rooms and two.rooms)
         costs.clear()
         began = loop.time()
         while loop.time() < began + 2:
@@ -691,11 +691,11 @@ async def test_it_ends_though_somebody_looks() -> None:
         await inspector.start()
         client.start()
         async with viewing(inspector) as told:
-            await eventually(lambda: told.state == "connected")
+            await until(lambda: told.state == "connected")
             await client.close()
-            await eventually(lambda: told.state == "disconnected")
+            await until(lambda: told.state == "disconnected")
             await inspector.stop()
-            await eventually(lambda: told.ws.closed)
+            await until(lambda: told.ws.closed)
             assert told.ws.close_code == 1001
 
 
@@ -731,7 +731,7 @@ async def test_the_commands_last_until_cancelled(of_demo: bool) -> None:
     told: list[str] = []
     work = run_demo(rooms=3, tell=told.append) if of_demo else run(NOWHERE, rooms=["a"], tell=told.append, retry=QUICK)
     task = asyncio.create_task(work)
-    await eventually(lambda: told)
+    await until(lambda: told)
     async with aiohttp.ClientSession() as session, session.get(told[0]) as response:
         assert response.status == 200
     task.cancel()
@@ -880,7 +880,7 @@ async def test_the_buttons_of_the_page_steer_the_client() -> None:
             await press(page, "Connect")
             await lit(page, "connected")
             await press(page, "Retry now")
-            await eventually(lambda: place.stats.connects == 2)
+            await until(lambda: place.stats.connects == 2)
             await lit(page, "connected")
             await press(page, "Go offline")
             await lit(page, "paused")

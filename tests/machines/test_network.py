@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 import faulty
-from faulty import Watch, eventually
+from faulty import Watch
+from kit import PATIENCE, until
 from reconnect_fsm import ClientStopped, Connection, ManualNetwork, NetworkSource, RetryPolicy
 
 LATER = RetryPolicy(base=1000.0, cap=1000.0, jitter=0.0)
@@ -138,7 +139,7 @@ async def test_ctrl_1_connect_by_hand_overrides_a_source_that_went_offline_while
         network.set_online(False)
         asked = connection.connect()
         try:
-            async with asyncio.timeout(faulty.PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await asked
         finally:
             await connection.close()
@@ -158,7 +159,7 @@ async def test_set_online_from_another_thread() -> None:
             monitor = threading.Thread(target=connection.set_online, args=(online,))
             monitor.start()
             monitor.join()
-            await eventually(lambda state=state: connection.state == state)  # type: ignore[misc]
+            await until(lambda state=state: connection.state == state)  # type: ignore[misc]
         assert watch.states == ["connected", "paused", "retrying", "connected"]
         assert set(seen) == {here}
 
@@ -170,7 +171,7 @@ async def test_a_source_may_report_from_a_thread() -> None:
         await connection.wait_connected()
         assert source.report is not None
         await asyncio.to_thread(source.report, False)
-        await eventually(lambda: connection.state == "paused")
+        await until(lambda: connection.state == "paused")
 
 
 def test_set_online_before_there_is_a_loop() -> None:
@@ -231,7 +232,7 @@ async def test_d_error_a_source_that_cannot_be_subscribed_to() -> None:
     async with faulty.server(faulty.echo) as server:
         connection = Connection(server.url, network=Broken())
         with pytest.raises(ClientStopped, match="the network source raised OSError"):
-            async with asyncio.timeout(faulty.PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await connection.connect()
         assert connection.status == "error"
         assert server.connects == 0
@@ -250,7 +251,7 @@ async def test_d_stop_a_source_that_cannot_be_subscribed_to_twice() -> None:
         connection = Connection(server.url, network=Broken())
         for _ in range(2):
             with pytest.raises(ClientStopped, match="the network source raised OSError"):
-                async with asyncio.timeout(faulty.PATIENCE):
+                async with asyncio.timeout(PATIENCE):
                     await connection.connect()
         await connection.close()
         assert server.connects == 0
@@ -272,7 +273,7 @@ async def test_a_source_that_raises_when_left_hangs_nobody() -> None:
         connection = Connection(server.url, network=Broken())
         connection.start()
         await connection.wait_connected()
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await connection.close()
         assert connection.status == "disconnected"
         await server.peer.gone.wait()

@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 from loro import LoroDoc
 
-from kit import PATIENCE, hold
-from node_peers import NODE_DIR, eventually, skip_without_node
+from kit import PATIENCE, hold, until_equal
+from node_peers import NODE_DIR, skip_without_node
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.testing import EmbeddedServer
@@ -163,9 +163,9 @@ async def test_a_service_begins_and_ends_with_its_client(name: str, port: int) -
                 return ""
 
         async with running(EXAMPLES / f"{name}.py", SYNC_URL=server.url, PORT=str(port)) as program:
-            await eventually(ready, "connected", within=PATIENCE)
+            await until_equal(ready, "connected", within=PATIENCE)
             async with http.post(f"{service}/notes", data="milk") as answer:
                 assert await answer.text() == "milk\n"
-            await eventually(lambda: doc.get_text("text").to_string(), "milk\n", within=PATIENCE)
+            await until_equal(lambda: doc.get_text("text").to_string(), "milk\n", within=PATIENCE)
             await program.ended(signal.SIGTERM)
         assert "Traceback" not in program.said, program.said

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kit import PATIENCE, States, Statuses, hold, until
+from kit import PATIENCE, States, Statuses, hold, until, until_equal
 from reconnect_fsm import RetryPolicy
 from reconnect_fsm.retry import SYSTEM
 from reconnect_fsm.testing import EmbeddedServer
@@ -128,7 +128,7 @@ def polled_for(tree: ast.Module) -> Iterator[str]:
         if not isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef) or is_virtual(test):
             continue
         for call in ast.walk(test):
-            if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] in ("until", "eventually"):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] in ("until", "until_equal"):
                 for compared in (each for each in ast.walk(call) if isinstance(each, ast.Compare)):
                     left, right = ast.unparse(compared.left), ast.unparse(compared.comparators[0])
                     if (
@@ -148,7 +148,7 @@ def test_what_passes_is_not_polled_for(path: Path) -> None:
     ("source", "found"),
     [
         ("async def test():\n await until(lambda: room.status is RoomStatus.RECONNECTING)", 1),
-        ("async def test():\n await faulty.eventually(lambda: a.state == 'retrying' and b)", 1),
+        ("async def test():\n await kit.until(lambda: a.state == 'retrying' and b)", 1),
         ("async def test():\n await until(lambda: room.status is RoomStatus.JOINED)", 0),
         ("@pytest.mark.virtual_time\nasync def test():\n await until(lambda: a.state == 'retrying')", 0),
         ("pytestmark = pytest.mark.virtual_time\nasync def test():\n await until(lambda: a.state == 'retrying')", 0),
@@ -207,6 +207,15 @@ async def test_until_waits_and_says_for_what_it_waited_in_vain() -> None:
     await until(lambda: next(looks))
     with pytest.raises(AssertionError, match=r"did not hold within 0.01 s: .*never"):
         await until(lambda: "never" == "ever", within=0.01)
+
+
+async def test_until_equal_shows_the_last_value() -> None:
+    """The error says what was expected and what was there."""
+    values = iter([1, 2, 3])
+    await until_equal(lambda: next(values), 2)
+    assert next(values) == 3
+    with pytest.raises(AssertionError, match=r"expected 5, still 4 after 0 s"):
+        await until_equal(lambda: 4, 5, within=0.0)
 
 
 @pytest.mark.virtual_time

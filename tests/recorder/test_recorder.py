@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 from test_hostile_server import MIRRORS, SECRET, Sponge, patience
 
 import faulty
-from faulty import eventually
-from kit import Idle
+from kit import Idle, until
 from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connection, JoinRefused, RetryPolicy, RoomFSM
 from reconnect_fsm._asyncio.dispatcher import MAX_OLDER_STEPS, MAX_STEPS, Dispatcher
 from reconnect_fsm.diagrams.timeline import sequence
@@ -365,7 +364,7 @@ async def test_the_last_steps_can_be_exported_at_any_time(tmp_path: Path) -> Non
     """Without asking for it before; to a file of its own or to one that is open, which stays so."""
     async with faulty.server(faulty.accept_then_close(1012)) as server:
         async with Connection(server.url, retry=QUICK) as connection:
-            await eventually(lambda: connection._fsm.attempt > 2)
+            await until(lambda: connection._fsm.attempt > 2)
             steps = connection.export(tmp_path / "last.jsonl")
             file = io.StringIO()
             assert connection.export(file) == steps > 6
@@ -485,7 +484,7 @@ async def test_no_secret_is_recorded(mirror: str) -> None:
         client.on_transition(lambda _: explained.append(client.explain()))
         async with client:
             client.join("r", Sponge(), auth=SECRET.encode())
-            await eventually(lambda: recording.steps > 5)
+            await until(lambda: recording.steps > 5)
             client._fire(type(client._fsm).token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
             await asyncio.sleep(0.1)
             client.export(last)
@@ -530,7 +529,7 @@ async def test_what_the_users_functions_raise_is_not_recorded() -> None:
         connection = Connection(url, retry=QUICK)
         connection.record(file)
         async with connection:
-            await eventually(lambda: connection._fsm.attempt > 2)
+            await until(lambda: connection._fsm.attempt > 2)
     assert "LookupError" in file.getvalue()
     assert SECRET not in file.getvalue()
 

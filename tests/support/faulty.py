@@ -24,14 +24,11 @@ from contextlib import asynccontextmanager
 from ssl import SSLContext
 from typing import Final, TypeAlias
 
-from kit import PATIENCE
-from kit import until as eventually
 from reconnect_fsm._asyncio.connection import Connection
 from reconnect_fsm.status import ClientStatus, StateChange, StatusChange
 from reconnect_fsm.testing.embedded_server import reset_connection
 
 __all__ = [
-    "PATIENCE",
     "Behaviour",
     "Peer",
     "Server",
@@ -43,7 +40,6 @@ __all__ = [
     "deaf",
     "drip",
     "echo",
-    "eventually",
     "hang_up_in_handshake",
     "ignore_pings",
     "never_answer",

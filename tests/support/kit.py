@@ -24,7 +24,7 @@ from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm._asyncio.room_session import RoomSession
 from reconnect_fsm.effects import Effect
 
-__all__ = ["PATIENCE", "Idle", "States", "Statuses", "hold", "patience", "session_of", "until"]
+__all__ = ["PATIENCE", "Idle", "States", "Statuses", "hold", "patience", "session_of", "until", "until_equal"]
 
 PATIENCE: Final = 60.0
 """Seconds for what must come: only a test that fails waits so long. Well below pytest's own timeout of a test."""
@@ -56,6 +56,22 @@ def session_of(room: Room) -> RoomSession:
     session = driver_of(room).session
     assert session is not None
     return session
+
+
+async def until_equal(read: Callable[[], object], expected: object, within: float | None = None) -> None:
+    """Call ``read``, plain or async, until it returns ``expected``. Raises AssertionError, with the last value seen."""
+    within = patience() if within is None else within
+    seen: object = None
+    try:
+        async with asyncio.timeout(within):
+            while True:
+                value = read()
+                seen = await value if inspect.isawaitable(value) else value
+                if seen == expected:
+                    return
+                await asyncio.sleep(EVERY)
+    except TimeoutError:
+        raise AssertionError(f"expected {expected!r}, still {seen!r} after {within:g} s") from None
 
 
 def hold(port: int = 0, host: str = "127.0.0.1") -> socket.socket:

@@ -7,7 +7,7 @@
             await client.connect(server.url)
             await client.join("room")
             await client.insert("room", 0, "hello")
-            await eventually(lambda: server.text("room"), "hello")
+            await until_equal(lambda: server.text("room"), "hello")
 
 A peer is a script of `tests/node` that obeys one JSON command a line on stdin. Its process ends when stdin closes, so
 nothing outlives a test run that dies. All durations are in seconds.
@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import fcntl
 import functools
-import inspect
 import json
 import os
 import re
@@ -27,7 +26,7 @@ import shutil
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict, cast
@@ -130,26 +129,6 @@ def skip_without_node() -> None:
     if os.environ.get("CI") in {"true", "1"}:
         pytest.fail(f"CI has to run the real peers: {reason}")
     pytest.skip(f"the real peers cannot run: {reason}")
-
-
-async def eventually(
-    read: Callable[[], object], expected: object, *, within: float = PATIENCE, every: float = 0.02
-) -> None:
-    """Call `read`, plain or async, until it gives `expected`.
-
-    Raises:
-        AssertionError: it did not within `within` seconds; shows the last value.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + within
-    while True:
-        value = read()
-        seen = await value if inspect.isawaitable(value) else value
-        if seen == expected:
-            return
-        if loop.time() >= deadline:
-            raise AssertionError(f"expected {expected!r}, still {seen!r} after {within} s")
-        await asyncio.sleep(every)
 
 
 class NodePeer:

@@ -36,8 +36,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 import namespaces
 from fault_matrix import ROOM, SECRET, SMALL, Fault, Stage, edit, fault_id, play
-from faulty import HOST, eventually, unused_port
+from faulty import HOST, unused_port
 from figures import Figures
+from kit import until
 from namespaces import ACK, FIN, HERE, RST, SYN, THERE, Cable, Packet
 from processes import KEEPALIVE, ClientProcess, ServerProcess, established, write_at
 from reconnect_fsm.status import RoomStatus, StateChange
@@ -145,7 +146,7 @@ async def start_again(stage: InProcess) -> None:
 
 async def crash_again(stage: InProcess) -> None:
     await start_again(stage)
-    await eventually(lambda: all(room.status is RoomStatus.JOINED for room in stage.client.rooms))
+    await until(lambda: all(room.status is RoomStatus.JOINED for room in stage.client.rooms))
     stage.server.signal(SIGKILL)
     await start_again(stage)
 
@@ -154,7 +155,7 @@ async def kill_in_handshake(stage: InProcess) -> None:
     """The kernel accepts for a stopped process, which never answers."""
     before = established(stage.server.port)
     stage.server.signal(SIGSTOP)
-    await eventually(lambda: established(stage.server.port) - before)
+    await until(lambda: established(stage.server.port) - before)
     await asyncio.sleep(0.1)  # the request is on its way
     stage.server.signal(SIGKILL)
 
@@ -403,7 +404,7 @@ def lose_and(act: Callable[[Wired], Awaitable[None]]) -> Callable[[Wired], Await
 
     async def strike(stage: Wired) -> None:
         stage.server.reset_all()
-        await eventually(lambda: not stage.flows)
+        await until(lambda: not stage.flows)
         await act(stage)
 
     return strike
@@ -1458,7 +1459,7 @@ async def test_the_client_is_killed(figures: Figures) -> None:
             client.tell("write survives")
             await client.until(lambda: {"wrote": "survives"} in client.said)
             client.signal(SIGKILL)
-            await eventually(lambda: server.connections == 0)
+            await until(lambda: server.connections == 0)
         async with client_process(server) as client:
             assert await client.text() == "survives"
             assert client.statuses == ["connecting", CLIENT_KILLED.client]

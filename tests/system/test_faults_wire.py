@@ -34,6 +34,7 @@ import tls
 from fault_matrix import DEFAULTS, ROOM, SECRET, SMALL, Fault, Stage, edit, fault_id, play, text_of
 from faulty import BINARY, CLOSE, CONTINUATION, HOST, PING, PONG, TEXT, Behaviour, Peer
 from figures import Figures, soak
+from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, UpdatesRefused
 from reconnect_fsm._asyncio.room_session import FRAGMENT_PATIENCE
 from reconnect_fsm._asyncio.transport.failures import MAX_RETRY_AFTER
@@ -321,7 +322,7 @@ def opened(
 
     async def heal(stage: Wire) -> None:
         if then is not None:
-            async with asyncio.timeout(faulty.PATIENCE + stage.settings.rejoin_interval):
+            async with asyncio.timeout(PATIENCE + stage.settings.rejoin_interval):
                 await then(stage)
         stage.be_good()
 
@@ -333,7 +334,7 @@ def complained_with(code: int) -> Strike:
 
     async def look(stage: Wire) -> None:
         peer = stage.server.peers[0]
-        await faulty.eventually(lambda: peer.closed_with)
+        await until(lambda: peer.closed_with)
         assert peer.closed_with is not None
         assert peer.closed_with[0] == code, peer.closed_with
 
@@ -344,7 +345,7 @@ def warned(words: str) -> Strike:
     """The client logs a warning."""
 
     async def look(stage: Wire) -> None:
-        await faulty.eventually(lambda: any(words in each for each in stage.warnings))
+        await until(lambda: any(words in each for each in stage.warnings))
 
     return look
 
@@ -353,7 +354,7 @@ def objected(status: UpdateStatusCode) -> Strike:
     """The client tells the server that it does not take a batch (D-ACK)."""
 
     async def look(stage: Wire) -> None:
-        await faulty.eventually(lambda: stage.acks)
+        await until(lambda: stage.acks)
         assert stage.acks == [status]
 
     return look
@@ -1345,7 +1346,7 @@ def hole(stage: Wire) -> None:
 
 async def nothing_missing(stage: Wire) -> None:
     adaptor: Any = stage.client.rooms[0].adaptor
-    await faulty.eventually(lambda: all(words in text_of(adaptor.doc) for words in ("unsent ", "sent ")))
+    await until(lambda: all(words in text_of(adaptor.doc) for words in ("unsent ", "sent ")))
 
 
 opened(
@@ -1449,7 +1450,7 @@ NO_ANSWER: Final = "no answer to the request to join within"
 
 async def rejoined_by_itself(stage: Wire) -> None:
     """The fault goes on until the room is joined in spite of it."""
-    await faulty.eventually(lambda: any(room.status.value == "joined" for room in stage.client.rooms))
+    await until(lambda: any(room.status.value == "joined" for room in stage.client.rooms))
 
 
 rejoin("JoinError 1, version unknown, but the empty one is known", THE_DROP, picky, then=rejoined_by_itself, **OPENS)
@@ -1584,7 +1585,7 @@ def suggestion(words: str) -> RoomError:
 async def suggest_twice(stage: Wire) -> None:
     stage.joins, stage.since = 0, asyncio.get_running_loop().time()
     stage.send(suggestion("first"))
-    await faulty.eventually(lambda: stage.joins == 1)
+    await until(lambda: stage.joins == 1)
     stage.send(suggestion("second"))
 
 
@@ -1605,7 +1606,7 @@ opened(
 
 
 async def one_comparison(stage: Wire) -> None:
-    await faulty.eventually(lambda: stage.joins)
+    await until(lambda: stage.joins)
     assert stage.joins == 1
 
 
@@ -1640,7 +1641,7 @@ async def others_are_heard(stage: Wire) -> None:
     (room,) = stage.client.rooms
     adaptor: Any = room.adaptor
     stage.edit("meanwhile ")
-    await faulty.eventually(lambda: "meanwhile " in text_of(adaptor.doc))
+    await until(lambda: "meanwhile " in text_of(adaptor.doc))
     assert room.status.value == "joined"
     assert stage.joins == 1, "it was heard in the next answer"
 
@@ -1671,7 +1672,7 @@ def refusing(status: int, times: int | None = None) -> Callable[[Wire], None]:
 
 async def refusal_told(stage: Wire) -> None:
     """The adaptor hears of it; that of Loro documents logs it."""
-    await faulty.eventually(lambda: any("the server refused 1 update(s)" in each for each in stage.warnings))
+    await until(lambda: any("the server refused 1 update(s)" in each for each in stage.warnings))
 
 
 async def refused_for_good(stage: Wire) -> None:
@@ -1813,7 +1814,7 @@ def small_messages(stage: Wire) -> None:
 
 async def taken(stage: Wire) -> None:
     """All of it, in the end (D-TOOBIG)."""
-    await faulty.eventually(lambda: len(stage.text()) >= 3 * MOST)
+    await until(lambda: len(stage.text()) >= 3 * MOST)
 
 
 opened(
@@ -1842,7 +1843,7 @@ def ending(what: str, trouble: Callable[[Wire], object], **more: Any) -> None:
         began = loop.time()
         await stage.client.close()
         took, bound = loop.time() - began, stage.settings.close_timeout
-        assert took <= (bound + 0.001 if isinstance(loop, VirtualTimeLoop) else 3 * bound + faulty.PATIENCE)
+        assert took <= (bound + 0.001 if isinstance(loop, VirtualTimeLoop) else 3 * bound + PATIENCE)
 
     opened(
         OURS, f"close(), and {what}; it is over within close_timeout", do, "closed by this program", **STOPPED, **more
@@ -2155,9 +2156,9 @@ async def test_a_timer_that_runs_early_is_due(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Heartbeat, "tick", counted)
     async with faulty.server() as server, Connection(server.url, keepalive=Keepalive(interval=0.2)) as connection:
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await connection.wait_connected()
-        await faulty.eventually(lambda: server.peer.frames)
+        await until(lambda: server.peer.frames)
         assert asked <= 3
 
 
@@ -2170,5 +2171,5 @@ async def test_a_fatal_close_is_not_lost_to_a_write_of_ours() -> None:
         server.peer.reset()
         assert connection._socket is not None
         connection._socket.send("hello")  # as an edit does that is made in this moment
-        await faulty.eventually(lambda: watch.steps)
+        await until(lambda: watch.steps)
         assert watch.steps[0].reason == "closed with code 4401"

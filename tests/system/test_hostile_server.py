@@ -28,9 +28,9 @@ from loro import ExportMode, LoroDoc
 
 import bounds
 import faulty
-from faulty import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
+from faulty import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Behaviour, Peer, Watch
 from figures import Figures, soak
-from kit import PATIENCE, session_of
+from kit import PATIENCE, session_of, until
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomFSM, RoomStatus, room_fsm
 from reconnect_fsm._asyncio import room_driver, room_session
 from reconnect_fsm._asyncio.connection import MAX_MSG_SIZE, Connection
@@ -454,7 +454,7 @@ async def test_a_redirect_is_never_followed(status: int) -> None:
         policy = RetryPolicy(base=0.01, cap=0.01)
         async with Connection(server.url, retry=policy, headers={"X-Api-Key": SECRET}) as connection:
             watch = Watch(connection)
-            await eventually(lambda: server.connects > 3)
+            await until(lambda: server.connects > 3)
         assert elsewhere.connects == 0
         assert str(elsewhere.port) not in " ".join(watch.reasons)
 
@@ -475,7 +475,7 @@ async def test_cookies_do_not_pile_up() -> None:
         # A jar takes no cookies from a bare address.
         url = server.url.replace(faulty.HOST, "localhost")
         async with Connection(url, retry=RetryPolicy(base=0.01, cap=0.01)) as connection:
-            await eventually(lambda: len(sizes) >= attempts)
+            await until(lambda: len(sizes) >= attempts)
             assert connection._session is not None
             assert len(connection._session.cookie_jar) <= bounds.value("_MAX_COOKIES_PER_DOMAIN")
     assert max(sizes) < bounds.value("_MAX_COOKIE_HEADER_LENGTH") + 1000
@@ -646,7 +646,7 @@ async def test_messages_of_the_largest_size_back_to_back() -> None:
     async with patience(), faulty.server(flood) as server, Connection(server.url) as connection:
         connection.on_message(lambda data: sizes.append(len(data)))
         async with strain() as cost:
-            await eventually(lambda: len(sizes) == count)
+            await until(lambda: len(sizes) == count)
     assert set(sizes) == {MAX_MSG_SIZE}
     assert cost.grown < 8 * MAX_MSG_SIZE + 16 * MIB
 
@@ -745,7 +745,7 @@ async def test_a_close_code_that_is_never_on_the_wire_breaks_the_protocol(code: 
         Connection(server.url) as connection,
     ):
         step = await Watch(connection).seen("socket_closed")
-        await eventually(lambda: server.peers[0].closed_with)
+        await until(lambda: server.peers[0].closed_with)
     assert server.peers[0].closed_with is not None
     assert server.peers[0].closed_with[0] == 1002
     assert "broke the WebSocket protocol" in step.reason
@@ -766,7 +766,7 @@ async def test_a_storm_of_close_frames_is_one_loss() -> None:
     ):
         watch = Watch(connection)
         await watch.seen("socket_closed")
-        await eventually(lambda: server.connects > 1 and connection.status == "connected")
+        await until(lambda: server.connects > 1 and connection.status == "connected")
         assert [step.event for step in watch.steps].count("socket_closed") == 1
 
 
@@ -851,7 +851,7 @@ async def test_a_flood_of_updates_at_a_slow_adaptor(many: int, figures: Figures)
                 await asyncio.sleep(0.01)
         pings = hostile.pings - pings
         assert (slow.applied, client.status) == (others * 999, "connected")
-        await eventually(lambda: quick.applied == others)
+        await until(lambda: quick.applied == others)
     assert cost.grown < 48 * MIB
     assert cost.turns > many / BURST / 10
     if many > FEW_FRAMES:
@@ -912,7 +912,7 @@ async def test_the_largest_update_frames(shape: str) -> None:
         await client.join("r", adaptor)
         await client.join("other", other)
         async with strain() as cost:
-            await eventually(lambda: other.applied)
+            await until(lambda: other.applied)
         assert adaptor.applied == count * len(updates or ())
         assert client.status == "connected"
     assert cost.grown < 48 * MIB
@@ -944,7 +944,7 @@ async def test_an_adaptor_that_raises_at_each_update(reads: bool, caplog: pytest
         assert waiting <= room_session.MAX_REPLIES
         assert room.status is RoomStatus.JOINED
         if reads:
-            await eventually(lambda: len(hostile.acks()) > 10)
+            await until(lambda: len(hostile.acks()) > 10)
     assert 1 <= len(warnings(caplog)) <= room_driver.MAX_COMPLAINTS
 
 
@@ -984,7 +984,7 @@ async def test_what_an_import_does_to_an_adaptor_costs_its_room_only(method: str
         good = client.join("other", other)
         client.join("r", Broken(missing=[b"refuse me"]))
         await good
-        await eventually(lambda: other.applied == 3)
+        await until(lambda: other.applied == 3)
         assert (client.status, good.status) == ("connected", RoomStatus.JOINED)
 
 
@@ -1108,7 +1108,7 @@ async def test_messages_about_rooms_never_joined_are_held_nowhere() -> None:
     async with faulty.server(hostile) as server, client_of(server) as client:
         adaptor = Sponge()
         room = await client.join("r", adaptor)
-        await eventually(lambda: adaptor.applied)
+        await until(lambda: adaptor.applied)
         held = client._rooms
         assert (client.rooms, bool(held.answers), len(held.fragmented), len(held.timers)) == ((room,), False, 0, 0)
         assert hostile.heard == []
@@ -1365,9 +1365,9 @@ async def test_acks_for_what_was_never_sent_change_nothing() -> None:
     async with faulty.server(hostile) as server, client_of(server) as client:
         adaptor = Sponge(missing=[b"one", b"two"])
         room = await client.join("r", adaptor)
-        await eventually(lambda: hostile.heard)
+        await until(lambda: hostile.heard)
         await client.join("go", Sponge())
-        await eventually(lambda: adaptor.refusals)
+        await until(lambda: adaptor.refusals)
         await asyncio.sleep(10)
         # D-RESYNC: it was sent once more after a comparison, and that is not answered.
         assert (adaptor.refusals, room.status, len(session_of(room).unacked)) == (2, RoomStatus.JOINED, 1)
@@ -1395,7 +1395,7 @@ async def test_a_version_that_makes_no_sense_is_as_good_as_none(version: str) ->
     async with patience(), faulty.server(hostile) as server, client_of(server) as client:
         async with strain() as cost:
             room = await client.join("r", LoroAdaptor(doc))
-            await eventually(lambda: hostile.heard)
+            await until(lambda: hostile.heard)
         assert room.status is RoomStatus.JOINED
         (sent,) = hostile.heard
         assert isinstance(sent, DocUpdate)
@@ -1430,7 +1430,7 @@ async def test_updates_that_are_no_updates_harm_no_document() -> None:
     async with patience(), faulty.server(hostile) as server, client_of(server) as client:
         async with strain() as cost:
             room = await client.join("r", LoroAdaptor(doc))
-            await eventually(lambda: len(hostile.acks()) == many)
+            await until(lambda: len(hostile.acks()) == many)
         assert room.status is RoomStatus.JOINED
         assert doc.get_text("text").to_string() == "ours"
     assert cost.grown < 64 * MIB
@@ -1544,7 +1544,7 @@ async def test_a_secret_that_the_server_reflects_is_shown_nowhere(mirror: str) -
                 room.on_status(said.note)
                 waiting = asyncio.create_task(room.synced())
                 await asyncio.wait([waiting], timeout=0.5)
-                await eventually(lambda: said.log)
+                await until(lambda: said.log)
                 await asyncio.sleep(0.3)
                 said.note(client, room, client.reason, room.reason, waiting)
             said.note(*await asyncio.gather(waiting, return_exceptions=True))
@@ -1562,7 +1562,7 @@ async def test_a_secret_that_is_reflected_in_part_is_not_shown() -> None:
         with said.listening():
             async with Connection(f"{server.url}?token={token}", retry=RetryPolicy(enabled=False)) as connection:
                 said.hear(connection)
-                await eventually(lambda: connection.status == "disconnected")
+                await until(lambda: connection.status == "disconnected")
                 said.note(connection.reason)
     assert [each for each in said.words if token[:30] in each] == []
 
@@ -1585,7 +1585,7 @@ async def test_each_room_has_its_own_secret() -> None:
         for number in range(many):
             room = client.join(f"r{number}", Sponge(), auth=secret(f"r{number}").encode())
             room.on_status(lambda change: reasons.append(change.reason))
-        await eventually(lambda: not client.rooms)
+        await until(lambda: not client.rooms)
     assert [reason for reason in reasons if "secret-of-" in reason] == []
 
 
@@ -1598,7 +1598,7 @@ async def test_a_secret_that_a_proxy_reflects_is_shown_nowhere() -> None:
             client = Connection("ws://host.invalid/", proxy=through, retry=RetryPolicy(base=0.01, cap=0.01))
             said.hear(client)
             async with client:
-                await eventually(lambda: proxy.connects > 2)
+                await until(lambda: proxy.connects > 2)
                 said.note(client, client.reason)
     assert [each for each in said.words if SECRET in each] == []
 
@@ -1629,7 +1629,7 @@ async def test_a_servers_words_cannot_forge_the_log(where: str) -> None:
                 client.on_status(lambda change: reasons.append(change.reason))
                 room = client.join("r", Sponge())
                 room.on_status(lambda change: reasons.append(change.reason))
-                await eventually(lambda: "reconnect_fsm" in said.log)
+                await until(lambda: "reconnect_fsm" in said.log)
                 await asyncio.sleep(0.3)
                 reasons += [client.reason, room.reason, str(driver_of(room).fsm.refusal)]
     ours = [line for line in said.log.split("\n") if line.startswith("reconnect_fsm")]
@@ -1653,7 +1653,7 @@ async def test_an_adaptors_words_cannot_forge_the_log(caplog: pytest.LogCaptureF
     hostile = Hostile(send)
     async with patience(), faulty.server(hostile) as server, client_of(server) as client:
         await client.join("r", Quoting())
-        await eventually(hostile.acks)
+        await until(hostile.acks)
     messages = [record.getMessage() for record in caplog.records if record.name == "reconnect_fsm"]
     assert messages
     assert all(message.isprintable() and len(message) < 700 for message in messages)
@@ -1698,7 +1698,7 @@ async def test_a_listener_that_raises_at_each_text_does_not_flood_the_log(caplog
 
     async with faulty.server(texts) as server, Connection(server.url) as connection:
         connection.on_message(listen)
-        await eventually(lambda: len(heard) == 2000)
+        await until(lambda: len(heard) == 2000)
     assert 1 <= len(warnings(caplog)) <= 5 * room_driver.MAX_COMPLAINTS
 
 

@@ -11,7 +11,8 @@ import pytest
 
 import faulty
 import tls
-from faulty import PING, PONG, Peer, Watch, eventually
+from faulty import PING, PONG, Peer, Watch
+from kit import until
 from reconnect_fsm import ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy
 
 QUICK = RetryPolicy(base=0.01, cap=0.02, jitter=0.0)
@@ -64,7 +65,7 @@ async def test_live_1_pongs_are_no_messages() -> None:
         assert len(server.peer.frames) == 2
         assert messages == []
         server.peer.send("pong")
-        await eventually(lambda: messages == ["pong"])
+        await until(lambda: messages == ["pong"])
 
 
 # ------------------------------------------------------------------------------------------------ LIVE-2: missing pongs
@@ -105,7 +106,7 @@ async def test_live_2_half_open_on_a_real_socket() -> None:
         Connection(server.url, retry=QUICK, keepalive=OFTEN, close_timeout=0.1) as connection,
     ):
         watch = Watch(connection)
-        await eventually(lambda: watch.states == ["connected", "waiting", "retrying", "connected"])
+        await until(lambda: watch.states == ["connected", "waiting", "retrying", "connected"])
         opened, missed = watch.times[:2]
         assert watch.steps[1].event == "pong_missed"
         assert missed - opened >= OFTEN.interval + OFTEN.timeout - 0.01
@@ -119,7 +120,7 @@ async def test_live_2_the_server_is_told_why() -> None:
         faulty.server(faulty.ignore_pings, faulty.echo) as server,
         Connection(server.url, retry=QUICK, keepalive=OFTEN) as connection,
     ):
-        await eventually(lambda: server.connects == 2)
+        await until(lambda: server.connects == 2)
         await server.peers[0].gone.wait()
         assert server.peers[0].closed_with == (1001, "ping_timeout: liveness check failed, no pong")
         await connection.wait_connected()
@@ -131,7 +132,7 @@ async def test_live_2_bytes_that_never_become_a_message_are_no_sign_of_life() ->
         faulty.server(faulty.drip) as server,
         Connection(server.url, retry=LATER, keepalive=OFTEN, close_timeout=0.05) as connection,
     ):
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert "no answer to a ping" in connection.reason
         assert server.connects == 1
 
@@ -179,7 +180,7 @@ async def test_live_2_a_stall_of_our_own_loop_does_not_kill_a_healthy_connection
     ):
         watch = Watch(connection)
         connection.on_latency(round_trips.append)
-        await eventually(lambda: len(round_trips) >= 4)
+        await until(lambda: len(round_trips) >= 4)
         assert stalls == 3
         assert server.connects == 1
         assert watch.states == ["connected"]
@@ -195,7 +196,7 @@ async def test_live_2_a_stall_does_not_save_a_dead_connection() -> None:
         await connection.wait_connected()
         await asyncio.sleep(OFTEN.interval * 1.5)  # a ping is in flight
         time.sleep(2 * OFTEN.timeout)  # noqa: ASYNC251
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert watch.steps[-1].event == "pong_missed"
         assert server.connects == 1
 
@@ -334,7 +335,7 @@ async def test_ping_needs_a_connection() -> None:
     with pytest.raises(NotConnected, match="not started"):
         await connection.ping()
     connection.start()
-    await eventually(lambda: connection.state == "waiting")
+    await until(lambda: connection.state == "waiting")
     with pytest.raises(NotConnected, match="reconnecting"):
         await connection.ping()
     await connection.close()
@@ -370,7 +371,7 @@ async def test_d_stop_ping_raises_client_stopped(how: str) -> None:
     async with faulty.server(refuse) as server, Connection(server.url, close_timeout=0.05) as connection:
         await connection.wait_connected()
         ping = asyncio.create_task(connection.ping(60))
-        await eventually(lambda: server.peer.frames)
+        await until(lambda: server.peer.frames)
         if how == "close":
             connection.close()
         with pytest.raises(ClientStopped, match="closed by this program" if how == "close" else "go away"):
@@ -391,7 +392,7 @@ async def test_a_cancelled_ping_disturbs_no_other() -> None:
     async with faulty.server(wait) as server, Connection(server.url) as connection:
         await connection.wait_connected()
         cancelled, other = (asyncio.create_task(connection.ping(60)) for _ in range(2))
-        await eventually(lambda: server.peer.frames)
+        await until(lambda: server.peer.frames)
         cancelled.cancel()
         release.set()
         assert await other > 0
@@ -405,7 +406,7 @@ async def test_ok_2_missing_pongs_and_half_open_links_recover() -> None:
         faulty.server(faulty.deaf, faulty.ignore_pings, faulty.drip, faulty.echo) as server,
         Connection(server.url, retry=QUICK, keepalive=OFTEN, close_timeout=0.05) as connection,
     ):
-        await eventually(lambda: server.connects == 4 and connection.status == "connected")
+        await until(lambda: server.connects == 4 and connection.status == "connected")
         assert await connection.ping() > 0
 
 
@@ -483,6 +484,6 @@ async def test_live_2_a_slow_reader_is_alive_and_a_deaf_talker_is_not(
             assert not uploading.done()  # there was always something that waited
             uploading.cancel()
         else:
-            await eventually(lambda: any("read nothing" in reason for reason in watch.reasons))
+            await until(lambda: any("read nothing" in reason for reason in watch.reasons))
         with pytest.raises((asyncio.CancelledError, NotConnected)):
             await uploading

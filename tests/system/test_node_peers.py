@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 import node_peers
-from node_peers import NodeClient, NodeError, NodeServer, eventually, node_available, requires_node, skip_without_node
+from kit import until_equal
+from node_peers import NodeClient, NodeError, NodeServer, node_available, requires_node, skip_without_node
 from reconnect_fsm.testing import leaks
 
 QUICKLY = {"reconnect": {"initialDelayMs": 10, "jitter": 0}}
@@ -74,11 +75,11 @@ async def test_an_edit_reaches_the_server_and_the_other_client(
     """Two real clients of a %LOR room hold one text, whoever joined first."""
     await client.join("room")
     await client.insert("room", 0, "hello")
-    await eventually(lambda: server.text("room"), "hello")
+    await until_equal(lambda: server.text("room"), "hello")
     await other.join("room")
     assert await other.text("room") == "hello"
     await other.insert("room", 5, " world")
-    await eventually(lambda: client.text("room"), "hello world")
+    await until_equal(lambda: client.text("room"), "hello world")
     assert await server.text("room") == "hello world"
     assert await server.text("another room") is None
 
@@ -90,8 +91,8 @@ async def test_an_ephemeral_value_reaches_the_other_client(client: NodeClient, o
     await other.join("room", crdt="%EPH")
     await client.eph_set("room", "cursor", {"line": 3})
     await other.eph_set("room", "name", "ada")
-    await eventually(lambda: other.eph_get("room", "cursor"), {"line": 3})
-    await eventually(lambda: client.eph_all("room"), {"cursor": {"line": 3}, "name": "ada"})
+    await until_equal(lambda: other.eph_get("room", "cursor"), {"line": 3})
+    await until_equal(lambda: client.eph_all("room"), {"cursor": {"line": 3}, "name": "ada"})
     assert await client.eph_get("room", "nothing") is None
 
 
@@ -104,13 +105,13 @@ async def test_stats_count_what_came_in(
     await client.insert("a:b", 0, "x")
     await socket.send_str("ping")
     assert (await socket.receive()).data == "pong"
-    await eventually(lambda: server.text("a:b"), "x")
+    await until_equal(lambda: server.text("a:b"), "x")
     stats = await server.stats()
     assert stats["rooms"] == [{"room": "a:b", "crdt": "%LOR", "members": 1}]
     assert (stats["clients"], stats["handshakes"], stats["connections"]) == (2, 2, 2)
     assert (stats["joins"], stats["updates"], stats["pings"], stats["leaves"]) == (1, 1, 1, 0)
     await client.leave("a:b")
-    await eventually(lambda: members(server, "a:b"), 0)
+    await until_equal(lambda: members(server, "a:b"), 0)
     assert (await server.stats())["leaves"] == 1
 
 
@@ -123,7 +124,7 @@ async def test_a_room_that_was_left_is_not_rejoined(server: NodeServer, client: 
     with pytest.raises(NodeError, match="not joined: %LOR left"):
         await client.text("left")
     await server.terminate()
-    await eventually(
+    await until_equal(
         lambda: client.room_statuses("kept"), ["connecting", "joined", "reconnecting", "reconnecting", "joined"]
     )
     assert await counted(server, "joins") == 3
@@ -146,7 +147,7 @@ async def test_room_error_can_suggest_a_rejoin(server: NodeServer, client: NodeC
     """RoomError 1 leaves the members in, and a client asks again."""
     await client.join("room")
     assert await server.room_error("room", 1, "once more") == 1
-    await eventually(lambda: client.room_statuses("room"), ["connecting", "joined", "reconnecting", "joined"])
+    await until_equal(lambda: client.room_statuses("room"), ["connecting", "joined", "reconnecting", "joined"])
     assert (await server.stats())["joins"] == 2
     assert await members(server, "room") == 1
 
@@ -170,7 +171,7 @@ async def test_a_reader_cannot_write(server: NodeServer, client: NodeClient) -> 
     await server.auth("read")
     await client.join("room")
     await client.insert("room", 0, "x")
-    await eventually(lambda: counted(server, "updates"), 1)
+    await until_equal(lambda: counted(server, "updates"), 1)
     assert await server.text("room") == ""
 
 
@@ -205,7 +206,7 @@ async def test_restart_on_the_same_port(
     """A stopped server starts again on its port, with its documents or without."""
     await client.join("room")
     await client.insert("room", 0, "hello")
-    await eventually(lambda: server.text("room"), "hello")
+    await until_equal(lambda: server.text("room"), "hello")
     await client.close()  # it would bring its copy back
     url = server.url
     await server.stop()
@@ -221,10 +222,10 @@ async def test_the_client_comes_back_after_a_restart(server: NodeServer, client:
     """The real client reconnects and rejoins; what it wrote meanwhile gets through."""
     await client.join("room")
     await server.stop()
-    await eventually(lambda: "reconnecting" in client.room_statuses("room"), True)
+    await until_equal(lambda: "reconnecting" in client.room_statuses("room"), True)
     await client.insert("room", 0, "offline")
     await server.start(keep_rooms=True)
-    await eventually(lambda: server.text("room"), "offline")
+    await until_equal(lambda: server.text("room"), "offline")
     assert client.statuses[:3] == ["connecting", "connected", "disconnected"]
     assert await client.status() == "connected"
 
@@ -233,7 +234,7 @@ async def test_the_client_comes_back_after_a_restart(server: NodeServer, client:
 async def test_close_ends_the_client(server: NodeServer, client: NodeClient) -> None:
     """A closed JavaScript client is gone from the server and stays away."""
     await client.close()
-    await eventually(lambda: counted(server, "clients"), 0)
+    await until_equal(lambda: counted(server, "clients"), 0)
     assert await client.status() == "disconnected"
 
 
@@ -278,7 +279,7 @@ async def test_pause_holds_back_what_the_server_says(server: NodeServer, client:
     assert await client.text("room") == ""
     assert client.room_statuses("room") == ["connecting", "joined"]
     await server.resume()
-    await eventually(lambda: client.room_statuses("room"), ["connecting", "joined", "reconnecting", "joined"])
+    await until_equal(lambda: client.room_statuses("room"), ["connecting", "joined", "reconnecting", "joined"])
 
 
 @requires_node
@@ -351,7 +352,7 @@ async def test_a_command_in_flight_fails_when_the_process_dies(server: NodeServe
     """Nobody waits for an answer that cannot come."""
     await server.auth("hang")
     join = asyncio.create_task(client.join("room"))
-    await eventually(lambda: client.room_statuses("room"), ["connecting"])
+    await until_equal(lambda: client.room_statuses("room"), ["connecting"])
     os.kill(client.pid, signal.SIGKILL)
     with pytest.raises(NodeError, match="join: the process is gone"):
         await join
@@ -377,15 +378,6 @@ async def test_nothing_is_left(end: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # --- what needs no Node ----------------------------------------------------------------------------------------------
-
-
-async def test_eventually_shows_the_last_value() -> None:
-    """The error says what was expected and what was there."""
-    values = iter([1, 2, 3])
-    await eventually(lambda: next(values), 2)
-    assert next(values) == 3
-    with pytest.raises(AssertionError, match=r"expected 5, still 4 after 0\.0 s"):
-        await eventually(lambda: 4, 5, within=0.0)
 
 
 @pytest.fixture

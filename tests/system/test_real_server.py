@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from loro import EphemeralStore, LoroDoc
 
-from kit import PATIENCE, Statuses, until
-from node_peers import NodeClient, NodeServer, eventually, requires_node, skip_without_node
+from kit import PATIENCE, Statuses, until, until_equal
+from node_peers import NodeClient, NodeServer, requires_node, skip_without_node
 from reconnect_fsm import (
     Client,
     ClientStatus,
@@ -88,9 +88,9 @@ async def test_concurrent_edits_of_both_clients_converge(
         await javascript.insert("r", 0, f"[j{number}]")
     await room.synced()
     await until(lambda: len(text(doc)) == 40)
-    await eventually(lambda: javascript.text("r"), text(doc))
-    await eventually(lambda: server.text("r"), text(doc))
-    await eventually(lambda: sorted(text(doc)), sorted("".join(f"[o{n}][j{n}]" for n in range(5))))
+    await until_equal(lambda: javascript.text("r"), text(doc))
+    await until_equal(lambda: server.text("r"), text(doc))
+    await until_equal(lambda: sorted(text(doc)), sorted("".join(f"[o{n}][j{n}]" for n in range(5))))
 
 
 async def test_ephemeral_values_go_both_ways(javascript: NodeClient, client: Client) -> None:
@@ -102,8 +102,8 @@ async def test_ephemeral_values_go_both_ways(javascript: NodeClient, client: Cli
     store.set("cursor", {"line": 3})
     await javascript.eph_set("r", "name", "ada")
     everything = {"early": 1, "cursor": {"line": 3}, "name": "ada"}
-    await eventually(lambda: javascript.eph_all("r"), everything)
-    await eventually(store.get_all_states, everything)
+    await until_equal(lambda: javascript.eph_all("r"), everything)
+    await until_equal(store.get_all_states, everything)
     await room.synced()
 
 
@@ -114,8 +114,8 @@ async def test_a_document_and_a_store_share_a_room_id(javascript: NodeClient, cl
     await asyncio.gather(client.join("r", LoroAdaptor(doc)), client.join("r", EphemeralAdaptor(store)))
     write(doc, "text")
     store.set("key", "value")
-    await eventually(lambda: javascript.text("r"), "text")
-    await eventually(lambda: javascript.eph_all("r"), {"key": "value"})
+    await until_equal(lambda: javascript.text("r"), "text")
+    await until_equal(lambda: javascript.eph_all("r"), {"key": "value"})
 
 
 async def test_d_leave_the_server_puts_us_out_of_the_room(server: NodeServer, client: Client) -> None:
@@ -126,13 +126,13 @@ async def test_d_leave_the_server_puts_us_out_of_the_room(server: NodeServer, cl
     async def members() -> dict[str, int]:
         return {room["room"]: room["members"] for room in (await server.stats())["rooms"]}
 
-    await eventually(members, {"left": 1, "kept": 1})
+    await until_equal(members, {"left": 1, "kept": 1})
     await left.leave()
-    await eventually(members, {"left": 0, "kept": 1})
+    await until_equal(members, {"left": 0, "kept": 1})
     seen = Statuses(kept)
     await server.terminate()
     await seen.all_of("reconnecting", "joined")
-    await eventually(members, {"left": 0, "kept": 1})
+    await until_equal(members, {"left": 0, "kept": 1})
 
 
 # -------------------------------------------------------------------------------------------------------------- outages
@@ -148,7 +148,7 @@ async def test_a_restarted_server_gets_what_was_edited_while_it_was_down(server:
         write(doc, "before ")
         store.set("key", "before")
         await asyncio.gather(room.synced(), presence)
-        await eventually(lambda: server.text("r"), "before ")
+        await until_equal(lambda: server.text("r"), "before ")
         seen = Statuses(room)
         await server.stop()
         await seen.all_of("reconnecting")
@@ -157,11 +157,11 @@ async def test_a_restarted_server_gets_what_was_edited_while_it_was_down(server:
         await server.start(keep_rooms=keep_rooms)
         await asyncio.gather(room.synced(), presence.synced())
         write(doc, "after")
-        await eventually(lambda: server.text("r"), "before while down after")
+        await until_equal(lambda: server.text("r"), "before while down after")
         async with NodeClient() as late:
             await late.connect(server.url)
             await late.join("r", crdt="%EPH")
-            await eventually(lambda: late.eph_all("r"), {"key": "before", "other": "while down"})
+            await until_equal(lambda: late.eph_all("r"), {"key": "before", "other": "while down"})
 
 
 async def test_edits_of_both_sides_during_an_outage_meet(
@@ -179,8 +179,8 @@ async def test_edits_of_both_sides_during_an_outage_meet(
     await server.start()
     await room
     await until(lambda: len(text(doc)) == len("ourstheirs"))
-    await eventually(lambda: javascript.text("r"), text(doc))
-    await eventually(lambda: server.text("r"), text(doc))
+    await until_equal(lambda: javascript.text("r"), text(doc))
+    await until_equal(lambda: server.text("r"), text(doc))
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1008, ""), (4401, ""), (1000, "permission_changed")])

@@ -11,7 +11,8 @@ from collections.abc import Awaitable
 import pytest
 
 import faulty
-from faulty import Peer, Watch, eventually
+from faulty import Peer, Watch
+from kit import until
 from reconnect_fsm import ClientStatus, Connection, Keepalive, RetryPolicy
 
 EXACT = RetryPolicy(jitter=0.0)
@@ -166,7 +167,7 @@ async def test_malformed_frames_are_told() -> None:
         await peer.wait_gone()
 
     async with faulty.server(babble) as server, Connection(server.url, retry=LATER) as connection:
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert connection.reason.startswith("the server broke the WebSocket protocol: ")
         assert server.connects == 1
 

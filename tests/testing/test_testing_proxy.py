@@ -12,8 +12,8 @@ import pytest
 from loro import LoroDoc
 
 import tls
-from faulty import Watch, eventually
-from kit import PATIENCE
+from faulty import Watch
+from kit import PATIENCE, until
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.testing import EmbeddedServer, leaks, virtual_time
@@ -130,7 +130,7 @@ async def test_it_passes_everything_on() -> None:
         writer.write_eof()
         assert await ended(reader) == b""
         writer.close()
-        await eventually(lambda: proxy.connections == 0)
+        await until(lambda: proxy.connections == 0)
         assert proxy.counts.connections == 1
         assert proxy.counts.bytes_up == proxy.counts.bytes_down == len(big) + 5
 
@@ -190,7 +190,7 @@ async def test_the_servers_end_reaches_the_client(abort: bool) -> None:
         writer.write(b"x" if not abort else b"xy")  # what was not read makes an RST of the end
         assert await ended(reader) in (b"bye", b"")
         writer.close()
-        await eventually(lambda: proxy.connections == 0)
+        await until(lambda: proxy.connections == 0)
 
 
 @pytest.mark.parametrize(
@@ -448,10 +448,10 @@ async def test_half_close() -> None:
         assert proxy.half_close() == 1
         assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
         writer.write(b"still here")
-        await eventually(lambda: got == b"still here")
+        await until(lambda: got == b"still here")
         assert proxy.connections == 1
         writer.close()
-        await eventually(lambda: proxy.connections == 0)
+        await until(lambda: proxy.connections == 0)
         assert proxy.counts.half_closes == 1
 
 

@@ -17,9 +17,9 @@ import pytest
 from loro import LoroDoc
 
 import tls
-from faulty import Watch, eventually
+from faulty import Watch
 from figures import Figures
-from kit import PATIENCE
+from kit import PATIENCE, until
 from reconnect_fsm import Client, ClientStopped, JoinRefused, Keepalive, NotConnected, RetryPolicy
 from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm.adaptors import LoroAdaptor
@@ -135,7 +135,7 @@ async def test_a_script_has_an_entry_for_each_attempt() -> None:
         await client.wait_connected()
         assert acts(server) == [Answer(503), Well()]
         server.inflict(HangUp())
-        await eventually(lambda: server.accepted == 4)
+        await until(lambda: server.accepted == 4)
         await client.wait_connected()
         await asyncio.sleep(60)
         assert [(played.attempt, played.act) for played in server.played] == [
@@ -202,7 +202,7 @@ async def test_a_server_can_be_stopped_while_it_refuses() -> None:
     await server.stop()
     server.follow(StopListening(0.01), StopListening(3600))
     await server.start()
-    await eventually(lambda: len(server.played) == 3)
+    await until(lambda: len(server.played) == 3)
     await server.stop()
     server.follow()
     async with server, make_client(server) as client, asyncio.timeout(PATIENCE):
@@ -385,7 +385,7 @@ async def test_a_stalled_server_stops_at_once() -> None:
         began = asyncio.get_running_loop().time()
         await server.stop()
         assert asyncio.get_running_loop().time() == began
-        await eventually(lambda: client.status != "connected")
+        await until(lambda: client.status != "connected")
 
 
 @virtual
@@ -395,7 +395,7 @@ async def test_a_server_that_does_not_read_pushes_back() -> None:
     async with ScriptedServer([Stall(at=0)]) as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 4194304\r\n\r\n")
-        await eventually(lambda: acts(server) == [Stall(at=0)])
+        await until(lambda: acts(server) == [Stall(at=0)])
         writer.write(b"x" * size)
         await asyncio.sleep(60)
         assert writer.transport.get_write_buffer_size() > size - (1 << 18)
@@ -408,7 +408,7 @@ async def test_accept_then_drop(act: Misbehaviour) -> None:
     """The upgrade is answered, and then the connection dropped; the client comes again."""
     async with ScriptedServer([act]) as server, make_client(server) as client:
         watch = Watch(client)
-        await eventually(lambda: server.accepted == 2)
+        await until(lambda: server.accepted == 2)
         await client.wait_connected()
         assert {"socket_closed", "dial_failed"} & {step.event for step in watch.steps}
         assert acts(server) == [act, Well()]
@@ -442,7 +442,7 @@ async def test_accept_then_close_again_and_again_is_not_hammered() -> None:
     script = [Close(1012)] * 5
     async with ScriptedServer(script) as server, make_client(server, retry=policy(stable_after=5.0)) as client:
         watch = Watch(client)
-        await eventually(lambda: server.accepted == 6)
+        await until(lambda: server.accepted == 6)
         await client.wait_connected()
         assert watch.waits == [0.1, 0.2, 0.4, 0.8, 1.0]
 
@@ -461,7 +461,7 @@ async def test_accept_then_close_again_and_again_is_not_hammered() -> None:
 async def test_malformed_frames(act: Bytes) -> None:
     """The client ends the connection, and comes again."""
     async with ScriptedServer([act]) as server, make_client(server) as client:
-        await eventually(lambda: server.accepted == 2)
+        await until(lambda: server.accepted == 2)
         await client.wait_connected()
         assert acts(server) == [act, Well()]
 
@@ -486,7 +486,7 @@ async def test_no_pong_and_late_pong() -> None:
         latencies: list[float] = []
         client.on_latency(latencies.append)
         await watch.seen("pong_missed")
-        await eventually(lambda: len(latencies) == 2)
+        await until(lambda: len(latencies) == 2)
         assert latencies == pytest.approx([0.75, 0.75])
         assert acts(server) == [NoPong(), LatePong(0.75)]
         assert [played.times for played in server.played] == [1, 2]
@@ -540,7 +540,7 @@ async def test_no_answer_to_a_join() -> None:
     """D-TIMEOUT: it is asked again; once the server is inflicted with good behaviour, it is let in."""
     async with ScriptedServer([NoJoinAnswer()]) as server, make_client(server) as client:
         room = client.join("r", LoroAdaptor(LoroDoc()))  # type: ignore[no-untyped-call]
-        await eventually(lambda: server.stats.joins == 2)
+        await until(lambda: server.stats.joins == 2)
         assert room.status == "connecting"
         assert server.played[0].times == 2
         server.inflict(Well())
@@ -554,8 +554,8 @@ async def test_room_fails() -> None:
     async with ScriptedServer(script) as server, make_client(server) as client:
         room, _ = await joined(client, "a")
         evicted, _ = await joined(client, "b")
-        await eventually(lambda: evicted.status == "error")
-        await eventually(lambda: driver_of(room).fsm.joins == 2)
+        await until(lambda: evicted.status == "error")
+        await until(lambda: driver_of(room).fsm.joins == 2)
         assert room.status == "joined"
         assert set(acts(server)) == set(script[0])
 
@@ -569,7 +569,7 @@ async def test_room_errors_can_be_inflicted() -> None:
         server.inflict(RoomFails(2, "evicted", after=5.0))
         await asyncio.sleep(1)
         await two.leave()
-        await eventually(lambda: one.status == "error")
+        await until(lambda: one.status == "error")
         assert server.played[-1].times == 1
         third, _ = await joined(client, "three")
         await asyncio.sleep(10)
@@ -586,7 +586,7 @@ async def test_slow_acks(seconds: float) -> None:
         document.get_text("text").insert(0, "hello")
         document.commit()
         synced = asyncio.ensure_future(room.synced())
-        await eventually(lambda: server.stats.updates == 1)
+        await until(lambda: server.stats.updates == 1)
         assert await client.ping() < 1
         if seconds == inf:
             await asyncio.sleep(60)
@@ -629,9 +629,9 @@ async def test_it_can_be_told_all_that_an_embedded_server_can() -> None:
         await ping
         server.refuse_upgrades(503)
         server.reset_all()
-        await eventually(lambda: server.accepted >= 3)
+        await until(lambda: server.accepted >= 3)
         server.refuse_upgrades(None)
-        await eventually(lambda: room.status == "joined")
+        await until(lambda: room.status == "joined")
         assert server.document("r") is not None
         assert await server.send("r", CrdtType.LORO, _leave()) == 1
         await server.close_all(1012, "bye")

@@ -20,7 +20,8 @@ from aiohttp import web
 from yarl import URL
 
 import faulty
-from faulty import Peer, Watch, eventually
+from faulty import Peer, Watch
+from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, RetryPolicy, Unauthorized
 from reconnect_fsm._asyncio.transport.url import check_url
 from reconnect_fsm._redaction import Redaction
@@ -44,7 +45,7 @@ async def failed(url: Any, **options: Any) -> AsyncIterator[AttemptFailure]:
     connection = Connection(url, **{"retry": LATER, "keepalive": Keepalive(enabled=False), **options})
     watch = Watch(connection)
     async with connection:
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await watch.seen("dial_failed")
         failure = connection._fsm.failure
         assert connection.reason == failure.why
@@ -54,7 +55,7 @@ async def failed(url: Any, **options: Any) -> AsyncIterator[AttemptFailure]:
 @asynccontextmanager
 async def connected(url: Any, **options: Any) -> AsyncIterator[Connection]:
     async with Connection(url, **{"retry": LATER, "keepalive": Keepalive(enabled=False), **options}) as connection:
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await connection.connect()
         yield connection
 
@@ -277,7 +278,7 @@ async def test_d_session_netrc_is_read_and_its_secret_known(tmp_path: Path, monk
         aiohttp.ClientSession(trust_env=True) as session,
         Connection(server.url, session=session, retry=LATER) as connection,
     ):
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert server.peer.header("Authorization") == f"Basic {sent}"
         assert connection.reason == "closed with code 4000: bad …"
 
@@ -302,7 +303,7 @@ async def test_d_judged_what_is_really_sent_is_secret() -> None:
             lambda: f"{server.url}#{SECRET}", session=session, protocols=("in-protocol",), retry=LATER
         ) as connection,
     ):
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert connection.reason == "closed with code 4000: websocket 13 Upgrade gzip, … … … …"
         assert connection._redaction(aiohttp.http.SERVER_SOFTWARE) == aiohttp.http.SERVER_SOFTWARE
 

@@ -17,7 +17,8 @@ import pytest
 from aiohttp.abc import ResolveResult
 
 import faulty
-from faulty import Peer, Watch, eventually
+from faulty import Peer, Watch
+from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, RetryPolicy
 from reconnect_fsm._asyncio.transport.resolver import (
     MAX_FAILED,
@@ -81,7 +82,7 @@ class System:
         self.asked.append(host)
         self.threads.append(threading.current_thread())
         if self.hangs:
-            self.go_on.wait(faulty.PATIENCE)
+            self.go_on.wait(PATIENCE)
         if not self.addresses[host]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, int(port or 0))) for each in self.addresses[host]]
@@ -97,7 +98,7 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
     yield made
     made.go_on.set()
     for each in made.threads:
-        each.join(faulty.PATIENCE)
+        each.join(PATIENCE)
 
 
 ILL = {
@@ -137,7 +138,7 @@ async def test_net_addr_the_second_address_is_tried(how: str, system: System) ->
             f"ws://feed.example:{port}/", retry=QUICK, keepalive=keepalive, connect_timeout=0.3, close_timeout=0.05
         ) as connection:
             watch = Watch(connection)
-            await eventually(lambda: server.connects == 1 and connection.status == "connected")
+            await until(lambda: server.connects == 1 and connection.status == "connected")
             assert contacted == 1
             assert server.connects == 1
             await connection.retry_now()  # it is named_context, and the other is as good as ever
@@ -152,10 +153,10 @@ async def test_net_dns_a_name_that_does_not_resolve(system: System) -> None:
     connection = Connection("ws://feed.example/", retry=RetryPolicy(base=1000.0, cap=1000.0))
     watch = Watch(connection)
     async with connection:
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await watch.seen("dial_failed")
         assert connection.reason == "the server's name does not resolve"
-    await eventually(lambda: not any(each.is_alive() for each in system.threads))
+    await until(lambda: not any(each.is_alive() for each in system.threads))
 
 
 async def test_net_dns_a_hanging_resolver_takes_no_thread_of_the_programs(system: System) -> None:
@@ -167,10 +168,10 @@ async def test_net_dns_a_hanging_resolver_takes_no_thread_of_the_programs(system
     system.hangs = True
     resolver = Resolver(loop)
     asking = [asyncio.create_task(resolver.resolve("feed.example", 80)) for _ in range(20)]
-    await eventually(lambda: len(system.asked) == MAX_LOOKUPS_OF_A_NAME)
+    await until(lambda: len(system.asked) == MAX_LOOKUPS_OF_A_NAME)
     await asyncio.to_thread(lambda: None)
     async with faulty.server() as server, Connection(server.url.replace("127.0.0.1", "localhost")) as connection:
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await connection.wait_connected()
     for each in asking[:10]:
         each.cancel()
@@ -191,7 +192,7 @@ async def test_net_dns_only_so_many_lookups_are_under_way(system: System) -> Non
     system.addresses = {name: ["127.0.0.1"] for name in names}
     resolver = Resolver(asyncio.get_running_loop())
     asking = [asyncio.create_task(resolver.resolve(name, 80)) for name in names]
-    await eventually(lambda: len(system.asked) == MAX_LOOKUPS)
+    await until(lambda: len(system.asked) == MAX_LOOKUPS)
     too = asyncio.create_task(resolver.resolve(names[-1], 80))
     await asyncio.sleep(0)
     asking[-1].cancel()
@@ -201,7 +202,7 @@ async def test_net_dns_only_so_many_lookups_are_under_way(system: System) -> Non
     system.go_on.set()
     await asyncio.gather(*asking[:-1], too)
     assert sorted(system.asked) == sorted(names)
-    await eventually(lambda: not any(each.is_alive() for each in system.threads))
+    await until(lambda: not any(each.is_alive() for each in system.threads))
 
 
 def test_net_dns_the_program_ends_while_a_lookup_hangs() -> None:
@@ -226,11 +227,11 @@ asyncio.run(main())
         [sys.executable, "-X", "dev", "-c", program],
         capture_output=True,
         text=True,
-        timeout=faulty.PATIENCE,
+        timeout=PATIENCE,
         check=True,
     )
     assert done.stderr == ""
-    assert time.monotonic() - begin < faulty.PATIENCE
+    assert time.monotonic() - begin < PATIENCE
 
 
 async def test_net_dns_a_lookup_that_ends_after_its_loop(system: System) -> None:
@@ -247,4 +248,4 @@ async def test_net_dns_a_lookup_that_ends_after_its_loop(system: System) -> None
 
     await asyncio.to_thread(asyncio.run, life())
     system.go_on.set()
-    await eventually(lambda: not any(each.is_alive() for each in system.threads))
+    await until(lambda: not any(each.is_alive() for each in system.threads))

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from loro import LoroDoc
 from yarl import URL
 
-from faulty import PATIENCE, eventually
+from kit import PATIENCE, until
 from reconnect_fsm import Client, ClientStopped, JoinRefused, RetryPolicy, Room
 from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.adaptors import LoroAdaptor
@@ -153,7 +153,7 @@ async def test_d_judged_a_secret_that_is_said_back_is_shown_nowhere(
                 )
             ]
             over = {"close": "waiting", "fatal close": "disconnected"}.get(how)
-            await eventually(lambda: client.state == over if over else rooms[2].status == "error")
+            await until(lambda: client.state == over if over else rooms[2].status == "error")
             rooms[1].leave()
             shown += [
                 client.reason,

@@ -22,7 +22,8 @@ from yarl import URL
 import faulty
 import namespaces
 import tls
-from faulty import BINARY, Behaviour, Peer, Watch, eventually
+from faulty import BINARY, Behaviour, Peer, Watch
+from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
 from reconnect_fsm._asyncio.transport.handshake import open_socket
 from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
@@ -61,7 +62,7 @@ async def through_a_proxy(behaviour: Behaviour, contexts: Contexts) -> AsyncIter
         ChaosProxy(server.url) as proxy,
         connection_to(proxy.url, contexts) as connection,
     ):
-        await asyncio.wait_for(connection.wait_connected(), faulty.PATIENCE)
+        await asyncio.wait_for(connection.wait_connected(), PATIENCE)
         yield proxy, connection
 
 
@@ -113,7 +114,7 @@ def _small_buffers(sock: socket.socket) -> socket.socket:
 
 async def first_of(connection: Connection, done: Callable[[], object]) -> str:
     """Wait for what comes first: it is done, or the connection is lost; say which, and why."""
-    await eventually(lambda: done() or connection.status != "connected")
+    await until(lambda: done() or connection.status != "connected")
     return "done" if done() else connection.reason
 
 
@@ -142,7 +143,7 @@ async def test_live_2_a_large_message_on_a_slow_link(contexts: Contexts, way: st
         connection_to(url, contexts) as connection,
     ):
         connection.on_message(lambda data: arrived.append(len(data)))
-        await asyncio.wait_for(connection.wait_connected(), faulty.PATIENCE)
+        await asyncio.wait_for(connection.wait_connected(), PATIENCE)
         await connection.send("send" if way == "down" else bytes(LARGE))
         assert await first_of(connection, lambda: arrived) == "done"
         assert arrived == [LARGE]
@@ -180,7 +181,7 @@ async def test_live_2_a_large_message_on_a_narrow_cable(way: str) -> None:
         port = server.sockets[0].getsockname()[1]
         async with connection_to(f"ws://{namespaces.THERE}:{port}/", (None, None)) as connection:
             connection.on_message(lambda data: arrived.append(len(data)))
-            await asyncio.wait_for(connection.wait_connected(), faulty.PATIENCE)
+            await asyncio.wait_for(connection.wait_connected(), PATIENCE)
             if way == "up":
                 await connection.send(bytes(LARGE))
             assert await first_of(connection, lambda: arrived) == "done"
@@ -267,7 +268,7 @@ async def test_live_2_a_drip_is_no_sign_of_life(contexts: Contexts) -> None:
         faulty.server(faulty.drip, ssl=contexts[0]) as server,
         connection_to(server.url, contexts, keepalive=Keepalive(0.2, 0.4)) as connection,
     ):
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert "no answer to a ping" in connection.reason
 
 
@@ -281,7 +282,7 @@ async def test_live_2_a_half_open_link_is_noticed_whatever_waits(contexts: Conte
             proxy.black_hole()
         if size:
             sending = asyncio.create_task(connection.send(bytes(size)))
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert watch.steps[0].event == "pong_missed"
         if size:
             await sending  # it was handed to the network before that was known to be none
@@ -331,7 +332,7 @@ async def test_live_2_a_slow_callback_of_ours_kills_nobody(contexts: Contexts, c
     ):
         watch = Watch(connection)
         connection.on_message(handle)
-        await eventually(lambda: handled == count)
+        await until(lambda: handled == count)
         assert await connection.ping() > 0
         assert watch.states == ["connected"]
 
@@ -355,10 +356,10 @@ async def test_live_2_nobody_is_judged_while_messages_wait_to_be_handled() -> No
         Slow(server.url, retry=LATER, keepalive=Keepalive(0.05, 0.05), close_timeout=0.1) as connection,
     ):
         await connection.wait_connected()
-        await eventually(lambda: len(server.peer.frames) >= 5)  # pings go on
+        await until(lambda: len(server.peer.frames) >= 5)  # pings go on
         assert connection.status == "connected"
         handled.set()
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
 
 
 @asynccontextmanager
@@ -398,19 +399,19 @@ async def test_live_2_whether_we_read_is_known(contexts: Contexts) -> None:
     async with faulty.server(faulty.echo, ssl=contexts[0]) as server, bare(server.url, contexts) as opened:
         assert not unread(opened)
         opened.start(hear, lambda: None, lambda info: None, wait)
-        await eventually(lambda: server.peer.head)
+        await until(lambda: server.peer.head)
         for _ in range(1000):
             server.peer.send(bytes(1000))
-        await eventually(lambda: heard and unread(opened))
+        await until(lambda: heard and unread(opened))
         assert heard < 1000
         release.set()
-        await eventually(lambda: heard == 1000 and not unread(opened))
+        await until(lambda: heard == 1000 and not unread(opened))
 
 
 async def test_live_2_bytes_that_nobody_has_read_are_seen(contexts: Contexts) -> None:
     """LIVE-2: those that are in the kernel when the loop was busy, and the timer runs before they are read."""
     async with faulty.server(faulty.echo, ssl=contexts[0]) as server, bare(server.url, contexts) as opened:
-        await eventually(lambda: server.peers and server.peer.head)
+        await until(lambda: server.peers and server.peer.head)
         await asyncio.sleep(0.05)
         server.peer.send("x")
         counters = opened.counters()
@@ -429,12 +430,12 @@ async def test_live_2_the_kernel_counts_what_moves(contexts: Contexts) -> None:
         before = opened.counters()
         assert before is not None
         await opened.write(bytes(50_000))
-        await eventually(lambda: opened.counters().waiting == 0)  # type: ignore[union-attr]
+        await until(lambda: opened.counters().waiting == 0)  # type: ignore[union-attr]
         after = opened.counters()
         assert after is not None
         assert 50_000 <= after.acked - before.acked < 52_000
         server.peer.send(bytes(50_000))
-        await eventually(lambda: opened.counters().received - before.received > 49_000)  # type: ignore[union-attr]
+        await until(lambda: opened.counters().received - before.received > 49_000)  # type: ignore[union-attr]
 
 
 async def test_live_2_what_waits_is_all_that_was_not_taken(contexts: Contexts) -> None:
@@ -445,12 +446,12 @@ async def test_live_2_what_waits_is_all_that_was_not_taken(contexts: Contexts) -
         assert before is not None
         for _ in range(2):
             opened.send(bytes(size // 2))
-        await eventually(lambda: (opened.counters() or before).waiting > size * 0.6)
+        await until(lambda: (opened.counters() or before).waiting > size * 0.6)
         counters = opened.counters()
         assert counters is not None
         if contexts[0] is None:  # of TLS, what asyncio's inner transport holds is not seen
             assert counters.waiting + counters.acked - before.acked >= size
-        await eventually(lambda: server.peers)
+        await until(lambda: server.peers)
 
 
 async def test_live_2_a_transport_that_tells_by_itself() -> None:
@@ -487,15 +488,15 @@ async def test_live_2_where_the_kernel_does_not_count(tmp_path: Any) -> None:
     ):
         assert opened.counters() == Counters()
         opened.send(bytes(2_000_000))
-        await eventually(lambda: (opened.counters() or Counters()).waiting)
+        await until(lambda: (opened.counters() or Counters()).waiting)
         stuck = opened.counters()
         assert stuck is not None
         assert stuck.acked == 0  # the kernel took some, which is not the other end
         again = opened.counters()
         assert again == stuck
         go.set()
-        await eventually(lambda: (opened.counters() or Counters()).acked >= stuck.waiting)
-        await eventually(lambda: server.peers)
+        await until(lambda: (opened.counters() or Counters()).acked >= stuck.waiting)
+        await until(lambda: server.peers)
 
 
 class _Transport:

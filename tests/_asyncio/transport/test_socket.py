@@ -25,7 +25,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 import faulty
-from faulty import BINARY, CLOSE, PING, PONG, TEXT, Behaviour, Peer, Watch, eventually
+from faulty import BINARY, CLOSE, PING, PONG, TEXT, Behaviour, Peer, Watch
+from kit import PATIENCE, until
 from reconnect_fsm import ClientStopped, Connection, InvalidURL, Keepalive, NotConnected, RetryPolicy, Unauthorized
 from reconnect_fsm._asyncio.transport import sessions
 from reconnect_fsm._asyncio.transport.failures import AttemptFailed, retry_after
@@ -49,7 +50,7 @@ async def failed(url: Any, **options: Any) -> AsyncIterator[tuple[Connection, Wa
     connection = Connection(url, **{"retry": LATER, **options})
     watch = Watch(connection)
     async with connection:
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await watch.seen("dial_failed")
         yield connection, watch
 
@@ -89,7 +90,7 @@ async def test_the_function_is_asked_at_each_attempt() -> None:
     async with faulty.server(faulty.answer(500), faulty.accept_then_hang_up, faulty.echo) as server:
         assert next(tokens) == 0  # making the client does not ask
         async with Connection(url, retry=QUICK) as connection:
-            await eventually(lambda: server.connects == 3)
+            await until(lambda: server.connects == 3)
             await connection.wait_connected()
         assert [peer.path for peer in server.peers] == ["/?token=1", "/?token=2", "/?token=3"]
         assert next(tokens) == 4
@@ -186,7 +187,7 @@ async def test_d_timeout_a_function_that_refuses_to_be_cancelled(caplog: pytest.
     connection = Connection(url, close_timeout=1.0)
     connection.start()
     await asyncio.sleep(0.1)
-    async with asyncio.timeout(faulty.PATIENCE):
+    async with asyncio.timeout(PATIENCE):
         await connection.close()
     assert refused
     assert "does not end though it was cancelled" in caplog.text
@@ -371,7 +372,7 @@ async def test_a_connector_of_ones_own(tmp_path: Path) -> None:
     ):
         await connection.wait_connected()
         await asyncio.gather(*(connection.send(str(number)) for number in range(10)))
-        await eventually(lambda: len(server.peer.messages) == 10)
+        await until(lambda: len(server.peer.messages) == 10)
         assert server.peer.messages == [str(number) for number in range(10)]
 
 
@@ -394,7 +395,7 @@ async def test_d_error_a_session_that_is_closed_meanwhile() -> None:
     ):
         await connection.wait_connected()
         await session.close()
-        await eventually(lambda: connection.status == "error")
+        await until(lambda: connection.status == "error")
 
 
 # ------------------------------------------------------------------------------------------------------ the handshake
@@ -505,7 +506,7 @@ async def test_d_timeout_a_mute_peer_on_a_real_socket() -> None:
         faulty.server(faulty.never_answer) as server,
         failed(server.url, connect_timeout=0.05) as (connection, _),
     ):
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await server.peer.gone.wait()
         assert connection.state == "waiting"
 
@@ -561,9 +562,9 @@ async def test_tls(authority: trustme.CA) -> None:
         for text in ("one", "two"):
             await connection.retry_now()
             await connection.send(text)
-            await eventually(lambda text=text: server.peer.messages == [text])  # type: ignore[misc]
+            await until(lambda text=text: server.peer.messages == [text])  # type: ignore[misc]
             server.peer.send(text)
-            await eventually(lambda text=text: messages[-1:] == [text])  # type: ignore[misc]
+            await until(lambda text=text: messages[-1:] == [text])  # type: ignore[misc]
         await connection.close()
         await server.peer.gone.wait()
         assert server.peer.closed_with == (1000, "")
@@ -667,7 +668,7 @@ async def test_d_http_what_is_fatal_is_policy() -> None:
         faulty.server(faulty.answer(401), faulty.answer(404)) as server,
         Connection(server.url, retry=policy) as connection,
     ):
-        await eventually(lambda: connection.status == "disconnected")
+        await until(lambda: connection.status == "disconnected")
         assert server.connects == 2
 
 
@@ -824,7 +825,7 @@ async def test_d_codes_ordinary_closes_are_retried(code: int | None, reason: str
         Connection(server.url, retry=QUICK, close_timeout=0.05) as connection,
     ):
         watch = Watch(connection)
-        await eventually(lambda: server.connects == 2)
+        await until(lambda: server.connects == 2)
         await connection.wait_connected()
         assert watch.states[-3:] == ["waiting", "retrying", "connected"]
         assert watch.steps[-3].reason == told
@@ -849,7 +850,7 @@ async def test_d_codes_fatal_closes_stop(code: int, reason: str) -> None:
         Connection(server.url, retry=QUICK) as connection,
     ):
         watch = Watch(connection)
-        await eventually(lambda: connection.status == "disconnected")
+        await until(lambda: connection.status == "disconnected")
         assert watch.statuses[-2:] == ["connected", "disconnected"]
         assert str(code) in connection.reason
         assert reason in connection.reason
@@ -867,10 +868,10 @@ async def test_d_codes_what_is_fatal_is_policy() -> None:
         faulty.server(*(faulty.accept_then_close(*close) for close in closes)) as server,
         Connection(server.url, retry=policy) as connection,
     ):
-        await eventually(lambda: connection.status == "disconnected")
+        await until(lambda: connection.status == "disconnected")
         assert server.connects == 3
         connection.connect()
-        await eventually(lambda: server.connects == 4 and connection.status == "disconnected")
+        await until(lambda: server.connects == 4 and connection.status == "disconnected")
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1015, 2999])
@@ -881,7 +882,7 @@ async def test_codes_that_must_not_be_sent(code: int) -> None:
         Connection(server.url, retry=QUICK) as connection,
     ):
         watch = Watch(connection)
-        await eventually(lambda: server.connects == 2 and connection.status == "connected")
+        await until(lambda: server.connects == 2 and connection.status == "connected")
         lost = next(step for step in watch.steps if step.event == "socket_closed")
         assert lost.new == "waiting"
         assert "broke the WebSocket protocol" in lost.reason or f"code {code}" in lost.reason
@@ -892,7 +893,7 @@ async def test_conn_3_a_connection_that_is_cut(how: Behaviour) -> None:
     """CONN-3: FIN or RST without a close frame (1006): lost, told so, and made anew."""
     async with faulty.server(how, faulty.echo) as server, Connection(server.url, retry=QUICK) as connection:
         watch = Watch(connection)
-        await eventually(lambda: server.connects == 2 and connection.status == "connected")
+        await until(lambda: server.connects == 2 and connection.status == "connected")
         lost = next(step for step in watch.steps if step.event == "socket_closed")
         assert lost.reason.startswith("the connection was lost")
 
@@ -919,7 +920,7 @@ async def test_a_close_frame_behind_a_ping(cut: str) -> None:
         faulty.server(behave) as server,
         Connection(server.url, retry=LATER, close_timeout=0.05) as connection,
     ):
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert connection.reason == "closed with code 4001: bye"
         assert server.connects == 1
 
@@ -930,7 +931,7 @@ async def test_a_reason_is_made_fit_to_be_shown() -> None:
         faulty.server(faulty.accept_then_close(4000, "a\x1b[31m\nb")) as server,
         Connection(server.url, retry=LATER) as connection,
     ):
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         assert connection.reason == "closed with code 4000: a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b"
         assert server.connects == 1
 
@@ -966,7 +967,7 @@ async def test_d_judged_retry_3_the_reason_is_judged_raw_and_shown_redacted(quer
         changes: list[Any] = []
         connection.on_status(changes.append)
         connection.on_transition(changes.append)
-        await eventually(lambda: connection.state == "disconnected")
+        await until(lambda: connection.state == "disconnected")
         assert judged == [said]
         assert connection.reason == f"closed with code 4000: {shown}"
         assert server.connects == 1
@@ -999,7 +1000,7 @@ async def test_conn_3_broken_frames(name: str) -> None:
         Connection(server.url, retry=QUICK, close_timeout=0.05) as connection,
     ):
         watch = Watch(connection)
-        await eventually(lambda: server.connects == 2 and connection.status == "connected")
+        await until(lambda: server.connects == 2 and connection.status == "connected")
         lost = next(step for step in watch.steps if step.event == "socket_closed")
         assert lost.reason.startswith("the server broke the WebSocket protocol: ")
 
@@ -1022,7 +1023,7 @@ async def test_messages_arrive_in_order_as_str_and_bytes() -> None:
 
     async with faulty.server(behave) as server, Connection(server.url) as connection:
         connection.on_message(messages.append)
-        await eventually(lambda: len(messages) == 503)
+        await until(lambda: len(messages) == 503)
         assert messages == [*(str(number) for number in range(500)), b"\x00\xff", "abcd", ""]
         assert server.connects == 1
 
@@ -1045,7 +1046,7 @@ async def test_a_message_of_exactly_the_allowed_size(size: int, opcode: int) -> 
     ):
         watch = Watch(connection)
         connection.on_message(lambda data: sizes.append(len(data)))
-        await eventually(lambda: server.connects == 2 and connection.status == "connected")
+        await until(lambda: server.connects == 2 and connection.status == "connected")
         assert sizes == [size]
         lost = next(step for step in watch.steps if step.event == "socket_closed")
         assert lost.reason == f"the server sent a message of more than max_msg_size={size} bytes"
@@ -1062,7 +1063,7 @@ async def test_four_megabytes_are_allowed_unless_told_otherwise() -> None:
 
     async with faulty.server(behave) as server, Connection(server.url, retry=LATER) as connection:
         connection.on_message(lambda data: sizes.append(len(data)))
-        await eventually(lambda: sizes)
+        await until(lambda: sizes)
         assert sizes == [4 * 1024 * 1024]
         assert server.connects == 1
 
@@ -1081,7 +1082,7 @@ async def test_max_msg_size_0_means_no_limit() -> None:
         Connection(server.url, max_msg_size=0, retry=LATER, close_timeout=0.05) as connection,
     ):
         connection.on_message(messages.append)
-        await eventually(lambda: messages or connection.state == "waiting")
+        await until(lambda: messages or connection.state == "waiting")
         assert messages == ["hello"]
         assert server.connects == 1
 
@@ -1094,7 +1095,7 @@ async def test_pings_of_the_server_are_answered() -> None:
         await connection.wait_connected()
         for payload in (b"", b"one", bytes(125)):
             server.peer.send_frame(PING, payload)
-            await eventually(lambda payload=payload: (PONG, payload) in server.peer.frames)  # type: ignore[misc]
+            await until(lambda payload=payload: (PONG, payload) in server.peer.frames)  # type: ignore[misc]
         server.peer.send_frame(PONG, b"unasked")
         await connection.ping()
         assert messages == []
@@ -1112,7 +1113,7 @@ async def test_a_flood_of_pings_is_answered_boundedly() -> None:
 
     async with faulty.server(behave) as server, Connection(server.url) as connection:
         await connection.wait_connected()
-        await eventually(lambda: (PONG, str(flood - 1).encode()) in server.peer.frames[-1:])
+        await until(lambda: (PONG, str(flood - 1).encode()) in server.peer.frames[-1:])
         assert len(server.peer.frames) < flood / 5
         assert await connection.ping() > 0
 
@@ -1155,7 +1156,7 @@ async def test_send_text_and_binary_in_order() -> None:
         await connection.send("")
         await connection.send(b"x" * 200_000)
         await asyncio.gather(*(connection.send(str(number)) for number in range(1000)))
-        await eventually(lambda: len(server.peer.messages) == 1004)
+        await until(lambda: len(server.peer.messages) == 1004)
         assert server.peer.messages[:4] == ["text ✓", b"\x00\xff", "", b"x" * 200_000]
         assert server.peer.messages[4:] == [str(number) for number in range(1000)]
 
@@ -1182,7 +1183,7 @@ async def test_send_takes_str_and_bytes_alone(data: Any) -> None:
         with pytest.raises(TypeError, match="str or bytes"):
             await connection.send(data)
         await connection.send("fine")
-        await eventually(lambda: server.peer.messages == ["fine"])
+        await until(lambda: server.peer.messages == ["fine"])
 
 
 async def test_send_of_text_that_has_no_utf_8() -> None:
@@ -1194,7 +1195,7 @@ async def test_send_of_text_that_has_no_utf_8() -> None:
                 await connection.send("\ud800")
         async with asyncio.timeout(0.3):
             await connection.send("fine")
-        await eventually(lambda: server.peer.messages == ["fine"])
+        await until(lambda: server.peer.messages == ["fine"])
 
 
 async def test_send_needs_a_connection() -> None:
@@ -1206,7 +1207,7 @@ async def test_send_needs_a_connection() -> None:
         connection.start()
         with pytest.raises(NotConnected, match="cannot send while connecting"):
             await connection.send("x")
-        await eventually(lambda: connection.state == "waiting")
+        await until(lambda: connection.state == "waiting")
         with pytest.raises(NotConnected, match="cannot send while reconnecting: the server answered HTTP 500"):
             await connection.send("x")
         await connection.connect()
@@ -1243,12 +1244,12 @@ async def test_a_cancelled_sender_harms_no_one() -> None:
         for sender in waiting[::2]:
             sender.cancel()
         release.set()
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.wait(senders)
         assert all(sender.exception() is None for sender in senders if not sender.cancelled())
         assert [sender.cancelled() for sender in waiting] == [number % 2 == 0 for number in range(len(waiting))]
         await connection.send("later")
-        await eventually(lambda: server.peer.messages[-1:] == ["later"])
+        await until(lambda: server.peer.messages[-1:] == ["later"])
         assert len(server.peer.messages) == 21  # cancelling the sender does not tear a message out
         assert server.connects == 1
 
@@ -1267,7 +1268,7 @@ async def test_senders_that_wait_hear_of_the_loss() -> None:
         await connection.wait_connected()
         senders = await blocked(connection)
         lose.set()
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.wait(senders)
         assert {type(sender.exception()) for sender in senders} <= {NotConnected, type(None)}
         assert type(senders[-1].exception()) is NotConnected
@@ -1375,7 +1376,7 @@ async def test_a_reader_never_dies_in_silence() -> None:
     async with faulty.server() as server, bare(server.url) as opened:
         opened.start(broken, lambda: None, told.append, _at_once)
         server.peer.send("x")
-        await eventually(lambda: told)
+        await until(lambda: told)
         assert [(info.code, info.reason) for info in told] == [(1006, "the connection was lost (LookupError)")]
         await opened.close(1000, "")
         assert len(told) == 1
@@ -1385,7 +1386,7 @@ async def test_a_socket_that_is_discarded_leaves_nothing() -> None:
     """A socket that opened for nobody is let go of at once, and the server sees it go."""
     async with faulty.server() as server, bare(server.url) as opened:
         await opened.discard()
-        async with asyncio.timeout(faulty.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await server.peer.gone.wait()
 
 
@@ -1507,7 +1508,7 @@ async def test_a_burst_arrives_whole_and_in_order(as_expected: bool, monkeypatch
         async with asyncio.TaskGroup() as group:
             for message in messages:
                 group.create_task(connection.send(message))
-        await eventually(lambda: len(server.peer.messages) == len(messages))
+        await until(lambda: len(server.peer.messages) == len(messages))
         assert server.peer.messages == messages
     assert writes < 100 if as_expected else writes >= len(messages)
 
@@ -1562,10 +1563,10 @@ async def test_messages_that_came_together_are_handed_over_together(together: bo
             server.peer.send(message)
         await server.peer.drain()
         ear.listen(opened)
-        await eventually(lambda: ear.messages == messages)
+        await until(lambda: ear.messages == messages)
         assert ear.heard == ([messages] if together else [[message] for message in messages])
         server.peer.send("f")
-        await eventually(lambda: ear.heard[-1] == ["f"])
+        await until(lambda: ear.heard[-1] == ["f"])
         await opened.close(1000, "")
 
 
@@ -1582,7 +1583,7 @@ async def test_a_control_frame_among_messages_is_not_taken_for_one(together: boo
         server.peer.send_close(1000, "bye")
         await server.peer.drain()
         ear.listen(opened)
-        await eventually(lambda: ear.closed)
+        await until(lambda: ear.closed)
         in_pairs: list[Any] = [["a", "b"], None, None, ["c", "d"]]
         assert ear.heard == (in_pairs if together else [["a"], ["b"], None, None, ["c"], ["d"]])
         assert [(info.code, info.reason) for info in ear.closed] == [(1000, "bye")]
@@ -1603,7 +1604,7 @@ async def test_so_many_are_handed_over_before_the_loop_gets_its_turn(together: b
             server.peer.send(message)
         await server.peer.drain()
         ear.listen(opened, ready)
-        await eventually(lambda: len(ear.messages) == count)
+        await until(lambda: len(ear.messages) == count)
         await opened.close(1000, "")
     assert ear.messages == messages
     assert max(len(batch or ()) for batch in ear.heard) <= (BURST if together else 1)
@@ -1634,14 +1635,14 @@ async def test_there_is_a_writer_while_there_is_something_to_write(what: str) ->
             else:
                 server.peer.frames.clear()
                 server.peer.send_frame(PING, b"?")
-                sending = asyncio.ensure_future(eventually(lambda: server.peer.frames))
+                sending = asyncio.ensure_future(until(lambda: server.peer.frames))
             most = 0
             while not sending.done():
                 most = max(most, len(writers()))
                 await asyncio.sleep(0)
             assert most == 1
             await sending
-            await eventually(lambda: not writers())
+            await until(lambda: not writers())
 
 
 async def test_what_is_sent_while_a_writer_ends_is_written() -> None:
@@ -1652,10 +1653,10 @@ async def test_what_is_sent_while_a_writer_ends_is_written() -> None:
             first = asyncio.create_task(connection.send(f"{turns} first"))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            async with asyncio.timeout(faulty.PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await connection.send(f"{turns} second")
                 await first
-        await eventually(lambda: len(server.peer.messages) == 24)
+        await until(lambda: len(server.peer.messages) == 24)
         assert server.peer.messages == [f"{turns} {word}" for turns in range(1, 13) for word in ("first", "second")]
 
 
@@ -1718,7 +1719,7 @@ def test_each_loop_has_a_connector_of_its_own() -> None:
     async def scenario() -> Any:
         session = make_session(None)
         made = session.connector
-        await asyncio.to_thread(barrier.wait, faulty.PATIENCE)  # both have theirs
+        await asyncio.to_thread(barrier.wait, PATIENCE)  # both have theirs
         await close_session(session)
         assert made is not None
         assert made.closed
