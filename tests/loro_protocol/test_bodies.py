@@ -32,6 +32,7 @@ from reconnect_fsm.loro_protocol import (
     RoomErrorCode,
     UpdateStatusCode,
     decode,
+    decode_in_steps,
     encode,
     room_header,
 )
@@ -275,6 +276,20 @@ def test_a_long_update_is_read_in_steps(steps: int, more: int) -> None:
     assert in_steps(frame, len(header) + 1) == (updates, 7)
     paused = sum(1 for _ in read_doc_update_in_steps(frame, len(header) + 1))
     assert paused == max(-(-len(updates) // UPDATES_A_STEP) - 1, 0)
+
+
+@pytest.mark.parametrize("message", [
+    DocUpdate(LORO, "room", (b"update",) * (3 * UPDATES_A_STEP), 7),
+    DocUpdate(LORO, "room", (b"update",), 7),
+    Leave(LORO, "room"),
+])  # fmt: skip
+def test_decoding_in_steps_is_decoding(message: Message) -> None:
+    """A long update, and what is read in one step."""
+    steps = decode_in_steps(encode(message))
+    with pytest.raises(StopIteration) as end:
+        for _ in range(4):
+            next(steps)
+    assert end.value.value == message
 
 
 def test_only_a_doc_update_is_long() -> None:

@@ -607,6 +607,21 @@ def test_a_frame_may_be_as_large_as_the_limit_and_no_larger() -> None:
         encode(JoinRequest(LORO, "r", auth + b"\0", b""))
 
 
+@pytest.mark.parametrize("message", [
+    JoinRequest(LORO, "r", b"", bytes(MAX_MESSAGE_SIZE)),
+    JoinResponseOk(LORO, "r", "read", bytes(MAX_MESSAGE_SIZE)),
+    JoinError(LORO, "r", JoinErrorCode.UNKNOWN, "x" * MAX_MESSAGE_SIZE),
+    DocUpdate(LORO, "r", (bytes(MAX_MESSAGE_SIZE),), 1),
+    DocUpdate(LORO, "r", (b"",) * MAX_MESSAGE_SIZE, 1),
+    DocUpdateFragment(LORO, "r", 1, 0, bytes(MAX_MESSAGE_SIZE)),
+    RoomError(LORO, "r", RoomErrorCode.UNKNOWN, "x" * MAX_MESSAGE_SIZE),
+])  # fmt: skip
+def test_a_message_that_is_too_large_is_named(message: Message) -> None:
+    """Every one that may be."""
+    with pytest.raises(ProtocolError, match=rf"^{type(message).__name__}: the frame would be 262\d\d\d bytes"):
+        encode(message)
+
+
 def test_credentials_are_never_shown() -> None:
     """Auth bytes are neither in the repr of a JoinRequest nor in the error about them."""
     assert "hunter2" not in repr(JoinRequest(LORO, "r", b"hunter2", b""))
