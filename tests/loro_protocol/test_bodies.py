@@ -5,9 +5,9 @@ Every test compares with these two, which are tested against the vectors of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +54,7 @@ from reconnect_fsm.loro_protocol.encoding import (
     write_leave,
 )
 
+T = TypeVar("T")
 ONE_BYTE, TWO_BYTES = 0x80, 0x4000  # what a varuint of so many bytes cannot hold any more
 EDGES = [0, 1, ONE_BYTE - 1, ONE_BYTE, TWO_BYTES - 1, TWO_BYTES]
 ROOMS = ["", "r", "r" * 127, "r" * 128, "é" * 64]
@@ -116,15 +117,19 @@ def outcome(read: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...] | str:
         return str(error)
 
 
-def in_steps(frame: bytes, at: int) -> tuple[Any, ...]:
-    """A DocUpdate's fields, read in steps."""
-    steps = read_doc_update_in_steps(frame, at)
+def end_of(steps: Generator[None, None, T]) -> T:
+    """What a generator returns."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            body: tuple[Any, ...] = end.value
-            return body
+            value: T = end.value
+            return value
+
+
+def in_steps(frame: bytes, at: int) -> tuple[Any, ...]:
+    """A DocUpdate's fields, read in steps."""
+    return end_of(read_doc_update_in_steps(frame, at))
 
 
 def check(frame: bytes, header: bytes) -> None:
@@ -285,11 +290,7 @@ def test_a_long_update_is_read_in_steps(steps: int, more: int) -> None:
 ])  # fmt: skip
 def test_decoding_in_steps_is_decoding(message: Message) -> None:
     """A long update, and what is read in one step."""
-    steps = decode_in_steps(encode(message))
-    with pytest.raises(StopIteration) as end:
-        for _ in range(4):
-            next(steps)
-    assert end.value.value == message
+    assert end_of(decode_in_steps(encode(message))) == message
 
 
 def test_only_a_doc_update_is_long() -> None:
