@@ -48,7 +48,7 @@ SLACK: Final = 10.0  # seconds
 SHOWN: Final = 30  # steps, when a test fails
 POLL: Final = 0.02  # seconds
 RESYNCING: Final = RoomFSM.resyncing.name
-ASKING: Final = tuple(state.name for state in RoomFSM.ASKING)
+ASKING: Final = tuple(state.name for state in RoomFSM.REQUESTING)
 ABOUT: Final = "about "  # two seconds less at most: HTTP tells the time in whole seconds
 
 

@@ -102,7 +102,7 @@ CHARACTERS_A_STEP = 64  # of a server's words that are redacted: at worst 1.5 µ
 MAX_READ_AT_ONCE = 2048  # bytes of a frame that is read in one step
 MAX_COMPLAINTS = 10  # warnings a connection
 
-OVER = tuple(state.name for state in RoomFSM.OVER)
+OVER = tuple(state.name for state in RoomFSM.FINAL)
 
 CLIENT_EVENTS: Final[Mapping[str, tuple[Event[...], Callable[[NotifyRooms], tuple[Any, ...]]]]] = {
     "connection_lost": (RoomFSM.connection_lost, lambda told: (told.why, told.cause)),
@@ -340,7 +340,7 @@ class RoomDriver(RunsEffects):
         """Raise what an operation raises at once that would wait for the room: D-THREAD, D-STOP."""
         self.rooms.check_loop()
         if self.fsm.state in OVER:
-            raise copy_error(self.fsm.refusal)
+            raise copy_error(self.fsm.last_error)
         if (stopped := self.rooms.stopped_error()) is not None:
             raise stopped
 
@@ -355,8 +355,8 @@ class RoomDriver(RunsEffects):
 
     def _is_synced_or_refused(self) -> bool:
         fsm = self.fsm
-        if fsm.refused is not None and fsm.status is RoomStatus.JOINED and fsm.state != RoomFSM.resyncing.name:
-            raise UpdatesRefused(fsm.refused)
+        if fsm.refused_status is not None and fsm.status is RoomStatus.JOINED and fsm.state != RoomFSM.resyncing.name:
+            raise UpdatesRefused(fsm.refused_status)
         return self._holds_all()
 
     def _commit(self) -> None:

@@ -306,7 +306,7 @@ class RoomWatch(AliveWatch):
             yield f"the room has come to rest in {moment.fsm.state}, and there is still {_words(self.alive)}"
         if "request" in self.alive and "timer" not in self.alive:
             yield "a request is made without a deadline"
-        over = moment.entered and moment.fsm.state in {each.name for each in RoomFSM.OVER}
+        over = moment.entered and moment.fsm.state in {each.name for each in RoomFSM.FINAL}
         stopped = moment.entered and status is RoomStatus.DISCONNECTED
         yield from moment.miscounted({Untrack: over, FailWaiters: over or stopped, NotifyRooms: False})
         if moment.count(SendLeave) > over:

@@ -200,7 +200,7 @@ class BreaksTwice(Breaks):
 
 
 class RoomBreaksTwice(RoomFSM):
-    def ask(self) -> None:
+    def request_join(self) -> None:
         raise LookupError("hunter2")
 
     def untrack(self) -> None:

@@ -2018,10 +2018,10 @@ async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scr
     """D-ERROR: the room cannot even say goodbye, as there is no connection; the others come back."""
 
     class Faulty(RoomFSM):
-        def begin_anew(self) -> None:
+        def forget_attempts(self) -> None:
             if self.pending_reason == "the connection was lost" and self.state == "joining":
                 raise ZeroDivisionError
-            super().begin_anew()
+            super().forget_attempts()
 
     async with joined(scripted, room_fsm=Faulty) as (client, room, peer):
         other = client.join("other", Notebook())
@@ -2048,8 +2048,8 @@ async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted
             raise ZeroDivisionError
 
         @event(
-            row(RoomFSM.ONLINE, to=RoomFSM.error, do=send_leave),
-            ignore((*RoomFSM.OVER, RoomFSM.queued), because=""),
+            row(RoomFSM.ON_CONNECTION, to=RoomFSM.error, do=send_leave),
+            ignore((*RoomFSM.FINAL, RoomFSM.queued), because=""),
             row((RoomFSM.disconnected, RoomFSM.stale), to=RoomFSM.error),
         )
         def faulted(self, what: str) -> None:

@@ -318,11 +318,11 @@ async def test_d_guard_a_rooms_machine_that_raises_is_in_error(
     class Mine(RoomFSM):
         broken = True
 
-        def ask(self) -> None:
+        def request_join(self) -> None:
             if where == "action" and Mine.broken:
                 Mine.broken = False
                 fault()
-            super().ask()
+            super().request_join()
 
         def begin_session(self) -> None:
             if where == "guard" and Mine.broken:

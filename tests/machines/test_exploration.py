@@ -208,7 +208,7 @@ class Patient(ClientFSM):
 class FullRoom(RoomFSM):
     """A room that waits when it is told that there is no place left."""
 
-    full = state(RoomStatus.CONNECTING, enter="wait", exit="stop_timer", like=RoomFSM.join_delayed)
+    full = state(RoomStatus.CONNECTING, enter="start_retry_timer", exit="stop_retry_timer", like=RoomFSM.join_delayed)
 
     def is_full(self) -> bool:
         return self.is_refused_with(0x7F)
@@ -339,7 +339,7 @@ class Boasting(ClientFSM):
 class Lingering(RoomFSM):
     """Keeps its request when the answer has come, and its session when the connection is lost."""
 
-    def stop_asking(self) -> None: ...
+    def abandon_request(self) -> None: ...
 
     def end_session(self) -> None: ...
 
@@ -349,9 +349,9 @@ class Waiting(RoomFSM):
 
     queued = state(RoomStatus.CONNECTING, enter="send_leave")
 
-    def ask(self) -> None:
-        super().ask()
-        self.stop_timer()
+    def request_join(self) -> None:
+        super().request_join()
+        self.stop_retry_timer()
 
 
 class Clearing(RoomFSM):
@@ -655,7 +655,7 @@ class LivingRoom(Living):
     @rule()
     def all_is_acknowledged(self) -> None:
         self.tell("acks_complete")
-        assert not (self.fsm.in_doubt and self.fsm.state == "joined" and self.fsm.refused is None)
+        assert not (self.fsm.in_doubt and self.fsm.state == "joined" and self.fsm.refused_status is None)
 
     @rule()
     def somebody_asks_for_a_comparison(self) -> None:

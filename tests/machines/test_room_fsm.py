@@ -830,14 +830,14 @@ def test_a_users_state_and_row_are_part_of_the_machine() -> None:
     """A room that waits a minute when it is told that it is full."""
 
     class Patient(RoomFSM):
-        full = state(RoomStatus.CONNECTING, enter="wait_a_minute", exit="stop_timer", like=RoomFSM.join_delayed)
+        full = state(RoomStatus.CONNECTING, enter="wait_a_minute", exit="stop_retry_timer", like=RoomFSM.join_delayed)
 
         def is_full(self) -> bool:
             return self.is_refused_with(0x7F)
 
         def wait_a_minute(self) -> None:
             self.delay = 60.0
-            self.wait()
+            self.start_retry_timer()
 
         join_refused = RoomFSM.join_refused.first(row(RoomFSM.joining, to=full, when=is_full))
 
@@ -856,8 +856,8 @@ def test_obs_2_a_users_rows_may_lead_from_any_wait_to_any_other() -> None:
 
     class Forgetful(RoomFSM):
         timer_fired = RoomFSM.timer_fired.first(
-            row(RoomFSM.rejoining, to=RoomFSM.join_delayed, do="miss_answer", silences="D-TIMEOUT"),
-            row(RoomFSM.joining, to=RoomFSM.rejoin_delayed, do="miss_answer", silences="D-TIMEOUT"),
+            row(RoomFSM.rejoining, to=RoomFSM.join_delayed, do="back_off_unanswered", silences="D-TIMEOUT"),
+            row(RoomFSM.joining, to=RoomFSM.rejoin_delayed, do="back_off_unanswered", silences="D-TIMEOUT"),
         )
 
     for where, old, new in (("joining", "connecting", "reconnecting"), ("rejoining", "reconnecting", "connecting")):
@@ -879,11 +879,12 @@ def test_a_new_machine_has_the_default_policy_and_nothing_behind_it() -> None:
     assert fsm.policy == RetryPolicy()
     assert (fsm.reason, fsm.attempt, fsm.delay, fsm.now) == ("not asked for yet", 0, 0.0, 0.0)
     assert not any([fsm.is_unauthorized(), fsm.may_try_another_version(), fsm.is_rejoin_suggested()])
-    assert not any([fsm.is_rejoin_due(), fsm.is_limited(), fsm.is_waiting_for_limit()])
-    assert (fsm.pending_reason, fsm.version, fsm.suggested_at) == ("not asked for yet", VersionChoice.CURRENT, None)
+    assert not any([fsm.is_rejoin_due(), fsm.is_join_limited(), fsm.is_waiting_for_limit()])
+    assert (fsm.pending_reason, fsm.version, fsm.compared_at) == ("not asked for yet", VersionChoice.CURRENT, None)
     assert fsm.unauthorized is False
-    assert (fsm.joins, fsm.in_doubt, fsm.refused, fsm.setbacks, fsm.waits_for_limit) == (0, False, None, 0, False)
-    assert repr(fsm.refusal) == "RoomLeft('the room was left')"
+    assert (fsm.joins, fsm.in_doubt, fsm.refused_status) == (0, False, None)
+    assert (fsm.rate_limits_in_a_row, fsm.waits_for_limit) == (0, False)
+    assert repr(fsm.last_error) == "RoomLeft('the room was left')"
 
 
 # --------------------------------------------------------------------------------------------------------------- golden
@@ -1058,16 +1059,16 @@ def test_d_resync_what_a_comparison_uploads_is_refused_for_good(status: UpdateSt
     assert isinstance(told, NotifyError)
     assert isinstance(told.error, UpdatesRefused)
     assert told.error.status is status
-    assert (fsm.state, fsm.refused, fsm.keeps_edits_back) == ("joined", status, True)
+    assert (fsm.state, fsm.refused_status, fsm.keeps_edits_back) == ("joined", status, True)
     assert fsm.batch_refused(status, "refused", 100.2) == []  # the next of the same upload: it was told
     fsm.acks_complete()
     assert fsm.in_doubt
     assert waits(fsm.edited_in_doubt(101.0)) == [29.0]
     assert fsm.edited_in_doubt(102.0) == []
     fsm.timer_fired()
-    assert fsm.refused is status
+    assert fsm.refused_status is status
     fsm.join_accepted("write", b"")
-    assert (fsm.refused, fsm.in_doubt) == (None, True)
+    assert (fsm.refused_status, fsm.in_doubt) == (None, True)
 
 
 @pytest.mark.parametrize("status", [each for each in OF_THE_MOMENT if each is not UpdateStatusCode.RATE_LIMITED])
@@ -1077,7 +1078,7 @@ def test_d_resync_what_is_refused_for_the_moment_is_tried_again_in_30_seconds(st
     fsm.batch_refused(status, "refused", 100.0)
     fsm.join_accepted("write", b"")
     assert waits(fsm.batch_refused(status, "refused", 101.0)) == [29.0]
-    assert fsm.refused is None
+    assert fsm.refused_status is None
 
 
 def test_d_resync_what_cannot_be_sent_at_all_is_refused_for_good_at_once() -> None:
@@ -1086,7 +1087,7 @@ def test_d_resync_what_cannot_be_sent_at_all_is_refused_for_good_at_once() -> No
         fsm = room(where)
         (told,) = fsm.upload_refused(UpdateStatusCode.PERMISSION_DENIED)
         assert isinstance(told, NotifyError)
-        assert (fsm.state, fsm.refused, fsm.in_doubt) == (where, UpdateStatusCode.PERMISSION_DENIED, True)
+        assert (fsm.state, fsm.refused_status, fsm.in_doubt) == (where, UpdateStatusCode.PERMISSION_DENIED, True)
 
 
 def test_d_resync_doubt_outlives_the_connection() -> None:
@@ -1165,7 +1166,7 @@ def test_d_resync_what_is_refused_for_good_is_so_when_the_interval_is_over_too()
     fsm.join_accepted("write", b"")
     (told,) = fsm.batch_refused(UpdateStatusCode.INVALID_UPDATE, "refused", 140.0)
     assert isinstance(told, NotifyError)
-    assert (fsm.state, fsm.refused) == ("joined", UpdateStatusCode.INVALID_UPDATE)
+    assert (fsm.state, fsm.refused_status) == ("joined", UpdateStatusCode.INVALID_UPDATE)
 
 
 def test_d_resync_an_edit_on_top_of_what_was_refused_is_compared_at_once_if_the_interval_is_over() -> None:
@@ -1190,7 +1191,7 @@ def test_d_resync_a_refusal_that_comes_without_a_session_is_nobodys() -> None:
     for _ in ("stale", "rejoining"):
         for status in (UpdateStatusCode.INVALID_UPDATE, UpdateStatusCode.RATE_LIMITED):
             assert fsm.batch_refused(status, "refused", 100.0) == []
-            assert fsm.refused is None
+            assert fsm.refused_status is None
         fsm.connection_opened("connected")
     assert fsm.state == "rejoining"
 
@@ -1242,7 +1243,7 @@ def test_d_joinerr_after_a_stop_it_is_a_first_join_again() -> None:
     fsm.join_accepted("write", b"")
     fsm.client_stopped("closed")
     fsm.connection_opened("connected")
-    assert fsm.was_good()
+    assert fsm.was_joined_before()
     fsm.join_refused(UNKNOWN, 100.0)
     assert fsm.state == "error"
 
@@ -1339,7 +1340,7 @@ def test_d_joinerr_a_late_answer_does_not_end_the_wait_for_a_rate_limit() -> Non
     fsm = room("resync_delayed")
     fsm.timer_fired()
     fsm.batch_refused(UpdateStatusCode.RATE_LIMITED, "slowly", 100.0)
-    assert (fsm.state, fsm.was_asked()) == ("resync_delayed", True)
+    assert (fsm.state, fsm.may_be_answered_late()) == ("resync_delayed", True)
     assert fsm.join_accepted("write", b"") == []
     fsm.batch_refused(UpdateStatusCode.UNKNOWN, "refused", 100.1)
     assert fsm.join_accepted("write", b"") == []

@@ -681,7 +681,7 @@ def test_a_replay_goes_on_with_the_other_machines() -> None:
     """Each machine's first divergence is told, and no more of that one."""
 
     class Shy(RoomFSM):
-        def was_asked(self) -> bool:
+        def may_be_answered_late(self) -> bool:
             return False
 
     run = Run()

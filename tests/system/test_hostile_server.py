@@ -1631,7 +1631,7 @@ async def test_a_servers_words_cannot_forge_the_log(where: str) -> None:
                 room.on_status(lambda change: reasons.append(change.reason))
                 await until(lambda: "reconnect_fsm" in said.log)
                 await asyncio.sleep(0.3)
-                reasons += [client.reason, room.reason, str(driver_of(room).fsm.refusal)]
+                reasons += [client.reason, room.reason, str(driver_of(room).fsm.last_error)]
     ours = [line for line in said.log.split("\n") if line.startswith("reconnect_fsm")]
     assert ours
     assert all(line.isprintable() and len(line) < 700 for line in ours)

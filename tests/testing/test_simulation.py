@@ -337,7 +337,7 @@ class RoomTellsNothing(RoomFSM):
 
 
 class AsksWithoutTimer(RoomFSM):
-    def ask(self) -> None:
+    def request_join(self) -> None:
         self.emit(RequestJoin(self.version))
 
 

@@ -66,7 +66,7 @@ class TokenFSM(ClientFSM):
 class FullRoomFSM(RoomFSM):
     """Waits when it is told that there is no place left."""
 
-    full = state(RoomStatus.CONNECTING, enter="wait", exit="stop_timer", like=RoomFSM.join_delayed)
+    full = state(RoomStatus.CONNECTING, enter="start_retry_timer", exit="stop_retry_timer", like=RoomFSM.join_delayed)
 
     def is_full(self) -> bool:
         return self.is_refused_with(0x7F)
