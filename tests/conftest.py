@@ -16,7 +16,7 @@ from hypothesis import settings
 from figures import Figures
 from reconnect_fsm import retry
 
-pytest_plugins = ["reconnect_fsm.testing.pytest_plugin", "shuffle"]
+pytest_plugins = ["reconnect_fsm.testing.pytest_plugin", "shuffle", "manual_server"]
 
 REAL_PARTS = {"node": "node", "dot": "dot", "browser": "chromium"}  # marker -> program
 

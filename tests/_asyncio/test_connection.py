@@ -14,7 +14,7 @@ import pytest
 
 import faulty
 from faulty import Behaviour, Peer, Watch
-from kit import PATIENCE, Statuses, until
+from kit import PATIENCE, Statuses, now, until
 from reconnect_fsm import (
     ClientFSM,
     ClientStatus,
@@ -42,10 +42,6 @@ def interrupt(connection: Connection) -> None:
     """Offline and online again."""
     connection.set_online(False)
     connection.set_online(True)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def fatal(peer: Peer) -> Awaitable[None]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, WSMsgType, web
 from aiohttp.test_utils import TestServer
-from test_rooms import Notebook
 
+from doubles import Notebook
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
 from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, JoinRequest, JoinResponseOk, Leave, decode, encode

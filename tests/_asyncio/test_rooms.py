@@ -8,21 +8,21 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Any, ClassVar, TypeVar
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import loro
 import pytest
-from aiohttp import WSMsgType, web
-from loro import LoroDoc
 
-from kit import session_of, until
+from documents import new_doc, text, write
+from doubles import Notebook
+from kit import client_of, now, session_of, until
+from manual_server import Heard, ManualServer, Peer, joined, manual_server, room_error
 from reconnect_fsm import (
     Client,
     ClientStatus,
     ClientStopped,
     JoinRefused,
-    Keepalive,
     RetryPolicy,
     Room,
     RoomFSM,
@@ -35,8 +35,7 @@ from reconnect_fsm import (
 from reconnect_fsm._asyncio import room_driver, room_session
 from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm._asyncio.room_driver import Auth
-from reconnect_fsm._asyncio.transport.url import UrlSource
-from reconnect_fsm.adaptors import Adaptor, LoroAdaptor
+from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.loro_protocol import (
     FRAGMENT_SIZE,
@@ -55,222 +54,25 @@ from reconnect_fsm.loro_protocol import (
     RoomError,
     RoomErrorCode,
     UpdateStatusCode,
-    decode,
     encode,
     split,
 )
 from reconnect_fsm.machine import event, ignore, row
 from reconnect_fsm.testing import EmbeddedServer, leaks
-from reconnect_fsm.testing.virtual_time import run, serving
+from reconnect_fsm.testing.virtual_time import run
 
 pytestmark = pytest.mark.virtual_time
 
-M = TypeVar("M", bound="Message | str")
 PATIENCE = 120.0  # seconds of virtual time for what must come
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def client_of(url: UrlSource, **options: Any) -> Client:
-    """A client that reconnects soon and does not ping."""
-    options = {
-        "retry": RetryPolicy(base=0.125, cap=0.25, jitter=0, stable_after=0),
-        "keepalive": Keepalive(enabled=False),
-        **options,
-    }
-    return Client(url, **options)
-
-
-def new_doc() -> LoroDoc:
-    return LoroDoc()  # type: ignore[no-untyped-call]  # loro's stub
-
-
-def write(doc: LoroDoc, words: str) -> None:
-    """Put words at the front of the document, and commit."""
-    doc.get_text("text").insert(0, words)
-    doc.commit()
-
-
-def text(doc: LoroDoc) -> str:
-    return doc.get_text("text").to_string()
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-class Heard(list[str]):
-    """A status listener that remembers the new statuses."""
-
-    def __call__(self, change: StatusChange[RoomStatus]) -> None:
-        assert change.old is not change.new
-        self.append(change.new.value)
-
-
-class Notebook:
-    """An adaptor that writes down what it is told, and raises where it is told to."""
-
-    crdt_type = CrdtType.ELO
-
-    def __init__(self, *, alternative: bytes | None = None, missing: Sequence[bytes] = ()) -> None:
-        self.alternative = alternative
-        self.missing = missing
-        self.applied: list[bytes] = []
-        self.refusals: list[tuple[tuple[bytes, ...], UpdateStatusCode]] = []
-        self.asked: Counter[str] = Counter()
-        self.raises: dict[str, BaseException] = {}
-        self.edit: Callable[[bytes], None] = self._nobody_listens
-        self.attached = False
-
-    def _nobody_listens(self, update: bytes) -> None: ...
-
-    def _called(self, name: str) -> None:
-        self.asked[name] += 1
-        if name in self.raises:
-            raise self.raises[name]
-
-    def version(self) -> bytes:
-        self._called("version")
-        return b"current"
-
-    def alternative_version(self, server_version: bytes) -> bytes | None:
-        self._called("alternative_version")
-        return self.alternative
-
-    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
-        self._called("missing_from")
-        return self.missing
-
-    def covers(self, server_version: bytes) -> bool:
-        self._called("covers")
-        return True
-
-    def apply(self, updates: Sequence[bytes]) -> None:
-        self._called("apply")
-        self.applied += updates
-
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
-        self._called("attach")
-        self.edit, self.attached = send, True
-        return self._detach
-
-    def _detach(self) -> None:
-        self.attached = False
-        self._called("detach")
-
-    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
-        self.refusals.append((tuple(updates), status))
-        self._called("refused")
-
-
-class Peer:
-    """The server's end of one connection: a test says what it answers."""
-
-    def __init__(self, ws: web.WebSocketResponse, transport: asyncio.Transport) -> None:
-        self._ws = ws
-        self._transport = transport
-        self.inbox: asyncio.Queue[Message | str] = asyncio.Queue()
-
-    async def next(self, kind: type[M]) -> M:
-        """What comes next; it has to be of this kind."""
-        async with asyncio.timeout(PATIENCE):
-            message = await self.inbox.get()
-        assert isinstance(message, kind), message
-        return message
-
-    async def send(self, *messages: Message | bytes | str) -> None:
-        for message in messages:
-            if isinstance(message, str):
-                await self._ws.send_str(message)
-            else:
-                await self._ws.send_bytes(message if isinstance(message, bytes) else encode(message))
-
-    async def let_in(self, version: bytes = b"", permission: Permission = "write") -> JoinRequest:
-        """Take the JoinRequest that comes next, and accept it."""
-        request = await self.next(JoinRequest)
-        await self.send(JoinResponseOk(request.crdt, request.room_id, permission, version))
-        return request
-
-    async def turn_away(
-        self, code: JoinErrorCode, message: str = "no", *, version: bytes | None = None, app_code: str | None = None
-    ) -> JoinRequest:
-        """Take the JoinRequest that comes next, and refuse it."""
-        request = await self.next(JoinRequest)
-        await self.send(JoinError(request.crdt, request.room_id, code, message, version, app_code))
-        return request
-
-    async def hears_nothing_else(self) -> None:
-        """Answers come in order: when that to a ping is next, there was nothing before it."""
-        await self._ws.send_str("ping")
-        assert await self.next(str) == "pong"
-
-    def drop(self) -> None:
-        """End the TCP connection without a close frame."""
-        self._transport.abort()
-
-    async def close(self, code: int) -> None:
-        await self._ws.close(code=code)
-
-
-class ManualServer:
-    """A server that does nothing by itself."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self._peers: asyncio.Queue[Peer] = asyncio.Queue()
-
-    async def handle(self, request: web.Request) -> web.WebSocketResponse:
-        ws = web.WebSocketResponse(max_msg_size=0)
-        await ws.prepare(request)
-        assert isinstance(request.transport, asyncio.Transport)
-        peer = Peer(ws, request.transport)
-        self._peers.put_nowait(peer)
-        async for message in ws:
-            peer.inbox.put_nowait(message.data if message.type is WSMsgType.TEXT else decode(message.data))
-        return ws
-
-    async def peer(self) -> Peer:
-        """The connection that comes next."""
-        async with asyncio.timeout(PATIENCE):
-            return await self._peers.get()
-
-
-@asynccontextmanager
-async def manual_server() -> AsyncIterator[ManualServer]:
-    server = ManualServer()
-    async with serving(server.handle) as url:
-        server.url = str(url)
-        yield server
-
-
-@pytest.fixture
-async def scripted() -> AsyncIterator[ManualServer]:
-    async with manual_server() as server:
-        yield server
-
-
 @pytest.fixture
 async def server() -> AsyncIterator[EmbeddedServer]:
     async with EmbeddedServer() as server:
         yield server
-
-
-@asynccontextmanager
-async def joined(
-    scripted: ManualServer, adaptor: Adaptor | None = None, **options: Any
-) -> AsyncIterator[tuple[Client, Room, Peer]]:
-    """A client in one room of a scripted server."""
-    async with client_of(scripted.url, **options) as client:
-        room = client.join("r", adaptor or Notebook())
-        peer = await scripted.peer()
-        await peer.let_in()
-        await room
-        yield client, room, peer
-
-
-def room_error(code: RoomErrorCode, message: str = "") -> RoomError:
-    return RoomError(CrdtType.ELO, "r", code, message)
 
 
 # ---------------------------------------------------------------------------------------------------------------- JOIN
@@ -300,10 +102,10 @@ async def test_join_1_before_the_socket_is_open_is_kept_and_sent_once_connected(
     assert server.stats.joins == 1
 
 
-async def test_join_1_while_connected_is_sent_at_once(scripted: ManualServer) -> None:
+async def test_join_1_while_connected_is_sent_at_once(manual: ManualServer) -> None:
     """JOIN-1: and with a connection there is no wait at all."""
-    async with client_of(scripted.url) as client:
-        peer = await scripted.peer()
+    async with client_of(manual.url) as client:
+        peer = await manual.peer()
         await client.wait_connected()
         began = now()
         room = client.join("r", Notebook())
@@ -341,12 +143,12 @@ async def test_join_3_the_status_callback_hears_of_every_status(server: Embedded
     assert heard[5:] == ["connecting", "error"]
 
 
-async def test_join_3_a_change_says_why_and_which_attempt(scripted: ManualServer) -> None:
+async def test_join_3_a_change_says_why_and_which_attempt(manual: ManualServer) -> None:
     """JOIN-3: a StatusChange holds the words of the server, one line and short."""
     changes: list[StatusChange[RoomStatus]] = []
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(), on_status=changes.append)
-        await (await scripted.peer()).turn_away(JoinErrorCode.APP_ERROR, "too\nlate " + "x" * 999, app_code="E42")
+        await (await manual.peer()).turn_away(JoinErrorCode.APP_ERROR, "too\nlate " + "x" * 999, app_code="E42")
         with pytest.raises(JoinRefused) as caught:
             await room
     assert (caught.value.code, caught.value.app_code) == (JoinErrorCode.APP_ERROR, "E42")
@@ -359,17 +161,17 @@ async def test_join_3_a_change_says_why_and_which_attempt(scripted: ManualServer
 # -------------------------------------------------------------------------------------------------------------- REJOIN
 
 
-async def test_rejoin_1_rooms_are_tracked_with_id_type_and_auth(scripted: ManualServer) -> None:
+async def test_rejoin_1_rooms_are_tracked_with_id_type_and_auth(manual: ManualServer) -> None:
     """REJOIN-1: the same id may be joined once for each CRDT type; each is asked for with its own auth, every time."""
     other = Notebook()
     other.crdt_type = CrdtType.FLOCK
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         first = client.join("r", Notebook(), auth=b"one")
         second = client.join("r", other, auth=b"two")
         assert client.rooms == (first, second)
         assert [(room.id, room.crdt_type) for room in client.rooms] == [("r", CrdtType.ELO), ("r", CrdtType.FLOCK)]
         for _ in range(2):
-            peer = await scripted.peer()
+            peer = await manual.peer()
             asked = [await peer.let_in(), await peer.let_in()]
             assert [(each.crdt, each.auth, each.version) for each in asked] == [
                 (CrdtType.ELO, b"one", b"current"),
@@ -392,14 +194,14 @@ async def test_rejoin_2_every_tracked_room_is_asked_for_again(server: EmbeddedSe
         await asyncio.gather(*tracked)
 
 
-async def test_rejoin_3_a_fatal_rejoin_leads_to_error_and_out_of_the_tracked_set(scripted: ManualServer) -> None:
+async def test_rejoin_3_a_fatal_rejoin_leads_to_error_and_out_of_the_tracked_set(manual: ManualServer) -> None:
     """REJOIN-3 OK-4: a refused rejoin shows as error, the room is dropped, and never asked for again."""
     heard = Heard()
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         room.on_status(heard)
         peer.drop()
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.turn_away(JoinErrorCode.AUTH_FAILED, "expired")
         await until(lambda: room.status is RoomStatus.ERROR)
         assert heard == ["reconnecting", "error"]
@@ -410,17 +212,17 @@ async def test_rejoin_3_a_fatal_rejoin_leads_to_error_and_out_of_the_tracked_set
         with pytest.raises(JoinRefused, match="expired"):
             await room.synced()
         peer.drop()
-        await (await scripted.peer()).hears_nothing_else()
+        await (await manual.peer()).hears_nothing_else()
 
 
 async def test_ok_4_queued_joins_complete_once_connected_and_failed_ones_show_as_error(
-    scripted: ManualServer,
+    manual: ManualServer,
 ) -> None:
     """OK-4: of two rooms that were kept, one is let in and one refused; each hears its own outcome."""
-    client = client_of(scripted.url)
+    client = client_of(manual.url)
     good, bad = client.join("good", Notebook()), client.join("bad", Notebook())
     async with client:
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in()
         await peer.turn_away(JoinErrorCode.UNKNOWN, "nope")
         assert await good is good
@@ -492,11 +294,11 @@ async def test_d_listen_a_listener_may_join_leave_and_close(server: EmbeddedServ
 # -------------------------------------------------------------------------------------------------------------- D-STOP
 
 
-async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(scripted: ManualServer) -> None:
+async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(manual: ManualServer) -> None:
     """D-STOP: `await client.join` and `synced` raise ClientStopped; the room is kept, and joined after connect()."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         waiting = [asyncio.ensure_future(room), asyncio.create_task(room.synced())]
         await asyncio.sleep(0)
@@ -509,16 +311,16 @@ async def test_d_stop_a_close_raises_in_those_who_wait_and_the_room_stays(script
             with pytest.raises(ClientStopped, match="closed by this program"):
                 await begun_now
         client.connect()
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await room
         assert room.status is RoomStatus.JOINED
 
 
-async def test_d_stop_a_fatal_close_and_used_up_attempts_raise_too(scripted: ManualServer) -> None:
+async def test_d_stop_a_fatal_close_and_used_up_attempts_raise_too(manual: ManualServer) -> None:
     """D-STOP: whatever stops the client, nobody is left waiting."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
-        await (await scripted.peer()).close(1008)
+        await (await manual.peer()).close(1008)
         with pytest.raises(ClientStopped, match="1008"):
             await room
         assert room.status.value == "disconnected"
@@ -527,36 +329,36 @@ async def test_d_stop_a_fatal_close_and_used_up_attempts_raise_too(scripted: Man
             await client.join("r", Notebook())
 
 
-async def test_d_stop_a_joined_room_is_joined_again_after_connect(scripted: ManualServer) -> None:
+async def test_d_stop_a_joined_room_is_joined_again_after_connect(manual: ManualServer) -> None:
     """D-STOP: a room that was joined when the client stopped goes through connecting, and keeps its edits for then."""
     adaptor, heard = Notebook(), Heard()
-    async with joined(scripted, adaptor) as (client, room, _):
+    async with joined(manual, adaptor) as (client, room, _):
         room.on_status(heard)
         await client.close()
         assert room.permission is None
         adaptor.edit(b"made while stopped")
         adaptor.missing = (b"made while stopped",)
         client.connect()
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in()
         assert (await peer.next(DocUpdate)).updates == (b"made while stopped",)
     assert heard == ["disconnected", "connecting", "joined", "disconnected"]
 
 
-async def test_d_stop_a_join_on_a_stopped_client_is_kept(scripted: ManualServer) -> None:
+async def test_d_stop_a_join_on_a_stopped_client_is_kept(manual: ManualServer) -> None:
     """D-STOP JOIN-1: joined after a close, it waits for the next start."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         await client.close()
         room = client.join("r", Notebook())
         assert room.status is RoomStatus.CONNECTING
         client.retry_now()
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await room
 
 
-async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_before(scripted: ManualServer) -> None:
+async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_before(manual: ManualServer) -> None:
     """D-STOP: a listener of `joined` that closes the client leaves nobody waiting for the join."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
 
         def close(change: StatusChange[RoomStatus]) -> None:
             if change.new is RoomStatus.JOINED:
@@ -564,7 +366,7 @@ async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_befo
 
         room = client.join("r", Notebook(), on_status=close)
         waiting = asyncio.ensure_future(room)
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         async with asyncio.timeout(60):
             with suppress(ClientStopped):  # or not: it was joined, for a moment
                 await waiting
@@ -575,13 +377,13 @@ async def test_d_stop_reaches_who_waits_though_the_room_was_joined_a_moment_befo
 
 
 async def test_d_timeout_a_join_without_an_answer_is_asked_again_with_a_backoff_of_its_own(
-    scripted: ManualServer,
+    manual: ManualServer,
 ) -> None:
     """D-TIMEOUT: 10 s for the answer, then the policy's delays; the connection stays, the room stays `connecting`."""
     heard, asked = Heard(), []
-    async with client_of(scripted.url, retry=RetryPolicy(jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(jitter=0)) as client:
         client.join("r", Notebook(), on_status=heard)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         for _ in range(8):
             await peer.next(JoinRequest)
             asked.append(now())
@@ -591,14 +393,14 @@ async def test_d_timeout_a_join_without_an_answer_is_asked_again_with_a_backoff_
         assert heard == ["connecting"]
 
 
-async def test_d_timeout_the_same_holds_for_a_rejoin(scripted: ManualServer) -> None:
+async def test_d_timeout_the_same_holds_for_a_rejoin(manual: ManualServer) -> None:
     """D-TIMEOUT: a rejoin that is not answered is asked again as well, and the backoff begins anew once joined."""
     heard = Heard()
-    async with joined(scripted, retry=RetryPolicy(jitter=0)) as (_, room, peer):
+    async with joined(manual, retry=RetryPolicy(jitter=0)) as (_, room, peer):
         room.on_status(heard)
         for _ in range(2):
             peer.drop()
-            peer = await scripted.peer()
+            peer = await manual.peer()
             await peer.next(JoinRequest)
             asked = now()
             await peer.let_in()
@@ -608,16 +410,16 @@ async def test_d_timeout_the_same_holds_for_a_rejoin(scripted: ManualServer) -> 
 
 
 @pytest.mark.parametrize("state", ["join_delayed", "rejoin_delayed"])
-async def test_d_timeout_a_late_answer_is_accepted(scripted: ManualServer, state: str) -> None:
+async def test_d_timeout_a_late_answer_is_accepted(manual: ManualServer, state: str) -> None:
     """D-TIMEOUT: an answer that comes while the room waits to ask again counts, and it is not asked again."""
-    async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(base=5, jitter=0)) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         if state == "rejoin_delayed":
             await peer.let_in()
             await room
             peer.drop()
-            peer = await scripted.peer()
+            peer = await manual.peer()
         await peer.next(JoinRequest)
         await asyncio.sleep(11)
         assert room.state == state
@@ -627,12 +429,12 @@ async def test_d_timeout_a_late_answer_is_accepted(scripted: ManualServer, state
         await peer.hears_nothing_else()
 
 
-async def test_d_timeout_a_second_answer_does_no_harm(scripted: ManualServer) -> None:
+async def test_d_timeout_a_second_answer_does_no_harm(manual: ManualServer) -> None:
     """D-TIMEOUT: when both requests are answered after all, the second answer changes nothing."""
     heard = Heard()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(), on_status=heard)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await peer.let_in()
         await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
@@ -640,11 +442,11 @@ async def test_d_timeout_a_second_answer_does_no_harm(scripted: ManualServer) ->
         assert (heard, room.status) == (["connecting", "joined"], RoomStatus.JOINED)
 
 
-async def test_d_timeout_a_late_refusal_counts(scripted: ManualServer) -> None:
+async def test_d_timeout_a_late_refusal_counts(manual: ManualServer) -> None:
     """D-TIMEOUT REJOIN-3: so does a refusal that comes while the room waits to ask again."""
-    async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(base=5, jitter=0)) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await asyncio.sleep(11)
         await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.AUTH_FAILED, "late"))
@@ -656,7 +458,7 @@ async def test_d_timeout_a_late_refusal_counts(scripted: ManualServer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "async", "future"])
-async def test_d_intent_the_auth_function_is_asked_at_each_join(scripted: ManualServer, kind: str) -> None:
+async def test_d_intent_the_auth_function_is_asked_at_each_join(manual: ManualServer, kind: str) -> None:
     """D-INTENT: a fresh token for the join and for every rejoin, from a plain function, an async one, or a future."""
     count = itertools.count(1)
 
@@ -672,11 +474,11 @@ async def test_d_intent_the_auth_function_is_asked_at_each_join(scripted: Manual
         given.set_result(plain())
         return given
 
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         functions: dict[str, Auth] = {"plain": plain, "async": coroutine, "future": future}
         room = client.join("r", Notebook(), auth=functions[kind])
         for number in (1, 2, 3):
-            peer = await scripted.peer()
+            peer = await manual.peer()
             assert (await peer.let_in()).auth == b"token %d" % number
             await room
             peer.drop()
@@ -702,16 +504,16 @@ async def test_d_intent_the_token_of_a_queued_join_is_not_stale(server: Embedded
     assert seen == [b"new"]
 
 
-async def test_d_intent_a_request_in_flight_at_a_drop_is_sent_again(scripted: ManualServer) -> None:
+async def test_d_intent_a_request_in_flight_at_a_drop_is_sent_again(manual: ManualServer) -> None:
     """D-INTENT: the answer never came, so the next connection begins with the same question."""
     heard = Heard()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(), on_status=heard)
         for _ in range(3):
-            peer = await scripted.peer()
+            peer = await manual.peer()
             await peer.next(JoinRequest)
             peer.drop()
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await room
     assert heard == ["connecting", "joined", "disconnected"]
 
@@ -719,7 +521,7 @@ async def test_d_intent_a_request_in_flight_at_a_drop_is_sent_again(scripted: Ma
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("rejoining", [False, True])
 async def test_d_intent_an_auth_function_that_raises_is_tried_again_with_backoff(
-    scripted: ManualServer, is_async: bool, rejoining: bool
+    manual: ManualServer, is_async: bool, rejoining: bool
 ) -> None:
     """D-INTENT: the token service being down costs waits, not the room."""
     failing, asked = [not rejoining], []
@@ -733,16 +535,16 @@ async def test_d_intent_an_auth_function_that_raises_is_tried_again_with_backoff
     async def coroutine() -> bytes:
         return plain()
 
-    async with client_of(scripted.url, retry=RetryPolicy(jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(jitter=0)) as client:
         room = client.join("r", Notebook(), auth=coroutine if is_async else plain)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         if rejoining:
             await peer.let_in()
             await room
             failing[0] = True
             asked.clear()
             peer.drop()
-            peer = await scripted.peer()
+            peer = await manual.peer()
         await asyncio.sleep(8)
         gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
         assert gaps == pytest.approx([0.5, 1, 2, 4], abs=0.01)
@@ -755,7 +557,7 @@ async def test_d_intent_an_auth_function_that_raises_is_tried_again_with_backoff
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_d_intent_an_auth_function_that_asks_a_cancelled_task_is_tried_again(
-    scripted: ManualServer, is_async: bool
+    manual: ManualServer, is_async: bool
 ) -> None:
     """D-INTENT: the CancelledError is that of the function's own helper: no room and no connection ends of it."""
     helper: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -768,8 +570,8 @@ async def test_d_intent_an_auth_function_that_asks_a_cancelled_task_is_tried_aga
     async def coroutine() -> bytes:
         return plain()
 
-    async with client_of(scripted.url) as client:
-        peer = await scripted.peer()
+    async with client_of(manual.url) as client:
+        peer = await manual.peer()
         await client.wait_connected()
         room = client.join("r", Notebook(), auth=coroutine if is_async else plain)
         assert (await peer.let_in()).auth == b"token"
@@ -779,7 +581,7 @@ async def test_d_intent_an_auth_function_that_asks_a_cancelled_task_is_tried_aga
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("rejoining", [False, True])
 async def test_d_intent_unauthorized_puts_the_room_in_error(
-    scripted: ManualServer, is_async: bool, rejoining: bool
+    manual: ManualServer, is_async: bool, rejoining: bool
 ) -> None:
     """D-INTENT: asking again would be of no use, says the token provider; nothing reaches the server."""
     given = [b"token"] if rejoining else []
@@ -792,14 +594,14 @@ async def test_d_intent_unauthorized_puts_the_room_in_error(
     async def coroutine() -> bytes:
         return plain()
 
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(), auth=coroutine if is_async else plain)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         if rejoining:
             await peer.let_in()
             await room
             peer.drop()
-            peer = await scripted.peer()
+            peer = await manual.peer()
         with pytest.raises(JoinRefused, match="Unauthorized") as caught:
             await room
         assert caught.value.code is None
@@ -810,7 +612,7 @@ async def test_d_intent_unauthorized_puts_the_room_in_error(
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_d_intent_an_auth_function_that_returns_no_bytes_is_a_clear_error(
-    scripted: ManualServer, is_async: bool
+    manual: ManualServer, is_async: bool
 ) -> None:
     """D-INTENT: it will return a str next time too, so the room goes to error and the reason says what is wrong."""
 
@@ -820,13 +622,13 @@ async def test_d_intent_an_auth_function_that_returns_no_bytes_is_a_clear_error(
     async def coroutine() -> Any:
         return "a str"
 
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         with pytest.raises(JoinRefused, match="the auth function returned str instead of bytes"):
             await client.join("r", Notebook(), auth=coroutine if is_async else plain)
         assert client.rooms == ()
 
 
-async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_again(scripted: ManualServer) -> None:
+async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_again(manual: ManualServer) -> None:
     """D-INTENT D-TIMEOUT: a coroutine that never returns is cancelled with the join's deadline, then asked anew."""
     cancelled: list[float] = []
 
@@ -839,9 +641,9 @@ async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_a
             raise
         return b"at last"
 
-    async with client_of(scripted.url, retry=RetryPolicy(jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(jitter=0)) as client:
         room = client.join("r", Notebook(), auth=hang)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         began = now()
         assert (await peer.let_in()).auth == b"at last"
         assert [when - began for when in cancelled] == pytest.approx([10, 20.5], abs=0.01)
@@ -849,7 +651,7 @@ async def test_d_intent_a_hanging_auth_function_is_bounded_cancelled_and_asked_a
 
 
 @pytest.mark.parametrize("end", ["leave", "close", "drop"])
-async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(scripted: ManualServer, end: str) -> None:
+async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(manual: ManualServer, end: str) -> None:
     """D-INTENT: nobody waits for credentials of a room left, a client closed or a connection lost: no task is left."""
     ended = asyncio.Event()
 
@@ -860,9 +662,9 @@ async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(script
             ended.set()
         return b""
 
-    async with client_of(scripted.url, retry=RetryPolicy(base=1, jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(base=1, jitter=0)) as client:
         room = client.join("r", Notebook(), auth=hang)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await client.wait_connected()
         await asyncio.sleep(1)
         if end == "leave":
@@ -877,7 +679,7 @@ async def test_d_intent_a_hanging_auth_function_ends_with_what_it_was_for(script
         assert not [task for task in asyncio.all_tasks() if "credentials" in task.get_name()]
 
 
-async def test_d_intent_credentials_that_come_too_late_are_not_used(scripted: ManualServer) -> None:
+async def test_d_intent_credentials_that_come_too_late_are_not_used(manual: ManualServer) -> None:
     """D-INTENT: a function that takes no notice of being cancelled cannot slip a stale token, or a failure, in."""
     answers: list[bytes | Exception] = [b"stale", OSError("stale too"), b"fresh"]
 
@@ -892,9 +694,9 @@ async def test_d_intent_credentials_that_come_too_late_are_not_used(scripted: Ma
             raise answer
         return answer
 
-    async with client_of(scripted.url, retry=RetryPolicy(base=1, jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(base=1, jitter=0)) as client:
         room = client.join("r", Notebook(), auth=stubborn)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         assert (await peer.let_in()).auth == b"fresh"
         await room
         await asyncio.sleep(30)
@@ -902,15 +704,15 @@ async def test_d_intent_credentials_that_come_too_late_are_not_used(scripted: Ma
 
 
 async def test_d_intent_a_join_that_is_left_at_once_does_not_warn(
-    scripted: ManualServer, recwarn: pytest.WarningsRecorder
+    manual: ManualServer, recwarn: pytest.WarningsRecorder
 ) -> None:
     """D-INTENT D-LEAVE: an async auth function that never got to run leaves no "coroutine was never awaited" behind."""
 
     async def token() -> bytes:
         return b"token"
 
-    async with client_of(scripted.url) as client:
-        await scripted.peer()
+    async with client_of(manual.url) as client:
+        await manual.peer()
         await client.wait_connected()
         client.join("r", Notebook(), auth=token).leave()
         await asyncio.sleep(1)
@@ -918,9 +720,9 @@ async def test_d_intent_a_join_that_is_left_at_once_does_not_warn(
     assert [str(warning.message) for warning in recwarn] == []
 
 
-async def test_d_intent_auth_that_no_frame_can_hold_is_blamed_on_the_auth(scripted: ManualServer) -> None:
+async def test_d_intent_auth_that_no_frame_can_hold_is_blamed_on_the_auth(manual: ManualServer) -> None:
     """D-INTENT: credentials too large for a frame are a clear error, and not the adaptor's fault."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         with pytest.raises((JoinRefused, ValueError)) as caught:
             await client.join("r", Notebook(), auth=b"x" * 300_000)
         assert "adaptor" not in str(caught.value)
@@ -930,14 +732,14 @@ async def test_d_intent_auth_that_no_frame_can_hold_is_blamed_on_the_auth(script
 # ------------------------------------------------------------------------------------------------------------ D-DEDUPE
 
 
-async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callback(scripted: ManualServer) -> None:
+async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callback(manual: ManualServer) -> None:
     """D-DEDUPE: in every state; nothing more is sent, and both callbacks hear what follows."""
     first, second = Heard(), Heard()
     adaptor = Notebook()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", adaptor, on_status=first)
         assert client.join("r", adaptor, on_status=second) is room  # queued
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         assert client.join("r", adaptor) is room  # joining
         await peer.send(JoinResponseOk(CrdtType.ELO, "r", "write", b""))
@@ -950,27 +752,27 @@ async def test_d_dedupe_a_second_join_returns_the_same_room_and_adds_its_callbac
         assert client.rooms == (room,)
 
 
-async def test_d_dedupe_a_new_auth_is_taken_over_at_the_next_request(scripted: ManualServer) -> None:
+async def test_d_dedupe_a_new_auth_is_taken_over_at_the_next_request(manual: ManualServer) -> None:
     """D-DEDUPE: a join without one leaves the auth that there is."""
     adaptor = Notebook()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", adaptor, auth=b"old")
-        peer = await scripted.peer()
+        peer = await manual.peer()
         assert (await peer.let_in()).auth == b"old"
         assert client.join("r", adaptor, auth=lambda: b"new", priority=3) is room
         client.join("r", adaptor)
         await peer.hears_nothing_else()
         client.retry_now()
-        assert (await (await scripted.peer()).let_in()).auth == b"new"
+        assert (await (await manual.peer()).let_in()).auth == b"new"
 
 
 # ------------------------------------------------------------------------------------------------------------- D-LEAVE
 
 
-async def test_d_leave_online_the_server_is_told_and_the_room_is_not_rejoined(scripted: ManualServer) -> None:
+async def test_d_leave_online_the_server_is_told_and_the_room_is_not_rejoined(manual: ManualServer) -> None:
     """D-LEAVE: untracked at once, the server hears it, edits stay here, and a reconnect does not bring it back."""
     adaptor, heard = Notebook(), Heard()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         room.on_status(heard)
         going = room.leave()
         assert (client.rooms, room.status, room.permission) == ((), RoomStatus.DISCONNECTED, None)
@@ -983,7 +785,7 @@ async def test_d_leave_online_the_server_is_told_and_the_room_is_not_rejoined(sc
         with pytest.raises(RoomLeft):
             await room
         peer.drop()
-        await (await scripted.peer()).hears_nothing_else()
+        await (await manual.peer()).hears_nothing_else()
     assert heard == ["disconnected"]
 
 
@@ -1014,13 +816,13 @@ async def test_d_leave_before_the_client_is_started() -> None:
         await room
 
 
-async def test_d_leave_while_joining_ends_those_who_wait(scripted: ManualServer) -> None:
+async def test_d_leave_while_joining_ends_those_who_wait(manual: ManualServer) -> None:
     """D-LEAVE: RoomLeft for who waits to be joined; the answer that comes after it brings nothing back."""
     heard = Heard()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(), on_status=heard)
         waiting = asyncio.ensure_future(room)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         room.leave()
         with pytest.raises(RoomLeft):
@@ -1045,9 +847,9 @@ async def test_d_leave_and_join_again_is_a_new_room(server: EmbeddedServer) -> N
         assert text(server.document("r")) == "still here"
 
 
-async def test_d_leave_not_awaited_warns_of_nothing(scripted: ManualServer, recwarn: pytest.WarningsRecorder) -> None:
+async def test_d_leave_not_awaited_warns_of_nothing(manual: ManualServer, recwarn: pytest.WarningsRecorder) -> None:
     """D-LEAVE: leave() acts at once; what it returns may be dropped."""
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         room.leave()
         await peer.next(Leave)
     gc.collect()
@@ -1057,13 +859,13 @@ async def test_d_leave_not_awaited_warns_of_nothing(scripted: ManualServer, recw
 # ----------------------------------------------------------------------------------------------------------- D-ROOMERR
 
 
-async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in_30_s(scripted: ManualServer) -> None:
+async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in_30_s(manual: ManualServer) -> None:
     """D-ROOMERR: however often the server suggests it, there is one immediate rejoin and then one per 30 s.
 
     D-RESYNC: the session goes on meanwhile.
     """
     heard, asked = Heard(), []
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         room.on_status(heard)
         began = now()
         for _ in range(4):
@@ -1081,10 +883,10 @@ async def test_d_roomerr_a_suggested_rejoin_is_followed_at_once_and_then_once_in
     assert heard == ["disconnected"]
 
 
-async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: ManualServer) -> None:
+async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(manual: ManualServer) -> None:
     """D-ROOMERR: suggestions that come while the room is asked for, or waits to be, change nothing."""
     flood = [room_error(RoomErrorCode.REJOIN_SUGGESTED)] * 50
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         await peer.send(*flood)
         await peer.let_in()
         await until(lambda: room.state == "joined")
@@ -1097,9 +899,9 @@ async def test_d_roomerr_a_flood_of_suggestions_costs_one_rejoin(scripted: Manua
         await until(lambda: room.state == "joined")
 
 
-async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: ManualServer) -> None:
+async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(manual: ManualServer) -> None:
     """D-ROOMERR: one per 30 s means a wait of 30 s at most, also when the connection drops during the waits."""
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
         await peer.let_in()
         for _ in range(3):
@@ -1107,7 +909,7 @@ async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: Manu
             await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
             await until(lambda: room.state == "resync_delayed")
             peer.drop()
-            peer = await scripted.peer()
+            peer = await manual.peer()
             await peer.let_in()  # REJOIN-2: a new connection asks at once
         await until(lambda: room.state == "joined")
         began = now()
@@ -1118,11 +920,11 @@ async def test_d_roomerr_the_wait_never_grows_beyond_the_interval(scripted: Manu
 
 @pytest.mark.parametrize("code", [RoomErrorCode.EVICTED, RoomErrorCode.UNKNOWN])
 async def test_d_roomerr_any_other_code_is_error_and_out_of_the_tracked_set(
-    scripted: ManualServer, code: RoomErrorCode
+    manual: ManualServer, code: RoomErrorCode
 ) -> None:
     """D-ROOMERR: evicted rooms show as error, with the server's words, and are not rejoined."""
     heard = Heard()
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         room.on_status(heard)
         await peer.send(room_error(code, "out with you"))
         await until(lambda: room.status is RoomStatus.ERROR)
@@ -1135,11 +937,11 @@ async def test_d_roomerr_any_other_code_is_error_and_out_of_the_tracked_set(
         await peer.hears_nothing_else()
 
 
-async def test_d_roomerr_while_joining_is_error_too(scripted: ManualServer) -> None:
+async def test_d_roomerr_while_joining_is_error_too(manual: ManualServer) -> None:
     """D-ROOMERR: a room that is being asked for can be put out as well."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))  # it is being asked for already
         await peer.hears_nothing_else()
@@ -1149,17 +951,17 @@ async def test_d_roomerr_while_joining_is_error_too(scripted: ManualServer) -> N
             await room
 
 
-async def test_d_roomerr_a_join_error_in_session_is_a_room_error(scripted: ManualServer) -> None:
+async def test_d_roomerr_a_join_error_in_session_is_a_room_error(manual: ManualServer) -> None:
     """D-ROOMERR: the reference server lets a client in, then sends a JoinError if the state is too large for it."""
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.UNKNOWN, "too large"))
         await until(lambda: room.status is RoomStatus.ERROR)
         assert client.rooms == ()
 
 
-async def test_d_roomerr_a_listener_can_rejoin_inside_the_callback(scripted: ManualServer) -> None:
+async def test_d_roomerr_a_listener_can_rejoin_inside_the_callback(manual: ManualServer) -> None:
     """D-ROOMERR: the status is delivered after the set is cleared, so a join in the callback makes a new room."""
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         again: list[Room] = []
         adaptor = Notebook()
 
@@ -1183,13 +985,13 @@ async def test_d_roomerr_a_listener_can_rejoin_inside_the_callback(scripted: Man
 
 
 async def test_d_version_an_unknown_version_is_asked_with_the_alternative_then_empty_then_error(
-    scripted: ManualServer,
+    manual: ManualServer,
 ) -> None:
     """D-VERSION: three requests in all, never a loop."""
     heard = Heard()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(alternative=b"other"), on_status=heard)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         asked = [await peer.turn_away(JoinErrorCode.VERSION_UNKNOWN, version=b"mine") for _ in range(3)]
         assert [request.version for request in asked] == [b"current", b"other", b""]
         with pytest.raises(JoinRefused) as caught:
@@ -1200,34 +1002,34 @@ async def test_d_version_an_unknown_version_is_asked_with_the_alternative_then_e
         assert (heard, client.rooms) == (["connecting", "error"], ())
 
 
-async def test_d_version_without_an_alternative_the_empty_one_is_next(scripted: ManualServer) -> None:
+async def test_d_version_without_an_alternative_the_empty_one_is_next(manual: ManualServer) -> None:
     """D-VERSION: an adaptor that has no other version goes straight to the empty one."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         assert (await peer.turn_away(JoinErrorCode.VERSION_UNKNOWN)).version == b"current"
         assert (await peer.let_in()).version == b""
         await room
         await peer.hears_nothing_else()
 
 
-async def test_d_version_each_connection_begins_with_the_current_version(scripted: ManualServer) -> None:
+async def test_d_version_each_connection_begins_with_the_current_version(manual: ManualServer) -> None:
     """D-VERSION: what one server did not know, the next may."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(alternative=b"other"))
         for _ in range(2):
-            peer = await scripted.peer()
+            peer = await manual.peer()
             assert (await peer.turn_away(JoinErrorCode.VERSION_UNKNOWN)).version == b"current"
             assert (await peer.let_in()).version == b"other"
             await room
             peer.drop()
 
 
-async def test_d_version_a_late_unknown_version_is_taken_up_when_asked_again(scripted: ManualServer) -> None:
+async def test_d_version_a_late_unknown_version_is_taken_up_when_asked_again(manual: ManualServer) -> None:
     """D-VERSION D-TIMEOUT: the refusal came after the deadline; the next request carries the next version."""
-    async with client_of(scripted.url, retry=RetryPolicy(base=5, jitter=0)) as client:
+    async with client_of(manual.url, retry=RetryPolicy(base=5, jitter=0)) as client:
         room = client.join("r", Notebook(alternative=b"other"))
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await asyncio.sleep(11)
         await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.VERSION_UNKNOWN, "late"))
@@ -1238,15 +1040,15 @@ async def test_d_version_a_late_unknown_version_is_taken_up_when_asked_again(scr
 # --------------------------------------------------------------------------------------------------------------- D-ACK
 
 
-async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchange(scripted: ManualServer) -> None:
+async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchange(manual: ManualServer) -> None:
     """D-ACK: an update without an Ack is not sent again blindly; the rejoin asks the adaptor what the server lacks."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         adaptor.edit(b"one")
         first = await peer.next(DocUpdate)
         syncing = asyncio.create_task(room.synced())
         peer.drop()
-        peer = await scripted.peer()
+        peer = await manual.peer()
         adaptor.missing = (b"one", b"two")
         await peer.let_in()
         second = await peer.next(DocUpdate)
@@ -1261,14 +1063,14 @@ async def test_d_ack_what_is_unacknowledged_is_superseded_by_the_version_exchang
 
 @pytest.mark.parametrize("code", [code for code in UpdateStatusCode if code is not UpdateStatusCode.OK])
 async def test_d_ack_a_refusal_reaches_the_adaptor_and_leads_to_a_comparison(
-    scripted: ManualServer, code: UpdateStatusCode
+    manual: ManualServer, code: UpdateStatusCode
 ) -> None:
     """D-ACK D-RESYNC: `refused` gets the very updates, whatever the code; the comparison brings them, and later edits.
 
     Those are not sent before, for they depend on what was refused; the session goes on.
     """
     adaptor, heard = Notebook(), Heard()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         room.on_status(heard)
         adaptor.edit(b"lost")
         batch = await peer.next(DocUpdate)
@@ -1294,26 +1096,26 @@ async def test_d_ack_a_refusal_reaches_the_adaptor_and_leads_to_a_comparison(
     assert heard == ["disconnected"]
 
 
-async def test_d_ack_an_ack_for_an_unknown_batch_is_ignored(scripted: ManualServer) -> None:
+async def test_d_ack_an_ack_for_an_unknown_batch_is_ignored(manual: ManualServer) -> None:
     """D-ACK: whatever it says: it is of an earlier session, or made up."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         for code in UpdateStatusCode:
             await peer.send(Ack(CrdtType.ELO, "r", 5, code))
         await peer.hears_nothing_else()
         assert (adaptor.refusals, room.state, room.is_synced) == ([], "joined", True)
 
 
-async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ManualServer) -> None:
+async def test_d_ack_edits_of_a_reader_are_refused_here(manual: ManualServer) -> None:
     """D-ACK D-RESYNC: with permission "read" nothing goes out; edits, and what was made offline, reach `refused`.
 
     Who wants to be synced has to know.
     """
     adaptor, errors = Notebook(missing=(b"offline",)), []
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", adaptor)
         room.on_error(errors.append)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in(permission="read")
         for _ in range(2):
             with pytest.raises(UpdatesRefused, match="PERMISSION_DENIED"):
@@ -1331,22 +1133,22 @@ async def test_d_ack_edits_of_a_reader_are_refused_here(scripted: ManualServer) 
     assert adaptor.refusals == [((b"offline",), denied), ((b"online",), denied)]
 
 
-async def test_d_resync_a_reader_who_lacks_nothing_is_synced(scripted: ManualServer) -> None:
+async def test_d_resync_a_reader_who_lacks_nothing_is_synced(manual: ManualServer) -> None:
     """D-RESYNC: to read only is no refusal."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
-        await (await scripted.peer()).let_in(permission="read")
+        await (await manual.peer()).let_in(permission="read")
         await room.synced()
         assert room.is_synced
 
 
 async def test_d_ack_an_update_too_large_to_be_sent_is_refused_here(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
+    manual: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """D-ACK D-RESYNC: without asking. A comparison may bring it in pieces; if it does not, `synced` raises."""
     adaptor = Notebook()
     huge = bytes(20_001)
-    async with joined(scripted, adaptor, max_update_size=20_000) as (_, room, peer):
+    async with joined(manual, adaptor, max_update_size=20_000) as (_, room, peer):
         adaptor.missing = (huge,)
         adaptor.edit(huge)
         await peer.let_in()
@@ -1368,12 +1170,12 @@ async def test_d_ack_an_update_too_large_to_be_sent_is_refused_here(
 
 @pytest.mark.parametrize("limit", ["MAX_UNACKED_UPDATES", "MAX_UNACKED_BYTES"])
 async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
-    scripted: ManualServer, monkeypatch: pytest.MonkeyPatch, limit: str
+    manual: ManualServer, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """D-ACK: what is kept is bounded; at the bound versions are compared once, which supersedes it all."""
     monkeypatch.setattr(room_session, limit, 5)
     adaptor, heard = Notebook(), Heard()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         room.on_status(heard)
         for _ in range(20):
             adaptor.edit(b"x")
@@ -1391,12 +1193,12 @@ async def test_d_ack_a_server_that_never_acknowledges_costs_one_rejoin(
 
 
 async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
-    scripted: ManualServer, monkeypatch: pytest.MonkeyPatch
+    manual: ManualServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D-ACK: frames that were not written when the session ended are taken back: a slow link carries nothing twice."""
     monkeypatch.setattr(room_session, "MAX_UNACKED_UPDATES", 5)
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         for _ in range(20):
             adaptor.edit(b"x")  # all before the writer gets its turn
         adaptor.missing = (b"all of it",)
@@ -1408,11 +1210,11 @@ async def test_d_ack_what_a_rejoin_supersedes_is_not_sent_any_more(
         await peer.hears_nothing_else()
 
 
-async def test_d_leave_an_upload_without_an_end_is_left(scripted: ManualServer) -> None:
+async def test_d_leave_an_upload_without_an_end_is_left(manual: ManualServer) -> None:
     """D-LEAVE: an adaptor whose updates never end keeps nobody in a room, nor the loop from going on."""
     endless = Notebook()
     endless.missing_from = lambda server_version: itertools.repeat(bytes(60_000))  # type: ignore[method-assign,assignment]
-    async with joined(scripted, endless) as (_, room, peer):
+    async with joined(manual, endless) as (_, room, peer):
         await room.leave()
         assert room.status is RoomStatus.DISCONNECTED
         while not isinstance(await peer.next(DocUpdate | Leave), Leave):
@@ -1420,10 +1222,10 @@ async def test_d_leave_an_upload_without_an_end_is_left(scripted: ManualServer) 
 
 
 @pytest.mark.parametrize("ending", ["leave", "close"])
-async def test_d_ack_the_last_edit_before_the_end_is_sent(scripted: ManualServer, ending: str) -> None:
+async def test_d_ack_the_last_edit_before_the_end_is_sent(manual: ManualServer, ending: str) -> None:
     """D-ACK: no join follows that would bring it, so what is not written yet when it ends still is."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         adaptor.edit(b"the last words")
         await (room.leave() if ending == "leave" else client.close())
         assert (await peer.next(DocUpdate)).updates == (b"the last words",)
@@ -1431,12 +1233,12 @@ async def test_d_ack_the_last_edit_before_the_end_is_sent(scripted: ManualServer
 
 @pytest.mark.parametrize("code", [UpdateStatusCode.PERMISSION_DENIED, UpdateStatusCode.FRAGMENT_TIMEOUT])
 async def test_d_ack_a_batch_may_be_refused_before_all_of_it_was_written(
-    scripted: ManualServer, code: UpdateStatusCode
+    manual: ManualServer, code: UpdateStatusCode
 ) -> None:
     """D-ACK: the adaptor is told, the rest is not written in vain, and nobody waits for an Ack that never comes."""
     adaptor = Notebook()
     large = bytes(8 * 1024 * 1024)
-    async with joined(scripted, adaptor) as (_client, room, peer):
+    async with joined(manual, adaptor) as (_client, room, peer):
         adaptor.edit(large)
         header = await peer.next(DocUpdateFragmentHeader)
         assert driver_of(room).rooms.backlog > 0
@@ -1467,13 +1269,13 @@ async def test_d_ack_synced_waits_for_acks_and_for_the_servers_version(server: E
         assert sorted(text(doc)) == sorted("ours theirs")
 
 
-async def test_d_ack_synced_waits_for_what_the_server_has(scripted: ManualServer) -> None:
+async def test_d_ack_synced_waits_for_what_the_server_has(manual: ManualServer) -> None:
     """D-ACK: JoinResponseOk tells the server's version; until the backfill has come the room is not synced."""
     theirs, ours = new_doc(), new_doc()
     write(theirs, "theirs")
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", LoroAdaptor(ours))
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in(theirs.oplog_vv.encode())
         await room
         syncing = asyncio.create_task(room.synced())
@@ -1511,12 +1313,12 @@ async def test_d_ack_edits_made_before_during_and_between_connections_all_arrive
     assert text(server.document("r")) == text(doc) == "GFEDCBA"
 
 
-async def test_d_ack_an_edit_before_the_join_is_answered_arrives(scripted: ManualServer) -> None:
+async def test_d_ack_an_edit_before_the_join_is_answered_arrives(manual: ManualServer) -> None:
     """D-ACK: nothing is sent before JoinResponseOk; the exchange that follows it carries the edit."""
     doc = new_doc()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", LoroAdaptor(doc))
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         write(doc, "early")
         await peer.hears_nothing_else()
@@ -1589,11 +1391,11 @@ def fragments(batch_id: int, update: bytes) -> list[bytes]:
     return list(batch.frames)
 
 
-async def test_fragments_in_any_order_make_one_update(scripted: ManualServer) -> None:
+async def test_fragments_in_any_order_make_one_update(manual: ManualServer) -> None:
     """Fragments of two batches, interleaved and out of order, are put together."""
     adaptor = Notebook()
     one, two = b"1" * (2 * FRAGMENT_SIZE), b"2" * (2 * FRAGMENT_SIZE + 1)
-    async with joined(scripted, adaptor) as (_, _, peer):
+    async with joined(manual, adaptor) as (_, _, peer):
         first, second = fragments(1, one), fragments(2, two)
         await peer.send(first[0], second[0], second[3], first[2], second[1], first[1], second[2])
         await until(lambda: len(adaptor.applied) == 2)
@@ -1612,11 +1414,11 @@ async def test_fragments_in_any_order_make_one_update(scripted: ManualServer) ->
     ],
 )
 async def test_fragments_whose_header_lies_are_refused_and_the_room_goes_on(
-    scripted: ManualServer, count: int, total: int, status: UpdateStatusCode
+    manual: ManualServer, count: int, total: int, status: UpdateStatusCode
 ) -> None:
     """The header is not believed: the server gets one Ack that says so, and the next batch is applied."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         await peer.send(
             DocUpdateFragmentHeader(CrdtType.ELO, "r", 9, count, total),
             DocUpdateFragment(CrdtType.ELO, "r", 9, 0, b"abc"),
@@ -1629,10 +1431,10 @@ async def test_fragments_whose_header_lies_are_refused_and_the_room_goes_on(
         assert room.status is RoomStatus.JOINED
 
 
-async def test_fragments_that_stay_away_are_given_up_after_30_s(scripted: ManualServer) -> None:
+async def test_fragments_that_stay_away_are_given_up_after_30_s(manual: ManualServer) -> None:
     """D-TIMEOUT: a batch of which nothing more comes for 30 s is refused with Ack 0x07; late ones are ignored."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, _, peer):
+    async with joined(manual, adaptor) as (_, _, peer):
         header, *rest = fragments(5, b"z" * FRAGMENT_SIZE * 2)
         began = now()
         await peer.send(header, rest[0])
@@ -1644,15 +1446,15 @@ async def test_fragments_that_stay_away_are_given_up_after_30_s(scripted: Manual
         assert adaptor.applied == []
 
 
-async def test_fragments_of_an_earlier_session_are_forgotten(scripted: ManualServer) -> None:
+async def test_fragments_of_an_earlier_session_are_forgotten(manual: ManualServer) -> None:
     """What was half received when the connection dropped neither mixes with the next session nor is refused there."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         header, *rest = fragments(5, b"z" * FRAGMENT_SIZE * 2)
         await peer.send(header, rest[0])
         await peer.hears_nothing_else()
         peer.drop()
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await peer.send(*rest)  # before we are let in: not for this session
         await peer.hears_nothing_else()
@@ -1663,10 +1465,10 @@ async def test_fragments_of_an_earlier_session_are_forgotten(scripted: ManualSer
         assert adaptor.applied == []
 
 
-async def test_fragments_leave_no_timer_behind(scripted: ManualServer) -> None:
+async def test_fragments_leave_no_timer_behind(manual: ManualServer) -> None:
     """A batch that arrived whole, another that did not, and the client is closed: no timer is left (law 6)."""
     before = leaks.in_loop()
-    async with joined(scripted) as (_, _, peer):
+    async with joined(manual) as (_, _, peer):
         await peer.send(*fragments(5, b"z" * FRAGMENT_SIZE * 2), fragments(6, b"z" * FRAGMENT_SIZE * 2)[0])
         await peer.hears_nothing_else()
     left = [what for key, what in leaks.in_loop().items() if key not in before and "_fall_due" in what]
@@ -1694,11 +1496,11 @@ async def test_a_bad_update_is_refused_and_the_rest_goes_on(server: EmbeddedServ
         assert room.status is RoomStatus.JOINED
 
 
-async def test_a_bad_update_gets_ack_4(scripted: ManualServer) -> None:
+async def test_a_bad_update_gets_ack_4(manual: ManualServer) -> None:
     """D-ACK: and the Ack names the batch."""
     adaptor = Notebook()
     adaptor.raises["apply"] = ValueError("junk")
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"junk",), 77))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
         await peer.next(JoinRequest)  # D-RESYNC
@@ -1709,11 +1511,11 @@ async def test_a_bad_update_gets_ack_4(scripted: ManualServer) -> None:
 
 
 async def test_malformed_frames_lose_nothing_and_do_not_flood_the_log(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
+    manual: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Garbage from the server is dropped with a warning; a thousand pieces of it do not make a thousand warnings."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         junk = [b"", b"\0", b"%ELO", b"%XXX\x01r\x07", b"%ELO\x01r\xff", b"%ELO\x01r\x03\xff\xff\xff\xff\x0f"] * 200
         await peer.send(*junk, DocUpdate(CrdtType.ELO, "r", (b"good",), 1))
         await until(lambda: adaptor.applied)
@@ -1724,10 +1526,10 @@ async def test_malformed_frames_lose_nothing_and_do_not_flood_the_log(
     assert "malformed" in warnings[0].getMessage()
 
 
-async def test_messages_for_rooms_that_are_not_tracked_are_ignored(scripted: ManualServer) -> None:
+async def test_messages_for_rooms_that_are_not_tracked_are_ignored(manual: ManualServer) -> None:
     """Rooms never joined, or of another CRDT type, are no concern of ours; nothing is answered."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         for crdt, name in ((CrdtType.ELO, "unknown"), (CrdtType.LORO, "r")):
             await peer.send(
                 JoinResponseOk(crdt, name, "write", b""),
@@ -1742,9 +1544,9 @@ async def test_messages_for_rooms_that_are_not_tracked_are_ignored(scripted: Man
         assert room.status is RoomStatus.JOINED
 
 
-async def test_messages_that_only_clients_send_are_ignored(scripted: ManualServer) -> None:
+async def test_messages_that_only_clients_send_are_ignored(manual: ManualServer) -> None:
     """A JoinRequest or Leave from a server means nothing; neither does an Ack for what was never sent."""
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         await peer.send(
             JoinRequest(CrdtType.ELO, "r", b"", b""),
             Leave(CrdtType.ELO, "r"),
@@ -1754,21 +1556,21 @@ async def test_messages_that_only_clients_send_are_ignored(scripted: ManualServe
         assert room.status is RoomStatus.JOINED
 
 
-async def test_updates_before_the_join_is_accepted_are_left_to_the_version_exchange(scripted: ManualServer) -> None:
+async def test_updates_before_the_join_is_accepted_are_left_to_the_version_exchange(manual: ManualServer) -> None:
     """An update that comes before JoinResponseOk is not applied: it belongs to no session."""
     adaptor = Notebook()
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         client.join("r", adaptor)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"early",), 1))
         await peer.hears_nothing_else()
         assert adaptor.applied == []
 
 
-async def test_text_messages_are_passed_on(scripted: ManualServer) -> None:
+async def test_text_messages_are_passed_on(manual: ManualServer) -> None:
     """Text that is no ping or pong goes to on_message; ping is answered; binary frames are the protocol's."""
-    async with joined(scripted) as (client, _, peer):
+    async with joined(manual) as (client, _, peer):
         said: list[str | bytes] = []
         client.on_message(said.append)
         await peer.send("hello", "ping", "pong", Leave(CrdtType.ELO, "nowhere"))
@@ -1820,13 +1622,13 @@ class LoroAdaptorThatRaises(LoroAdaptor):
 
 
 async def test_an_adaptor_that_raises_in_session_harms_nothing_else(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
+    manual: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`refused` and detaching are logged, `covers` raises in who asked; the room works, and can be left."""
     adaptor = Notebook()
     for name in ("refused", "detach", "covers"):
         adaptor.raises[name] = ZeroDivisionError(name)
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         adaptor.edit(b"x")
         batch = await peer.next(DocUpdate)
         await peer.send(Ack(CrdtType.ELO, "r", batch.batch_id, UpdateStatusCode.INVALID_UPDATE))
@@ -1843,10 +1645,10 @@ async def test_an_adaptor_that_raises_in_session_harms_nothing_else(
     assert "on being detached" in caplog.text
 
 
-async def test_an_adaptor_that_raises_while_somebody_waits_raises_in_them(scripted: ManualServer) -> None:
+async def test_an_adaptor_that_raises_while_somebody_waits_raises_in_them(manual: ManualServer) -> None:
     """`covers` is asked again whenever something came; when it raises then, who waits for `synced` hears of it."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         adaptor.edit(b"x")
         syncing = asyncio.create_task(room.synced())
         batch = await peer.next(DocUpdate)
@@ -1858,33 +1660,33 @@ async def test_an_adaptor_that_raises_while_somebody_waits_raises_in_them(script
         assert room.status is RoomStatus.JOINED
 
 
-async def test_an_adaptor_that_cannot_be_attached_is_not_joined(scripted: ManualServer) -> None:
+async def test_an_adaptor_that_cannot_be_attached_is_not_joined(manual: ManualServer) -> None:
     """`join` raises what `attach` raised, at once, and nothing is tracked."""
     adaptor = Notebook()
     adaptor.raises["attach"] = ZeroDivisionError("attach")
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         with pytest.raises(ZeroDivisionError):
             client.join("another", adaptor)
         assert client.rooms == (room,)
         await peer.hears_nothing_else()
 
 
-async def test_an_adaptor_whose_detach_raises_is_detached_from_a_room_in_error(scripted: ManualServer) -> None:
+async def test_an_adaptor_whose_detach_raises_is_detached_from_a_room_in_error(manual: ManualServer) -> None:
     """Refused and raising on the way out: the room is in error and untracked, and its listener hears of it."""
     adaptor, heard = Notebook(), Heard()
     adaptor.raises["detach"] = ZeroDivisionError("detach")
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         room.on_status(heard)
         await peer.send(room_error(RoomErrorCode.EVICTED))
         await until(lambda: room.status is RoomStatus.ERROR)
         assert (heard, client.rooms) == (["error"], ())
 
 
-async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(scripted: ManualServer) -> None:
+async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(manual: ManualServer) -> None:
     """loro raises bare BaseException; an adaptor of one's own that lets it through costs no connection."""
     adaptor = Notebook()
     adaptor.raises["apply"] = BaseException("what loro raises")
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"junk",), 77))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
         await peer.let_in()  # D-RESYNC
@@ -1893,13 +1695,11 @@ async def test_an_adaptor_that_raises_loros_base_exceptions_harms_only_its_room(
 
 
 @pytest.mark.parametrize("missing", [[None], 5])
-async def test_an_adaptor_that_returns_nonsense_puts_only_its_room_in_error(
-    scripted: ManualServer, missing: Any
-) -> None:
+async def test_an_adaptor_that_returns_nonsense_puts_only_its_room_in_error(manual: ManualServer, missing: Any) -> None:
     """What `missing_from` returns is not updates: who waits hears of it, as it would of an exception."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(missing=missing))
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in()
         with pytest.raises(JoinRefused):
             async with asyncio.timeout(60):
@@ -1908,19 +1708,19 @@ async def test_an_adaptor_that_returns_nonsense_puts_only_its_room_in_error(
         assert client.status is ClientStatus.CONNECTED
 
 
-async def test_an_adaptor_that_sends_no_bytes_is_not_told_that_they_are_too_large(scripted: ManualServer) -> None:
+async def test_an_adaptor_that_sends_no_bytes_is_not_told_that_they_are_too_large(manual: ManualServer) -> None:
     """An update that is not bytes is the adaptor's fault, and is not refused as one of more than 16 MiB."""
     adaptor = Notebook()
     wrong: Any = bytearray(b"not bytes")
-    async with joined(scripted, adaptor):
+    async with joined(manual, adaptor):
         adaptor.edit(wrong)
         assert UpdateStatusCode.PAYLOAD_TOO_LARGE not in [status for _, status in adaptor.refusals]
 
 
-async def test_an_adaptor_whose_crdt_type_changes_is_still_untracked(scripted: ManualServer) -> None:
+async def test_an_adaptor_whose_crdt_type_changes_is_still_untracked(manual: ManualServer) -> None:
     """A room is known by what it was joined with, whatever its adaptor says later."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         adaptor.crdt_type = CrdtType.YJS
         await room.leave()
         assert client.rooms == ()
@@ -1973,15 +1773,15 @@ async def test_room_fsm_has_to_be_a_subclass(wrong: Any) -> None:
 # ------------------------------------------------------------------------------------------------ machines of one's own
 
 
-async def test_room_fsm_a_subclass_may_be_less_patient(scripted: ManualServer) -> None:
+async def test_room_fsm_a_subclass_may_be_less_patient(manual: ManualServer) -> None:
     """D-TIMEOUT: join_timeout is an attribute of the class."""
 
     class Impatient(RoomFSM):
         join_timeout = 1.0
 
-    async with client_of(scripted.url, room_fsm=Impatient, retry=RetryPolicy(jitter=0)) as client:
+    async with client_of(manual.url, room_fsm=Impatient, retry=RetryPolicy(jitter=0)) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         began = now()
         await peer.let_in()
@@ -1990,7 +1790,7 @@ async def test_room_fsm_a_subclass_may_be_less_patient(scripted: ManualServer) -
 
 
 async def test_room_fsm_a_guard_that_raises_puts_only_that_room_in_error(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
+    manual: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """D-ERROR: the room goes to error with a reason, its waiters hear of it, the client and the other rooms go on."""
 
@@ -1999,7 +1799,7 @@ async def test_room_fsm_a_guard_that_raises_puts_only_that_room_in_error(
             raise ZeroDivisionError("a fault of the guard's own")
 
     heard = Heard()
-    async with joined(scripted, room_fsm=Faulty) as (client, room, peer):
+    async with joined(manual, room_fsm=Faulty) as (client, room, peer):
         room.on_status(heard)
         other = client.join("other", Notebook())
         await peer.let_in()
@@ -2014,7 +1814,7 @@ async def test_room_fsm_a_guard_that_raises_puts_only_that_room_in_error(
     assert "a fault of the guard's own" in caplog.text
 
 
-async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scripted: ManualServer) -> None:
+async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(manual: ManualServer) -> None:
     """D-ERROR: the room cannot even say goodbye, as there is no connection; the others come back."""
 
     class Faulty(RoomFSM):
@@ -2023,11 +1823,11 @@ async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scr
                 raise ZeroDivisionError
             super().forget_attempts()
 
-    async with joined(scripted, room_fsm=Faulty) as (client, room, peer):
+    async with joined(manual, room_fsm=Faulty) as (client, room, peer):
         other = client.join("other", Notebook())
         await peer.next(JoinRequest)
         peer.drop()
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in()
         await room
         await peer.hears_nothing_else()
@@ -2035,7 +1835,7 @@ async def test_room_fsm_that_raises_at_a_loss_harms_neither_client_nor_rooms(scr
 
 
 @pytest.mark.parametrize("when", ["joined", "error already"])
-async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted: ManualServer, when: str) -> None:
+async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(manual: ManualServer, when: str) -> None:
     """D-ERROR: a machine that cannot even be told that it broke is in error all the same, and its waiters hear."""
 
     class Hopeless(RoomFSM):
@@ -2057,7 +1857,7 @@ async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted
                 raise ZeroDivisionError
 
     heard = Heard()
-    async with joined(scripted, room_fsm=Hopeless) as (client, room, peer):
+    async with joined(manual, room_fsm=Hopeless) as (client, room, peer):
         room.on_status(heard)
         await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
         await peer.hears_nothing_else()
@@ -2068,7 +1868,7 @@ async def test_room_fsm_that_raises_even_on_its_way_to_error_ends_there(scripted
 
 
 async def test_room_fsm_may_ask_for_effects_that_rooms_do_not_know(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
+    manual: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An effect that nobody knows how to run is logged; the rest of them run."""
 
@@ -2081,7 +1881,7 @@ async def test_room_fsm_may_ask_for_effects_that_rooms_do_not_know(
             self.emit(Sing())
             super().begin_session()
 
-    async with joined(scripted, room_fsm=Singing) as (_, room, _):
+    async with joined(manual, room_fsm=Singing) as (_, room, _):
         assert room.status is RoomStatus.JOINED
     assert "Sing is no effect that rooms know how to run" in caplog.text
 
@@ -2089,12 +1889,12 @@ async def test_room_fsm_may_ask_for_effects_that_rooms_do_not_know(
 # --------------------------------------------------------------------------------------------------------- waiting
 
 
-async def test_cancelling_who_waits_harms_nobody(scripted: ManualServer) -> None:
+async def test_cancelling_who_waits_harms_nobody(manual: ManualServer) -> None:
     """A cancelled `await client.join` leaves the room joining, and the other waiters waiting."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
         one, two = asyncio.ensure_future(room), asyncio.ensure_future(room)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         one.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -2107,16 +1907,16 @@ async def test_cancelling_who_waits_harms_nobody(scripted: ManualServer) -> None
         assert client.rooms == (room,)
 
 
-async def test_a_rejoined_room_ends_a_wait_that_began_before_the_drop(scripted: ManualServer) -> None:
+async def test_a_rejoined_room_ends_a_wait_that_began_before_the_drop(manual: ManualServer) -> None:
     """`synced` holds across reconnects: it returns after the rejoin."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         adaptor.edit(b"x")
         await peer.next(DocUpdate)
         syncing = asyncio.create_task(room.synced())
         await asyncio.sleep(0)
         peer.drop()
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await syncing
 
 
@@ -2127,10 +1927,10 @@ def test_a_client_can_be_used_in_one_loop_after_another() -> None:
     room = client.join("r", Notebook())
 
     async def life() -> None:
-        async with manual_server() as scripted:
-            addresses.append(scripted.url)
+        async with manual_server() as manual:
+            addresses.append(manual.url)
             async with client:
-                peer = await scripted.peer()
+                peer = await manual.peer()
                 await peer.next(JoinRequest)
                 await peer.let_in()
                 await room
@@ -2164,7 +1964,7 @@ def test_d_judged_a_flood_of_long_words_gives_way_to_the_loop(kind: str) -> None
 
 
 async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
+    manual: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Joined, refused, raised, too large or of the wrong type: the credentials are nowhere to be read."""
     caplog.set_level(logging.DEBUG)
@@ -2179,14 +1979,14 @@ async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
     async def a_str() -> Any:
         return "hunter2"
 
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         fine = client.join("fine", Notebook(), auth=b"hunter2", on_status=shown.append)
         refused = client.join("refused", Notebook(), auth=lambda: b"hunter2", on_status=shown.append)
         failing = client.join("failing", Notebook(), auth=raising, on_status=shown.append)
         out = client.join("out", Notebook(), auth=unauthorized, on_status=shown.append)
         wrong = client.join("wrong", Notebook(), auth=a_str, on_status=shown.append)
         too_large = client.join("large", Notebook(), auth=b"hunter2" * 50_000, on_status=shown.append)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         shown += [await peer.let_in(), await peer.turn_away(JoinErrorCode.AUTH_FAILED)]
         await fine
         for room in (refused, out, wrong, too_large):
@@ -2201,9 +2001,7 @@ async def test_auth_bytes_are_in_no_log_no_repr_and_no_error(
     assert "reconnect_fsm" in caplog.text
 
 
-async def test_auth_bytes_are_not_the_result_of_a_task(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_auth_bytes_are_not_the_result_of_a_task(manual: ManualServer, caplog: pytest.LogCaptureFixture) -> None:
     """In debug mode asyncio logs the repr of a task whose last step was slow, and in that is the task's result."""
     asyncio.get_running_loop().slow_callback_duration = 0  # here all of them are slow
 
@@ -2211,9 +2009,9 @@ async def test_auth_bytes_are_not_the_result_of_a_task(
         await asyncio.sleep(1)
         return b"hunter2"
 
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(), auth=token)
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await room
     assert "Executing <Task finished" in caplog.text
     assert "hunter2" not in caplog.text
@@ -2222,9 +2020,9 @@ async def test_auth_bytes_are_not_the_result_of_a_task(
 # ------------------------------------------------------------------------------------- what a close reading has found
 
 
-async def test_d_leave_a_join_that_follows_at_once_makes_a_new_room(scripted: ManualServer) -> None:
+async def test_d_leave_a_join_that_follows_at_once_makes_a_new_room(manual: ManualServer) -> None:
     """D-LEAVE D-LISTEN: also within a listener, where both wait their turn; the join is not lost."""
-    async with joined(scripted) as (client, room, _):
+    async with joined(manual) as (client, room, _):
         made: list[Room] = []
 
         def again(change: StatusChange[ClientStatus]) -> None:
@@ -2234,18 +2032,18 @@ async def test_d_leave_a_join_that_follows_at_once_makes_a_new_room(scripted: Ma
         client.on_status(again)
         client.set_online(False)
         client.set_online(True)
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await made[-1]
         assert room.state == "left"
         assert client.rooms == (made[-1],)
         assert made[-1] is not room
 
 
-async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(scripted: ManualServer) -> None:
+async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(manual: ManualServer) -> None:
     """CancelledError out of a plain call is the adaptor's fault, and ends neither the reader nor the connection."""
     adaptor = Notebook()
     adaptor.raises["apply"] = asyncio.CancelledError()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         await peer.send(DocUpdate(CrdtType.ELO, "r", (b"x",), 77))
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r", 77, UpdateStatusCode.INVALID_UPDATE)
         await peer.next(JoinRequest)  # D-RESYNC
@@ -2256,11 +2054,11 @@ async def test_an_adaptor_that_asks_a_cancelled_task_harms_only_its_room(scripte
         assert (client.status, room.status) == (ClientStatus.CONNECTED, RoomStatus.JOINED)
 
 
-async def test_what_an_application_calls_its_error_is_made_presentable(scripted: ManualServer) -> None:
+async def test_what_an_application_calls_its_error_is_made_presentable(manual: ManualServer) -> None:
     """A server's words are short and one line, whatever it sends: they end up in reasons and logs."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await peer.send(JoinError(CrdtType.ELO, "r", JoinErrorCode.APP_ERROR, "no", app_code="a\nb" * 1000))
         with pytest.raises(JoinRefused) as caught:
@@ -2269,18 +2067,18 @@ async def test_what_an_application_calls_its_error_is_made_presentable(scripted:
         assert len(str(caught.value)) < 500
 
 
-async def test_a_second_yes_does_not_change_what_we_may_do(scripted: ManualServer) -> None:
+async def test_a_second_yes_does_not_change_what_we_may_do(manual: ManualServer) -> None:
     """The machine refuses it, and so does all else: the permission stays."""
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         await peer.send(JoinResponseOk(CrdtType.ELO, "r", "read", b"other"))
         await peer.hears_nothing_else()
         assert room.permission == "write"
 
 
-async def test_a_message_over_the_protocols_limit_is_dropped(scripted: ManualServer) -> None:
+async def test_a_message_over_the_protocols_limit_is_dropped(manual: ManualServer) -> None:
     """256 KiB: more would block the loop for as long as a server likes; the room goes on."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         frame = encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 100, 1))
         await peer.send(frame + b"\0" * 262_144)
         await peer.hears_nothing_else()
@@ -2302,11 +2100,11 @@ class Jammed:
     async def written(self) -> None: ...
 
 
-async def test_refusals_are_kept_back_when_nothing_is_read(scripted: ManualServer) -> None:
+async def test_refusals_are_kept_back_when_nothing_is_read(manual: ManualServer) -> None:
     """A server that sends junk and reads nothing cannot fill our memory with Acks."""
     adaptor = Notebook()
     adaptor.raises["apply"] = ValueError("junk")
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         sent: list[bytes] = []
         client._rooms._link = Jammed(sent)
         for number in range(20):
@@ -2316,11 +2114,11 @@ async def test_refusals_are_kept_back_when_nothing_is_read(scripted: ManualServe
         assert room.status is RoomStatus.JOINED
 
 
-async def test_fragments_come_in_a_few_rooms_at_a_time(scripted: ManualServer) -> None:
+async def test_fragments_come_in_a_few_rooms_at_a_time(manual: ManualServer) -> None:
     """Each room may hold 128 MiB of unfinished batches, so only so many rooms may."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         rooms = [client.join(f"r{number}", Notebook()) for number in range(17)]
-        peer = await scripted.peer()
+        peer = await manual.peer()
         for room in rooms:
             request = await peer.next(JoinRequest)
             await peer.send(JoinResponseOk(CrdtType.ELO, request.room_id, "write", b""))
@@ -2330,11 +2128,11 @@ async def test_fragments_come_in_a_few_rooms_at_a_time(scripted: ManualServer) -
         assert await peer.next(Ack) == Ack(CrdtType.ELO, "r16", 5, UpdateStatusCode.RATE_LIMITED)
 
 
-async def test_d_leave_an_answer_to_who_has_left_is_for_nobody(scripted: ManualServer) -> None:
+async def test_d_leave_an_answer_to_who_has_left_is_for_nobody(manual: ManualServer) -> None:
     """D-LEAVE: a room that is joined again at once is not refused for what the first request got wrong."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         first = client.join("r", Notebook(), auth=b"wrong")
-        peer = await scripted.peer()
+        peer = await manual.peer()
         assert (await peer.next(JoinRequest)).auth == b"wrong"
         await first.leave()
         second = client.join("r", Notebook(), auth=b"right")
@@ -2365,10 +2163,10 @@ class Library(Notebook):
             yield self.PIECE
 
 
-async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(scripted: ManualServer) -> None:
+async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(manual: ManualServer) -> None:
     """D-ACK: no more of it is asked for than a few MiB beyond what was acknowledged, and it ends when all was."""
     adaptor = Library(60)
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         syncing = asyncio.create_task(room.synced())
         most = room_session.UPLOAD_AHEAD // len(adaptor.PIECE) + 2
         await asyncio.sleep(5)
@@ -2384,14 +2182,14 @@ async def test_d_ack_a_large_document_goes_out_as_the_server_takes_it(scripted: 
         assert adaptor.taken == 60
 
 
-async def test_d_ack_a_large_document_begins_anew_on_the_next_connection(scripted: ManualServer) -> None:
+async def test_d_ack_a_large_document_begins_anew_on_the_next_connection(manual: ManualServer) -> None:
     """D-ACK: what was not sent when the connection was lost is not sent behind the version exchange's back."""
     adaptor = Library(60)
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         await asyncio.sleep(5)
         taken, adaptor.pieces = adaptor.taken, 1
         await peer.close(1001)
-        again = await scripted.peer()
+        again = await manual.peer()
         await again.let_in()
         await again.next(DocUpdate)
         await again.hears_nothing_else()
@@ -2399,10 +2197,10 @@ async def test_d_ack_a_large_document_begins_anew_on_the_next_connection(scripte
         assert adaptor.taken == taken + 1
 
 
-async def test_d_leave_the_rest_of_a_large_document_goes_before_the_leave(scripted: ManualServer) -> None:
+async def test_d_leave_the_rest_of_a_large_document_goes_before_the_leave(manual: ManualServer) -> None:
     """D-LEAVE D-ACK: there will be no other time for it."""
     adaptor = Library(60)
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         leaving = asyncio.create_task(asyncio.wait_for(room.leave(), PATIENCE))
         for _ in range(60):
             assert (await peer.next(DocUpdate)).updates == (adaptor.PIECE,)
@@ -2410,7 +2208,7 @@ async def test_d_leave_the_rest_of_a_large_document_goes_before_the_leave(script
         await leaving
 
 
-async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted: ManualServer) -> None:
+async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(manual: ManualServer) -> None:
     """D-ERROR: its room is in error, and no other; also if there is no end of what it has to say."""
 
     async def acknowledge_all(peer: Peer) -> None:
@@ -2423,9 +2221,9 @@ async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted
             yield from itertools.repeat(b"", 300_000)
             raise OSError("the disk is gone")
 
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Torn())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in()
         acknowledging = asyncio.create_task(acknowledge_all(peer))
         with pytest.raises(JoinRefused):
@@ -2438,10 +2236,10 @@ async def test_an_adaptor_that_raises_in_the_middle_of_a_large_document(scripted
 # ------------------------------------------------------------------------------------------------------------- D-RESYNC
 
 
-async def test_d_resync_by_hand_versions_are_compared_in_the_session(scripted: ManualServer) -> None:
+async def test_d_resync_by_hand_versions_are_compared_in_the_session(manual: ManualServer) -> None:
     """D-RESYNC: what the server lacks is sent, and `resync` returns when it has its Ack; the status is the same."""
     adaptor, heard = Notebook(), Heard()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         room.on_status(heard)
         adaptor.missing = (b"lost long ago",)
         resyncing = asyncio.create_task(room.resync())
@@ -2459,31 +2257,31 @@ async def test_d_resync_by_hand_versions_are_compared_in_the_session(scripted: M
     assert heard == ["disconnected"]
 
 
-async def test_d_resync_while_not_connected_waits_for_the_join(scripted: ManualServer) -> None:
+async def test_d_resync_while_not_connected_waits_for_the_join(manual: ManualServer) -> None:
     """D-RESYNC: which compares versions, too."""
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         peer.drop()
         await until(lambda: room.status is RoomStatus.RECONNECTING)
         resyncing = asyncio.create_task(room.resync())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in()
         await resyncing
         await peer.hears_nothing_else()
 
 
-async def test_d_resync_two_at_once_are_one(scripted: ManualServer) -> None:
+async def test_d_resync_two_at_once_are_one(manual: ManualServer) -> None:
     """D-RESYNC: the answer under way is for both."""
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         both = [asyncio.create_task(room.resync()) for _ in range(2)]
         await peer.let_in()
         await asyncio.gather(*both)
         await peer.hears_nothing_else()
 
 
-async def test_d_resync_no_answer_is_asked_again_and_the_session_goes_on(scripted: ManualServer) -> None:
+async def test_d_resync_no_answer_is_asked_again_and_the_session_goes_on(manual: ManualServer) -> None:
     """D-RESYNC D-TIMEOUT: with the room's own backoff."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         resyncing = asyncio.create_task(room.resync())
         await peer.next(JoinRequest)
         await peer.next(JoinRequest)  # 10 s later
@@ -2494,7 +2292,7 @@ async def test_d_resync_no_answer_is_asked_again_and_the_session_goes_on(scripte
         await resyncing
 
 
-async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(scripted: ManualServer) -> None:
+async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(manual: ManualServer) -> None:
     """D-RESYNC: `apply` said so; until it is answered, and what the server had has come, the room is not synced."""
 
     class Gappy(Notebook):
@@ -2506,7 +2304,7 @@ async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(s
             return server_version != b"all" or b"the gap" in self.applied
 
     adaptor = Gappy()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         for _ in range(3):
             await peer.send(DocUpdate(CrdtType.ELO, "r", (b"too early",), 1))
         request = await peer.next(JoinRequest)
@@ -2520,10 +2318,10 @@ async def test_d_resync_an_update_that_waits_for_another_leads_to_a_comparison(s
         assert room.is_synced
 
 
-async def test_d_resync_a_refusal_for_good_is_raised_until_it_is_over(scripted: ManualServer) -> None:
+async def test_d_resync_a_refusal_for_good_is_raised_until_it_is_over(manual: ManualServer) -> None:
     """D-RESYNC: `synced` raises, listeners of errors hear of it once; the next edit makes one more comparison."""
     adaptor, errors, denied = Notebook(), list[Exception](), UpdateStatusCode.PERMISSION_DENIED
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         room.on_error(errors.append)
 
         async def refuse() -> None:
@@ -2555,10 +2353,10 @@ async def test_d_resync_a_refusal_for_good_is_raised_until_it_is_over(scripted: 
     assert adaptor.refusals == [((b"a",), denied)] * 2
 
 
-async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(scripted: ManualServer) -> None:
+async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(manual: ManualServer) -> None:
     """D-RESYNC: two updates are on their way, the first is refused, and the second gets its OK."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         adaptor.edit(b"a")
         adaptor.edit(b"b, on top of a")
         first, second = await peer.next(DocUpdate), await peer.next(DocUpdate)
@@ -2571,10 +2369,10 @@ async def test_d_resync_an_ack_for_a_later_edit_ends_no_doubt(scripted: ManualSe
         assert not room.is_synced
 
 
-async def test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on(scripted: ManualServer) -> None:
+async def test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on(manual: ManualServer) -> None:
     """D-JOINERR D-RESYNC: later each time; edits are kept back, and go out in one go."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         adaptor.edit(b"a")
         for wait in (0.125, 0.25, 0.25):  # as `client_of` has it
             batch = await peer.next(DocUpdate)
@@ -2591,26 +2389,26 @@ async def test_d_joinerr_a_rate_limit_is_waited_for_and_the_session_goes_on(scri
         await room.synced()
 
 
-async def test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good(scripted: ManualServer) -> None:
+async def test_d_joinerr_an_unspecified_refusal_loses_no_room_that_was_good(manual: ManualServer) -> None:
     """D-JOINERR: neither at a rejoin, nor while versions are compared."""
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         resyncing = asyncio.create_task(room.resync())
         await peer.turn_away(JoinErrorCode.UNKNOWN)
         assert room.status is RoomStatus.JOINED
         await peer.let_in()
         await resyncing
         peer.drop()
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.turn_away(JoinErrorCode.UNKNOWN)
         await peer.let_in()
         await room
         assert client.rooms == (room,)
 
 
-async def test_d_resync_on_synced_hears_of_every_change(scripted: ManualServer) -> None:
+async def test_d_resync_on_synced_hears_of_every_change(manual: ManualServer) -> None:
     """D-RESYNC: once for each change, and not inside the document's own call."""
     adaptor, heard = Notebook(), list[bool]()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         assert room.is_synced
         forget = room.on_synced(heard.append)
         adaptor.edit(b"a")
@@ -2622,7 +2420,7 @@ async def test_d_resync_on_synced_hears_of_every_change(scripted: ManualServer) 
         await room.synced()
         await until(lambda: len(heard) == 2)
         peer.drop()
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await until(lambda: len(heard) == 4)
         forget()
         adaptor.edit(b"c")
@@ -2642,11 +2440,11 @@ async def test_d_resync_edits_that_are_not_committed_are_committed_first(server:
         assert text(server.document("r")) == "not committed"
 
 
-async def test_on_error_hears_why_a_room_ends(scripted: ManualServer) -> None:
+async def test_on_error_hears_why_a_room_ends(manual: ManualServer) -> None:
     """D-ROOMERR D-ERROR: also if it is this program's own doing."""
     errors: list[Exception] = []
     adaptor = Notebook()
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         room.on_error(errors.append)
         await peer.send(room_error(RoomErrorCode.EVICTED, "out"))
         await until(lambda: errors)
@@ -2683,10 +2481,10 @@ class Hoarder(Notebook):
             yield self.kept.pop(0)
 
 
-async def test_d_anyway_what_was_not_passed_on_is_taken_in_a_later_turn(scripted: ManualServer) -> None:
+async def test_d_anyway_what_was_not_passed_on_is_taken_in_a_later_turn(manual: ManualServer) -> None:
     """D-ANYWAY: in order, and the room is not synced until it is sent and acknowledged."""
     adaptor = Hoarder()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         adaptor.keep(b"one", b"two")
         adaptor.keep(b"three")
         assert (adaptor.asked["unsent"], room.is_synced) == (0, False)
@@ -2698,13 +2496,13 @@ async def test_d_anyway_what_was_not_passed_on_is_taken_in_a_later_turn(scripted
         await peer.hears_nothing_else()
 
 
-async def test_d_anyway_while_something_is_uploaded_it_comes_next(scripted: ManualServer) -> None:
+async def test_d_anyway_while_something_is_uploaded_it_comes_next(manual: ManualServer) -> None:
     """D-ANYWAY: what came to the document during the upload of a join goes after it."""
     adaptor = Hoarder()
     adaptor.missing = [bytes(200_000)] * 30
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", adaptor)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.let_in()
         await peer.next(DocUpdate)
         adaptor.keep(b"the last")
@@ -2716,10 +2514,10 @@ async def test_d_anyway_while_something_is_uploaded_it_comes_next(scripted: Manu
         assert not room.is_synced
 
 
-async def test_d_anyway_an_adaptor_whose_unsent_raises_puts_its_room_in_error(scripted: ManualServer) -> None:
+async def test_d_anyway_an_adaptor_whose_unsent_raises_puts_its_room_in_error(manual: ManualServer) -> None:
     """D-ANYWAY D-GUARD: it is asked in the loop, not in the document's call."""
     adaptor = Hoarder()
-    async with joined(scripted, adaptor) as (_, room, _):
+    async with joined(manual, adaptor) as (_, room, _):
         adaptor.raises["unsent"] = BaseException("as loro does")
         adaptor.keep(b"x")
         await until(lambda: room.status is RoomStatus.ERROR)
@@ -2743,10 +2541,10 @@ class Presence(Notebook):
         return [b"gone"]
 
 
-async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(scripted: ManualServer) -> None:
+async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(manual: ManualServer) -> None:
     """D-PRESENCE: each interval, whatever a renewal raises; not while there is no session."""
     adaptor = Presence(10.0)
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         began = now()
         for _ in range(2):
             assert (await peer.next(DocUpdate)).updates == (b"here",)
@@ -2756,7 +2554,7 @@ async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(scripted:
         assert (await peer.next(DocUpdate)).updates == (b"here",)
         assert [round(at - began) for at in adaptor.renewed] == [10, 20, 40]
         peer.drop()
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         await asyncio.sleep(9)
         assert len(adaptor.renewed) == 3
@@ -2766,10 +2564,10 @@ async def test_d_presence_is_renewed_for_as_long_as_the_room_is_joined(scripted:
 
 
 @pytest.mark.parametrize("ending", ["leave", "close"])
-async def test_d_presence_is_taken_back_at_the_end(scripted: ManualServer, ending: str) -> None:
+async def test_d_presence_is_taken_back_at_the_end(manual: ManualServer, ending: str) -> None:
     """D-PRESENCE: before the Leave, or the close frame; once."""
     adaptor = Presence(None)
-    async with joined(scripted, adaptor) as (client, room, peer):
+    async with joined(manual, adaptor) as (client, room, peer):
         await (room.leave() if ending == "leave" else client.close())
         assert (await peer.next(DocUpdate)).updates == (b"gone",)
         if ending == "leave":
@@ -2778,12 +2576,12 @@ async def test_d_presence_is_taken_back_at_the_end(scripted: ManualServer, endin
     assert adaptor.asked["take_back"] == 1
 
 
-async def test_d_presence_a_connection_that_is_made_anew_takes_nothing_back(scripted: ManualServer) -> None:
+async def test_d_presence_a_connection_that_is_made_anew_takes_nothing_back(manual: ManualServer) -> None:
     """D-PRESENCE: the others would see us go and come."""
     adaptor = Presence(None)
-    async with joined(scripted, adaptor) as (client, room, _):
+    async with joined(manual, adaptor) as (client, room, _):
         client.retry_now()
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await room
         assert adaptor.asked["take_back"] == 0
 
@@ -2791,15 +2589,15 @@ async def test_d_presence_a_connection_that_is_made_anew_takes_nothing_back(scri
 # ------------------------------------------------------------------------------------------------------------ D-TOOBIG
 
 
-async def test_d_toobig_pieces_are_halved_until_they_are_taken(scripted: ManualServer) -> None:
+async def test_d_toobig_pieces_are_halved_until_they_are_taken(manual: ManualServer) -> None:
     """D-TOOBIG: of updates and of fragments, at each 1009, down to 16 KiB; the adaptor is told."""
     adaptor = Hoarder()
     adaptor.missing = (bytes(100_000), bytes(300_000))
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         client.join("r", adaptor)
         sizes = []
         for _ in range(6):
-            peer = await scripted.peer()
+            peer = await manual.peer()
             await peer.let_in()
             message = await peer.next(DocUpdate if not sizes else Message)  # type: ignore[type-var]
             sizes.append(adaptor.max_piece)
@@ -2814,11 +2612,11 @@ async def test_d_toobig_pieces_are_halved_until_they_are_taken(scripted: ManualS
     ]
 
 
-async def test_d_toobig_a_close_for_nothing_of_ours_halves_nothing(scripted: ManualServer) -> None:
+async def test_d_toobig_a_close_for_nothing_of_ours_halves_nothing(manual: ManualServer) -> None:
     """D-TOOBIG: nothing was on its way."""
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         await peer.close(1009)
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         await room
         assert client._rooms.max_piece == 256 * 1024
 
@@ -2831,10 +2629,10 @@ def test_d_toobig_a_size_that_makes_no_sense_is_refused(name: str, wrong: Any) -
         Client("ws://127.0.0.1:1", **{name: wrong})
 
 
-async def test_d_toobig_the_first_size_can_be_set(scripted: ManualServer) -> None:
+async def test_d_toobig_the_first_size_can_be_set(manual: ManualServer) -> None:
     """D-TOOBIG: no frame is larger, small edits included."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor, max_piece=16 * 1024) as (_, _, peer):
+    async with joined(manual, adaptor, max_piece=16 * 1024) as (_, _, peer):
         adaptor.edit(bytes(16_383))
         adaptor.edit(b"end")
         frames: list[Message | str] = []
@@ -2846,7 +2644,7 @@ async def test_d_toobig_the_first_size_can_be_set(scripted: ManualServer) -> Non
 # ------------------------------------------------------------------------------------------------------- large messages
 
 
-async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: ManualServer) -> None:
+async def test_a_batch_of_very_many_updates_is_applied_in_slices(manual: ManualServer) -> None:
     """The loop has its turns meanwhile; order is kept; one Ack for the batch, if it is refused."""
     adaptor, turns = Notebook(), 0
     many = tuple(number.to_bytes(2, "big") for number in range(20_000))
@@ -2856,7 +2654,7 @@ async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: Manua
         turns += 1
         asyncio.get_running_loop().call_soon(turn)
 
-    async with joined(scripted, adaptor) as (_, _, peer):
+    async with joined(manual, adaptor) as (_, _, peer):
         await peer.send(DocUpdate(CrdtType.ELO, "r", many, 1), DocUpdate(CrdtType.ELO, "r", (b"next",), 2))
         await until(lambda: adaptor.applied)
         turn()
@@ -2870,10 +2668,10 @@ async def test_a_batch_of_very_many_updates_is_applied_in_slices(scripted: Manua
         await peer.hears_nothing_else()
 
 
-async def test_a_batch_that_is_being_applied_ends_with_its_session(scripted: ManualServer) -> None:
+async def test_a_batch_that_is_being_applied_ends_with_its_session(manual: ManualServer) -> None:
     """The next session begins with a comparison; a room that was left applies nothing."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         steps = driver_of(room).rooms.received(encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 1000, 1)))
         assert steps is not None
         next(iter(steps))
@@ -2884,20 +2682,20 @@ async def test_a_batch_that_is_being_applied_ends_with_its_session(scripted: Man
 
 
 async def test_a_large_frame_that_is_cut_off_is_dropped_whole(
-    scripted: ManualServer, caplog: pytest.LogCaptureFixture
+    manual: ManualServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is read to its end before anything of it is applied."""
     adaptor = Notebook()
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         await peer.send(encode(DocUpdate(CrdtType.ELO, "r", (b"x",) * 5000, 1))[:-1])
         await peer.hears_nothing_else()
         assert (adaptor.applied, room.status) == ([], RoomStatus.JOINED)
     assert "dropped a malformed message" in caplog.text
 
 
-async def test_d_thread_a_wait_in_another_loop_raises_at_once(scripted: ManualServer) -> None:
+async def test_d_thread_a_wait_in_another_loop_raises_at_once(manual: ManualServer) -> None:
     """D-THREAD: whatever would wait for a room, join it or leave it."""
-    async with joined(scripted) as (client, room, _):
+    async with joined(manual) as (client, room, _):
 
         async def each(ask: Callable[[], Any]) -> None:
             with pytest.raises(RuntimeError, match="another event loop"):

@@ -11,8 +11,8 @@ from typing import Any
 
 import loro
 import pytest
-from test_rooms import Notebook
 
+from doubles import Notebook
 from reconnect_fsm import Client, ClientFSM, Keepalive, RetryPolicy, RoomFSM, Unauthorized
 from reconnect_fsm._asyncio.user_code import FaultCounter, UserCodeFailed, await_user, call_user, notify_user, report
 from reconnect_fsm.telemetry import observe

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, VersionVector
 
+from documents import new_doc, text, write
 from kit import until
 from reconnect_fsm import Client
 from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
@@ -29,25 +30,9 @@ from reconnect_fsm.testing import EmbeddedServer
 NOTHING = VersionVector()  # type: ignore[no-untyped-call]  # loro's stub
 
 
-def new_doc(peer: int | None = None) -> LoroDoc:
-    doc = LoroDoc()  # type: ignore[no-untyped-call]  # loro's stub
-    if peer is not None:
-        doc.peer_id = peer
-    return doc
-
-
-def write(doc: LoroDoc, words: str) -> None:
-    doc.get_text("text").insert(0, words)
-    doc.commit()
-
-
 def put(doc: LoroDoc, key: str, value: Any) -> None:
     doc.get_map("map").insert(key, value)
     doc.commit()
-
-
-def text(doc: LoroDoc) -> str:
-    return doc.get_text("text").to_string()
 
 
 def everything(doc: LoroDoc) -> bytes:

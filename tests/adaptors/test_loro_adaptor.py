@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loro import ID, EphemeralStore, ExportMode, LoroDoc, VersionVector
 
+from documents import new_doc, text, write
 from kit import Statuses, until
 from reconnect_fsm import Client, Keepalive, RetryPolicy, adaptors
 from reconnect_fsm.adaptors import Adaptor, EphemeralAdaptor, LoroAdaptor
@@ -37,26 +38,9 @@ def client_of(url: str) -> Client:
     return Client(url, retry=RetryPolicy(base=0.01, cap=0.02), keepalive=Keepalive(enabled=False))
 
 
-def new_doc(peer: int | None = None) -> LoroDoc:
-    doc = LoroDoc()  # type: ignore[no-untyped-call]  # loro's stub
-    if peer is not None:
-        doc.peer_id = peer
-    return doc
-
-
-def write(doc: LoroDoc, words: str) -> None:
-    """Put words at the front of the document, and commit."""
-    doc.get_text("text").insert(0, words)
-    doc.commit()
-
-
 def write_all(doc: LoroDoc, all_words: Sequence[str]) -> None:
     for words in all_words:
         write(doc, words)
-
-
-def text(doc: LoroDoc) -> str:
-    return doc.get_text("text").to_string()
 
 
 def update_of(words: str) -> bytes:

@@ -1,4 +1,4 @@
-"""How tests wait: for what stays by looking again and again, for what passes by listening.
+"""What many tests need. How they wait: for what stays by looking again and again, for what passes by listening.
 
 A status that a client is in for a millisecond is missed by whoever looks every few, on a busy machine more often than
 on a quiet one. So what may pass is recorded by a listener that was there before, and only what stays, once it is so,
@@ -19,12 +19,25 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from reconnect_fsm import ClientFSM, Room, RoomFSM
+from reconnect_fsm import Client, ClientFSM, Keepalive, RetryPolicy, Room, RoomFSM
 from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm._asyncio.room_session import RoomSession
+from reconnect_fsm._asyncio.transport.url import UrlSource
 from reconnect_fsm.effects import Effect
 
-__all__ = ["PATIENCE", "Idle", "States", "Statuses", "hold", "patience", "session_of", "until", "until_equal"]
+__all__ = [
+    "PATIENCE",
+    "Idle",
+    "States",
+    "Statuses",
+    "client_of",
+    "hold",
+    "now",
+    "patience",
+    "session_of",
+    "until",
+    "until_equal",
+]
 
 PATIENCE: Final = 60.0
 """Seconds for what must come: only a test that fails waits so long. Well below pytest's own timeout of a test."""
@@ -49,6 +62,21 @@ async def until(condition: Callable[[], object], within: float | None = None) ->
                 await asyncio.sleep(EVERY)
     except TimeoutError:
         raise AssertionError(f"did not hold within {within:g} s: {_source(condition)}") from None
+
+
+def now() -> float:
+    """The running loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def client_of(url: UrlSource, **options: Any) -> Client:
+    """A client that reconnects soon and does not ping."""
+    options = {
+        "retry": RetryPolicy(base=0.125, cap=0.25, jitter=0, stable_after=0),
+        "keepalive": Keepalive(enabled=False),
+        **options,
+    }
+    return Client(url, **options)
 
 
 def session_of(room: Room) -> RoomSession:

@@ -30,7 +30,7 @@ import bounds
 import faulty
 from faulty import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Behaviour, Peer, Watch
 from figures import Figures, soak
-from kit import PATIENCE, session_of, until
+from kit import PATIENCE, now, session_of, until
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomFSM, RoomStatus, room_fsm
 from reconnect_fsm._asyncio import room_driver, room_session
 from reconnect_fsm._asyncio.connection import MAX_MSG_SIZE, Connection
@@ -272,10 +272,6 @@ async def patience(seconds: float = PATIENCE) -> AsyncIterator[None]:
 
 def client_of(server: faulty.Server, **options: Any) -> Client:
     return Client(server.url, **{"retry": RetryPolicy(random=random.Random(1)), **options})
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def reassembler_of(room: Room) -> Reassembler | None:

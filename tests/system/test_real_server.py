@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from loro import EphemeralStore, LoroDoc
 
+from documents import new_doc, text
 from kit import PATIENCE, Statuses, until, until_equal
 from node_peers import NodeClient, NodeServer, requires_node, skip_without_node
 from reconnect_fsm import (
@@ -59,18 +60,10 @@ def client_of(server: NodeServer, **options: Any) -> Client:
     return Client(server.url, **options)
 
 
-def new_doc() -> LoroDoc:
-    return LoroDoc()  # type: ignore[no-untyped-call]  # loro's stub
-
-
 def write(doc: LoroDoc, words: str) -> None:
     """Put words at the end of the document, and commit."""
     doc.get_text("text").push_str(words)
     doc.commit()
-
-
-def text(doc: LoroDoc) -> str:
-    return doc.get_text("text").to_string()
 
 
 # --------------------------------------------------------------------------------------------------------- both clients

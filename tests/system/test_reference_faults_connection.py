@@ -12,7 +12,7 @@ import pytest
 
 import faulty
 from faulty import Peer, Watch
-from kit import until
+from kit import now, until
 from reconnect_fsm import ClientStatus, Connection, Keepalive, RetryPolicy
 
 EXACT = RetryPolicy(jitter=0.0)
@@ -20,10 +20,6 @@ LATER = RetryPolicy(base=1000.0, cap=1000.0, jitter=0.0)
 NOBODY = "ws://127.0.0.1:1/"  # under virtual time, where only our own servers are
 
 pytestmark = pytest.mark.virtual_time
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def lose(peer: Peer) -> Awaitable[None]:

@@ -9,12 +9,12 @@ import asyncio
 import itertools
 import logging
 import tracemalloc
-from collections.abc import AsyncIterator
 
 import pytest
-from test_rooms import Heard, ManualServer, Notebook, client_of, joined, manual_server, now, room_error, until
 
-from kit import session_of
+from doubles import Notebook
+from kit import client_of, now, session_of, until
+from manual_server import Heard, ManualServer, joined, room_error
 from reconnect_fsm import ClientStopped, JoinRefused, RetryPolicy, RoomFSM, RoomStatus
 from reconnect_fsm._asyncio import room_session
 from reconnect_fsm.loro_protocol import (
@@ -33,37 +33,31 @@ from reconnect_fsm.testing import EmbeddedServer
 pytestmark = pytest.mark.virtual_time
 
 
-@pytest.fixture
-async def scripted() -> AsyncIterator[ManualServer]:
-    async with manual_server() as server:
-        yield server
-
-
-async def test_a_join_in_flight_at_a_drop_does_not_hang(scripted: ManualServer) -> None:
+async def test_a_join_in_flight_at_a_drop_does_not_hang(manual: ManualServer) -> None:
     """ "A join in flight at a drop hangs for ever": ours is sent again, and whoever waits gets the room."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
         waiting = asyncio.ensure_future(room)
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         peer.drop()
-        await (await scripted.peer()).let_in()
+        await (await manual.peer()).let_in()
         assert await waiting is room
 
 
-async def test_leave_untracks(scripted: ManualServer) -> None:
+async def test_leave_untracks(manual: ManualServer) -> None:
     """ "`leave()` does not untrack, the room is rejoined": after a reconnect nobody asks for a room that was left."""
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         await room.leave()
         await peer.next(Leave)
         peer.drop()
-        await (await scripted.peer()).hears_nothing_else()
+        await (await manual.peer()).hears_nothing_else()
         assert client.rooms == ()
 
 
-async def test_close_leaves_no_join_hanging_and_tells_the_rooms(scripted: ManualServer) -> None:
+async def test_close_leaves_no_join_hanging_and_tells_the_rooms(manual: ManualServer) -> None:
     """ "`close()` leaves queued joins hanging, tells joined rooms nothing": both hear of it, waiters and listeners."""
-    async with joined(scripted) as (client, room, peer):
+    async with joined(manual) as (client, room, peer):
         heard, heard_too = Heard(), Heard()
         room.on_status(heard)
         in_flight = client.join("in flight", Notebook(), on_status=heard_too)
@@ -86,10 +80,10 @@ async def test_close_leaves_no_queued_join_hanging() -> None:
             await each
 
 
-async def test_eviction_shows_as_error(scripted: ManualServer) -> None:
+async def test_eviction_shows_as_error(manual: ManualServer) -> None:
     """ "Eviction never shows as `error`": the status is error, the reason is the server's, and waiting raises it."""
     heard = Heard()
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         room.on_status(heard)
         await peer.send(room_error(RoomErrorCode.EVICTED, "you were evicted"))
         await until(lambda: heard == ["error"])
@@ -97,7 +91,7 @@ async def test_eviction_shows_as_error(scripted: ManualServer) -> None:
             await room
 
 
-async def test_a_failing_token_provider_does_not_lose_the_room(scripted: ManualServer) -> None:
+async def test_a_failing_token_provider_does_not_lose_the_room(manual: ManualServer) -> None:
     """ "A failing token provider loses the room": it is asked again, with backoff, and the room is joined after all."""
     failures = [OSError("down")] * 3
 
@@ -106,18 +100,18 @@ async def test_a_failing_token_provider_does_not_lose_the_room(scripted: ManualS
             raise failures.pop()
         return b"token"
 
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(), auth=token)
-        assert (await (await scripted.peer()).let_in()).auth == b"token"
+        assert (await (await manual.peer()).let_in()).auth == b"token"
         await room
         assert client.rooms == (room,)
 
 
-async def test_version_unknown_is_no_loop(scripted: ManualServer) -> None:
+async def test_version_unknown_is_no_loop(manual: ManualServer) -> None:
     """ "Repeated version_unknown: 11,280 joins/s": three joins in all, then the room is in error."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook(alternative=b"other"))
-        peer = await scripted.peer()
+        peer = await manual.peer()
         for _ in range(3):
             await peer.turn_away(JoinErrorCode.VERSION_UNKNOWN)
         await asyncio.sleep(3600)
@@ -125,9 +119,9 @@ async def test_version_unknown_is_no_loop(scripted: ManualServer) -> None:
         assert room.status is RoomStatus.ERROR
 
 
-async def test_rejoin_suggested_is_no_loop(scripted: ManualServer) -> None:
+async def test_rejoin_suggested_is_no_loop(manual: ManualServer) -> None:
     """ "rejoin_suggested: 441/s": a server that suggests it at every join gets one at once, then one per 30 s."""
-    async with joined(scripted) as (_, _, peer):
+    async with joined(manual) as (_, _, peer):
         began = now()
         for _ in range(10):
             await peer.send(room_error(RoomErrorCode.REJOIN_SUGGESTED))
@@ -135,15 +129,15 @@ async def test_rejoin_suggested_is_no_loop(scripted: ManualServer) -> None:
         assert now() - began >= 9 * 30 - 1
 
 
-async def test_a_queued_join_carries_a_fresh_token(scripted: ManualServer) -> None:
+async def test_a_queued_join_carries_a_fresh_token(manual: ManualServer) -> None:
     """ "Queued joins carry a stale token": the function is asked when the request is sent, not when join is called."""
     issued = itertools.count()
-    client = client_of(scripted.url)
+    client = client_of(manual.url)
     client.join("r", Notebook(), auth=lambda: b"%d" % next(issued))
     await asyncio.sleep(60)
     assert next(issued) == 0  # nobody has asked for one yet
     async with client:
-        assert (await (await scripted.peer()).let_in()).auth == b"1"
+        assert (await (await manual.peer()).let_in()).auth == b"1"
 
 
 async def test_a_join_does_not_bypass_the_backoff() -> None:
@@ -159,11 +153,11 @@ async def test_a_join_does_not_bypass_the_backoff() -> None:
             assert (server.stats.attempts, client.state) == (attempts, state)
 
 
-async def test_a_join_has_a_timeout(scripted: ManualServer) -> None:
+async def test_a_join_has_a_timeout(manual: ManualServer) -> None:
     """ "No join timeout": a request that nobody answers is sent again, on the same connection."""
-    async with client_of(scripted.url) as client:
+    async with client_of(manual.url) as client:
         room = client.join("r", Notebook())
-        peer = await scripted.peer()
+        peer = await manual.peer()
         await peer.next(JoinRequest)
         began = now()
         await peer.let_in()
@@ -171,10 +165,10 @@ async def test_a_join_has_a_timeout(scripted: ManualServer) -> None:
         assert now() - began == pytest.approx(RoomFSM.join_timeout, abs=1)
 
 
-async def test_a_fragment_header_allocates_nothing(scripted: ManualServer) -> None:
+async def test_a_fragment_header_allocates_nothing(manual: ManualServer) -> None:
     """ "A fragment header claiming 2³²−1 allocates 4.3 GB": what it claims is not believed, nor allocated."""
     largest = 2**32 - 1
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         tracemalloc.start()
         try:
             for batch_id, (count, size) in enumerate([(largest, largest), (1, largest), (4096, 2**24), (largest, 1)]):
@@ -190,9 +184,9 @@ async def test_a_fragment_header_allocates_nothing(scripted: ManualServer) -> No
         assert room.state == "resyncing"  # to get what was in the third
 
 
-async def test_malformed_frames_are_not_silent(scripted: ManualServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_frames_are_not_silent(manual: ManualServer, caplog: pytest.LogCaptureFixture) -> None:
     """ "Malformed frames are silent": the log has a warning that says what is wrong, and where."""
-    async with joined(scripted) as (_, room, peer):
+    async with joined(manual) as (_, room, peer):
         await peer.send(b"%ELO\x01r\x03\x05")
         await peer.hears_nothing_else()
         assert room.status is RoomStatus.JOINED
@@ -201,11 +195,11 @@ async def test_malformed_frames_are_not_silent(scripted: ManualServer, caplog: p
     assert "DocUpdate.updates (byte 7): 5 updates announced" in warning
 
 
-async def test_unacknowledged_batches_do_not_grow_without_bound(scripted: ManualServer) -> None:
+async def test_unacknowledged_batches_do_not_grow_without_bound(manual: ManualServer) -> None:
     """ "Unacked batches grow without bound": at the bound versions are compared, at most once in 30 s."""
     adaptor = Notebook()
     megabyte = bytes(1024 * 1024)
-    async with joined(scripted, adaptor) as (_, room, peer):
+    async with joined(manual, adaptor) as (_, room, peer):
         for round_of_edits in range(3):
             while room.state == "joined":
                 adaptor.edit(megabyte)

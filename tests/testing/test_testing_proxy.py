@@ -13,7 +13,7 @@ from loro import LoroDoc
 
 import tls
 from faulty import Watch
-from kit import PATIENCE, until
+from kit import PATIENCE, now, until
 from reconnect_fsm import Client, Keepalive, RetryPolicy
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.testing import EmbeddedServer, leaks, virtual_time
@@ -26,10 +26,6 @@ virtual = pytest.mark.virtual_time
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
