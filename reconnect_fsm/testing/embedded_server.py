@@ -794,7 +794,7 @@ class _Document:
         """Our version, and what a client with theirs lacks. Raises `_VersionUnknownError`."""
         from loro import VersionVector
 
-        from reconnect_fsm.adaptors.loro import updates_lacking
+        from reconnect_fsm.adaptors.history import updates_lacking
 
         if self._doc is not None:
             self._doc.commit()  # what the user of `document` did not

@@ -23,7 +23,7 @@ from loro import ID, CounterSpan, EphemeralStore, ExportMode, IdSpan, LoroDoc, V
 from documents import new_doc, text, write
 from kit import until
 from reconnect_fsm import Client
-from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor
+from reconnect_fsm.adaptors import EphemeralAdaptor, LoroAdaptor, ephemeral
 from reconnect_fsm.adaptors import loro as of_loro
 from reconnect_fsm.testing import EmbeddedServer
 
@@ -872,7 +872,7 @@ def test_a_date_is_where_loro_has_it() -> None:
         one.set("key", value)
         entry = one.encode("key")
         for _ in range(300):
-            later = of_loro._dated_after(entry, entry)
+            later = ephemeral._dated_after(entry, entry)
             other.apply(entry)
             other.apply(later)
             assert other.encode("key") == later != entry
@@ -887,7 +887,7 @@ def test_d_presence_a_clock_that_is_set_back(server: EphemeralStore) -> None:
     ada.store.set("ada", 1)
     ahead = ada.adaptor._told["ada"]
     for _ in range(5_000):
-        ahead = of_loro._dated_after(ahead, ahead)
+        ahead = ephemeral._dated_after(ahead, ahead)
     server.apply(ahead)
     ada.adaptor._told["ada"] = ahead
     ada.store.set("ada", 2)

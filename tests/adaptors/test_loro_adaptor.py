@@ -21,6 +21,7 @@ from kit import Statuses, until
 from reconnect_fsm import Client, Keepalive, RetryPolicy, adaptors
 from reconnect_fsm.adaptors import Adaptor, EphemeralAdaptor, LoroAdaptor
 from reconnect_fsm.adaptors import loro as of_loro
+from reconnect_fsm.adaptors.history import MAX_PIECE
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.testing import EmbeddedServer
 
@@ -269,7 +270,7 @@ def test_loro_the_pieces_make_the_same_document_as_one_export(history: Any, whic
     behind = source.fork_at(source.vv_to_frontiers(theirs))
     whole = behind.fork()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(of_loro, "MAX_RUNS", 7)
+        patch.setattr("reconnect_fsm.adaptors.history.MAX_RUNS", 7)
         adaptor = LoroAdaptor(source)
         adaptor.max_piece = limit
         pieces = list(adaptor.missing_from(theirs.encode()))
@@ -312,7 +313,7 @@ def test_loro_a_large_document_goes_in_pieces_that_need_no_fragments() -> None:
         doc.get_map("map").insert(f"large {number}", chance.randbytes(500_000))
     pieces = list(LoroAdaptor(doc).missing_from(b""))
     assert sum(map(len, pieces)) > 12_000_000
-    large = [piece for piece in pieces if len(piece) > of_loro.PIECE_LIMIT]
+    large = [piece for piece in pieces if len(piece) > MAX_PIECE]
     assert [operations(piece) for piece in large] == [1] * 8
     assert len(pieces) < 250
     copy = new_doc()
@@ -534,7 +535,7 @@ def test_both_let_through_what_ends_programs(error: type[BaseException], monkeyp
     with pytest.raises(error):
         adaptor.apply([b"x"])
     document = LoroAdaptor(new_doc())
-    monkeypatch.setattr("reconnect_fsm.adaptors.loro.VersionVector", raising(error))
+    monkeypatch.setattr("reconnect_fsm.adaptors.history.VersionVector", raising(error))
     with pytest.raises(error):
         document.covers(b"x")
 
@@ -560,9 +561,9 @@ def test_both_meet_the_protocol_and_documents_do_not() -> None:
 def test_without_loro_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The core imports without loro; only naming one of its adaptors needs the extra."""
     monkeypatch.setitem(sys.modules, "loro", None)
-    monkeypatch.delitem(sys.modules, "reconnect_fsm.adaptors.loro")
-    monkeypatch.delattr(adaptors, "loro", raising=False)
-    for name in ("LoroAdaptor", "EphemeralAdaptor"):
+    for name, module in (("LoroAdaptor", "loro"), ("EphemeralAdaptor", "ephemeral")):
+        monkeypatch.delitem(sys.modules, f"reconnect_fsm.adaptors.{module}")
+        monkeypatch.delattr(adaptors, module, raising=False)
         with pytest.raises(ImportError, match=rf"{name} needs the loro package.*pip install 'reconnect-fsm\[loro\]'"):
             getattr(adaptors, name)
     assert adaptors.Adaptor is Adaptor

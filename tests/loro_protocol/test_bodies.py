@@ -262,6 +262,19 @@ def test_an_update_of_every_width_is_read(size: int) -> None:
     assert read_doc_update(frame, len(room_header(LORO, "room")) + 1) == ((b"u" * size,), 2**64 - 1)
 
 
+def test_what_is_wrong_with_a_single_update_is_named() -> None:
+    """The update, then the batch id."""
+    frame = b"\x01\x03abc" + bytes(8)
+    for length, what in (
+        (1, "DocUpdate.updates (byte 1): the frame ends before the number does"),
+        (4, "DocUpdate.updates (byte 1): 3 bytes announced, 2 left"),
+        (12, "DocUpdate.batch_id (byte 5): 8 bytes needed, 7 left"),
+    ):
+        with pytest.raises(ProtocolError) as caught:
+            read_doc_update(frame[:length], 0)
+        assert str(caught.value) == what
+
+
 @pytest.mark.parametrize("count", [b"\x01", b"\x81\x00", b"\x81\x80\x80\x80\x00"])
 @pytest.mark.parametrize("size", [b"\x03", b"\x83\x00", b"\x83\x80\x00"])
 def test_a_number_may_be_written_in_several_ways(count: bytes, size: bytes) -> None:
