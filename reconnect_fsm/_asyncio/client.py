@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from reconnect_fsm._asyncio.awaitables import Completion
-from reconnect_fsm._asyncio.connection import STOPPED, Connection
-from reconnect_fsm._asyncio.dispatcher import Dispatcher
+from reconnect_fsm._asyncio.client_driver import ClientDriver
+from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.connection_driver import ConnectionDriver, ConnectionSettings
 from reconnect_fsm._asyncio.room import Room
-from reconnect_fsm._asyncio.room_driver import MAX_UPDATE_SIZE, MIN_PIECE, Auth, RoomDriver, RoomOptions, Rooms
+from reconnect_fsm._asyncio.room_driver import MAX_UPDATE_SIZE, MIN_PIECE, Auth, RoomOptions, Rooms
 from reconnect_fsm._asyncio.transport.sessions import Session
-from reconnect_fsm._asyncio.transport.socket import Data, Socket
 from reconnect_fsm._asyncio.transport.url import UrlSource
-from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.adaptors.base import Adaptor
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.effects import NotifyRooms
-from reconnect_fsm.errors import ClientStopped, ProtocolError
-from reconnect_fsm.keepalive import PING, PONG, Keepalive
+from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import MAX_MESSAGE_SIZE
 from reconnect_fsm.network import NetworkSource
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.status import CloseInfo, RoomStatus, StatusChange
+from reconnect_fsm.status import RoomStatus, StatusChange
 
-if TYPE_CHECKING:
-    from random import Random
-
-    from reconnect_fsm.recorder.recorder import Recorder
-
-__all__ = ["Client"]
-
-MESSAGE_TOO_BIG = 1009
+__all__ = ["Client", "rooms_of"]
 
 
 class Client(Connection):
@@ -59,6 +46,10 @@ class Client(Connection):
             at most of updates that come in fragments, in all rooms together.
     """
 
+    __slots__ = ("_room_fsm", "_room_options", "_rooms")
+
+    _driver_type: ClassVar[type[ClientDriver]] = ClientDriver
+
     def __init__(
         self,
         url: UrlSource,
@@ -76,6 +67,17 @@ class Client(Connection):
         max_update_size: int = MAX_UPDATE_SIZE,
         **options: Any,
     ) -> None:
+        if not (isinstance(room_fsm, type) and issubclass(room_fsm, RoomFSM)):
+            raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
+        if max_concurrent_joins is not None and (type(max_concurrent_joins) is not int or max_concurrent_joins < 1):
+            raise ValueError(
+                f"max_concurrent_joins must be a number of rooms, or None for no bound, not {max_concurrent_joins!r}"
+            )
+        for name, size in (("max_piece", max_piece), ("max_update_size", max_update_size)):
+            if type(size) is not int or size < MIN_PIECE:
+                raise ValueError(f"{name} must be a number of bytes, at least {MIN_PIECE}, not {size!r}")
+        self._room_fsm = room_fsm
+        self._room_options = RoomOptions(max_concurrent_joins, max_piece, max_update_size)
         super().__init__(
             url,
             retry=retry,
@@ -87,27 +89,11 @@ class Client(Connection):
             fsm=fsm,
             **options,
         )
-        if not (isinstance(room_fsm, type) and issubclass(room_fsm, RoomFSM)):
-            raise TypeError(f"room_fsm must be a subclass of RoomFSM (the class, not an instance), not {room_fsm!r}")
-        if max_concurrent_joins is not None and (type(max_concurrent_joins) is not int or max_concurrent_joins < 1):
-            raise ValueError(
-                f"max_concurrent_joins must be a number of rooms, or None for no bound, not {max_concurrent_joins!r}"
-            )
-        for name, size in (("max_piece", max_piece), ("max_update_size", max_update_size)):
-            if type(size) is not int or size < MIN_PIECE:
-                raise ValueError(f"{name} must be a number of bytes, at least {MIN_PIECE}, not {size!r}")
-        self._rooms = Rooms(
-            _ConnectionOfRooms(
-                self._dispatcher,
-                self._redaction,
-                self._retry.random,
-                own_task=self._own_task,
-                stopped_error=self._stopped_error,
-                check_loop=self._check_loop,
-            ),
-            lambda: room_fsm(self._retry),
-            RoomOptions(max_concurrent_joins, max_piece, max_update_size),
-        )
+
+    def _make_driver(self, settings: ConnectionSettings, fsm: ClientFSM) -> ConnectionDriver:
+        driver = self._driver_type(self, settings, fsm, self._room_fsm, self._room_options)
+        self._rooms = driver.rooms
+        return driver
 
     @property
     def rooms(self) -> tuple[Room, ...]:
@@ -145,70 +131,7 @@ class Client(Connection):
         """
         return self._rooms.join(room_id, adaptor, auth, priority, on_status)
 
-    # What a connection does, done for rooms too
 
-    def _recorder(self, hide_rooms: bool) -> Recorder:
-        from reconnect_fsm.recorder.recorder import Recorder
-
-        self._learn_secrets()
-        data = self._header_data(type(self._rooms.make_fsm()))
-        return Recorder(data, self._redaction, hide_rooms=hide_rooms, rooms=[room.id for room in self.rooms])
-
-    def _all_rooms(self) -> Collection[RoomDriver]:
-        return tuple(self._rooms)
-
-    def _bind(self) -> None:
-        super()._bind()
-        self._rooms.bind(asyncio.get_running_loop())
-
-    def _outlive_loop(self) -> None:
-        was_stopped = self.status in STOPPED
-        self._rooms.outlive_loop()
-        super()._outlive_loop()
-        if was_stopped:  # the loop may have ended before all rooms were told; those that were ignore it
-            self._notify_rooms(NotifyRooms("client_stopped", self.reason, self.cause, self._fsm.stop_kind))
-
-    def _close_requested(self, completion: Completion) -> None:
-        self._rooms.end_presence()
-        super()._close_requested(completion)
-
-    def _socket_closed(self, socket: Socket, info: CloseInfo) -> None:
-        if self._is_current(socket) and info.code == MESSAGE_TOO_BIG and info.fault is None:
-            self._rooms.too_big()
-        super()._socket_closed(socket, info)
-
-    def _notify_rooms(self, effect: NotifyRooms) -> None:
-        link = self._socket if effect.event == "connection_opened" else None
-        self._rooms.notify(effect, link)
-
-    def _received(self, data: Data) -> Iterator[object] | None:
-        """Binary messages are the protocol's; text other than its ping and pong is passed on."""
-        if isinstance(data, bytes):
-            if len(data) > MAX_MESSAGE_SIZE:
-                self._rooms.warn_limited(
-                    "dropped a message of %d bytes: the protocol's limit is %d", len(data), MAX_MESSAGE_SIZE
-                )
-                return None
-            try:
-                return self._rooms.received(data)
-            except ProtocolError as error:
-                # Nothing else is lost by it: the connection and its rooms go on.
-                self._rooms.warn_limited("dropped a malformed message of %d bytes: %s", len(data), error)
-        elif data == PING:
-            if self._socket is not None:
-                self._socket.send_urgent(PONG)
-        elif data != PONG:
-            super()._received(data)
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _ConnectionOfRooms:
-    """What the rooms use of the connection."""
-
-    dispatcher: Dispatcher
-    redaction: Redaction
-    random: Random
-    own_task: Callable[[asyncio.Task[Any]], None]
-    stopped_error: Callable[[], ClientStopped | None]
-    check_loop: Callable[[], None]
+def rooms_of(client: Client) -> Rooms:
+    """What drives the rooms: for tests."""
+    return client._rooms

@@ -51,6 +51,8 @@ class Subject(Protocol):
 class Dispatcher(EventQueue):
     """Fires events, each to its end, and keeps the last steps that the machines took."""
 
+    __slots__ = ("_older", "_recent", "now", "observers", "sink")
+
     def __init__(self) -> None:
         super().__init__()
         self._recent: deque[Step] = deque()  # the last of all machines
@@ -84,7 +86,7 @@ class Dispatcher(EventQueue):
                 raise
             report(f"{type(fsm).__name__}, on {name} in state {old},", error)
             effects = fsm.fault(error, report)
-        if (loop := self._loop or _running_loop()) is not None:
+        if (loop := self.loop or _running_loop()) is not None:
             self.now = loop.time()
         step = (self.now, subject.name, fsm, name, given, old, fsm.state, fsm.reason, fsm.attempt, effects, context)
         self._recent.append(step)

@@ -37,6 +37,8 @@ class EventQueue:
     be repeated.
     """
 
+    __slots__ = ("_events", "_idle", "_rest", "_running", "_works", "loop", "thread")
+
     SLICE = 128
 
     def __init__(self) -> None:
@@ -45,8 +47,15 @@ class EventQueue:
         self._running = False
         self._rest: asyncio.Handle | None = None  # what goes on in the loop's next turn
         self._idle: Waiters[None] = Waiters()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0  # that of the loop
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that long work gives way to, once it is bound."""
+        self.thread = 0
+        """The identifier of the thread of that loop."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether an event or a step of work is under way."""
+        return self._running
 
     @property
     def has_work(self) -> bool:
@@ -55,7 +64,7 @@ class EventQueue:
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let long work give way to this loop, which runs in this thread; until then it is done at once."""
-        self._loop, self._thread = loop, threading.get_ident()
+        self.loop, self.thread = loop, threading.get_ident()
         if self._rest is not None:  # it waited for a loop that has ended
             self._rest.cancel()
             self._rest = loop.call_soon(self._continue_work)
@@ -67,7 +76,7 @@ class EventQueue:
 
     def reset(self) -> None:
         """Forget what waits, and the loop that it waited for: that has ended."""
-        self._events, self._works, self._rest, self._loop = NO_JOBS, NO_WORK, None, None
+        self._events, self._works, self._rest, self.loop = NO_JOBS, NO_WORK, None, None
         self._running = False
         self._idle.forget()
 
@@ -90,11 +99,11 @@ class EventQueue:
 
     def post_from_any_thread(self, job: Callable[..., None], *args: Any) -> None:
         """As `post`; from another thread than the loop's, in the loop's next turn, and never if the loop has ended."""
-        if self._loop is None or threading.get_ident() == self._thread:
+        if self.loop is None or threading.get_ident() == self.thread:
             self.post(job, *args)
         else:
             with contextlib.suppress(RuntimeError):  # it is closed
-                self._loop.call_soon_threadsafe(self.post, job, *args)
+                self.loop.call_soon_threadsafe(self.post, job, *args)
 
     def schedule(self, work: Work) -> None:
         """Do this work after all that was scheduled before."""
@@ -117,7 +126,7 @@ class EventQueue:
         """Run the events that wait, then work, unless that waits for the loop's next turn."""
         self._running = True
         try:
-            while left > 0 or self._loop is None:
+            while left > 0 or self.loop is None:
                 if self._events:
                     job, args = self._events.popleft()
                     _call(job, args)
@@ -129,8 +138,8 @@ class EventQueue:
         finally:
             self._running = False
             if self._events or self._works:
-                if self._rest is None and self._loop is not None and not self._loop.is_closed():
-                    self._rest = self._loop.call_soon(self._continue_work)
+                if self._rest is None and self.loop is not None and not self.loop.is_closed():
+                    self._rest = self.loop.call_soon(self._continue_work)
             else:
                 self._events, self._works = NO_JOBS, NO_WORK
                 if self._idle:

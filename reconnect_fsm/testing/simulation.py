@@ -40,6 +40,7 @@ from unittest import mock
 import aiohttp.client
 from aiohttp._websocket.writer import WebSocketWriter
 
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm.testing import needs
 
 with needs("the simulation", extra="testing,loro"):
@@ -47,7 +48,6 @@ with needs("the simulation", extra="testing,loro"):
     from loro import LoroDoc
 
     from reconnect_fsm._asyncio.client import Client
-    from reconnect_fsm._asyncio.connection import Connection
     from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
     from reconnect_fsm.adaptors import LoroAdaptor
     from reconnect_fsm.adaptors.base import Adaptor
@@ -57,7 +57,7 @@ with needs("the simulation", extra="testing,loro"):
     from reconnect_fsm.testing import leaks, virtual_time
     from reconnect_fsm.testing.embedded_server import EmbeddedServer
     from reconnect_fsm.testing.nemesis import CALLS, FAULTS, KINDS, SECRET, Sabotage, StormStep, plan
-    from reconnect_fsm.testing.simulation_checks import INVARIANTS, Witness, machines_timer, watching_dials
+    from reconnect_fsm.testing.simulation_checks import INVARIANTS, machines_timer, watching_dials
     from reconnect_fsm.testing.simulation_network import MOST_PASSES, NetworkLoop
     from reconnect_fsm.testing.simulation_server import Misbehaving, misbehaving
     from reconnect_fsm.testing.simulation_users import ROOMS, User
@@ -419,7 +419,7 @@ class World:
         self.users = [User(self, number, self.server) for number in range(1, setting.clients + 1)]
         for user in self.users:
             user.witness.is_server_slow = lambda: self.verdict == "slow"
-        witnesses: dict[Connection, Witness] = {user.client: user.witness for user in self.users}
+        witnesses = {connection_driver_of(user.client): user.witness for user in self.users}
 
         def timer_set(timer: asyncio.TimerHandle, args: tuple[Any, ...]) -> None:
             witness = witnesses.get(owner) if (owner := machines_timer(args)) is not None else None
@@ -600,7 +600,7 @@ class World:
             user.close()
         await asyncio.sleep(10)
         for user in self.users:
-            if user.link.ends or user.client._ending or user.witness.operations:
+            if user.link.ends or connection_driver_of(user.client).teardown.tasks or user.witness.operations:
                 self.fail("nothing-left", f"{user.name} is closed, and left {len(user.link.ends)} connections")
             user.disperse()
             for index in range(len(ROOMS)):
@@ -748,7 +748,7 @@ def _collecting_sessions(sessions: list[aiohttp.ClientSession]) -> Iterator[None
         sessions.append(make_session(*args))
         return sessions[-1]
 
-    with mock.patch("reconnect_fsm._asyncio.connection.make_session", collected):
+    with mock.patch("reconnect_fsm._asyncio.connection_driver.make_session", collected):
         yield
 
 

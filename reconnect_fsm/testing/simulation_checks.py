@@ -20,7 +20,8 @@ from aiohttp._websocket.reader_py import ALLOWED_CLOSE_CODES
 
 from reconnect_fsm import errors
 from reconnect_fsm._asyncio.client import Client
-from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.connection import connection_driver_of
+from reconnect_fsm._asyncio.connection_driver import ConnectionDriver
 from reconnect_fsm._asyncio.room import Room, driver_of
 from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.client_fsm import ClientFSM
@@ -193,7 +194,7 @@ class Witness:
 
     def __post_init__(self) -> None:
         client = self.client
-        self.policy: RetryPolicy = client._retry
+        self.policy: RetryPolicy = connection_driver_of(client).settings.retry
         self.told: ClientStatus = client.status
         self.told_state = client.state
         self.rooms: dict[Room, RoomBook] = {}
@@ -293,7 +294,8 @@ class Witness:
         began, stalled = self._timer_set if self.timers else (self.loop.time(), self.loop.stalled)
         self._wait = began, wait, stalled
         most = self.policy.cap
-        if self.client._fsm.not_before is not None:  # the server has asked for it, some time ago perhaps (D-HTTP)
+        fsm = connection_driver_of(self.client).fsm
+        if fsm.not_before is not None:  # the server has asked for it, some time ago perhaps (D-HTTP)
             most = max(most, self.policy.max_retry_after * (1 + 2 * self.policy.jitter))
         if not 0 <= wait <= most:
             what = f"{self.name} waits {wait:g} s in {change.new!r}; at most {most:g} s are allowed"
@@ -320,7 +322,7 @@ class Witness:
             )
 
     def _check_fatal(self, change: StateChange) -> None:
-        fsm = self.client._fsm
+        fsm = connection_driver_of(self.client).fsm
         closing = self._closing() if change.event == "socket_closed" else None
         if closing is not None and type(fsm).is_fatal_close is ClientFSM.is_fatal_close:  # D-JUDGED: as it was said
             code = int.from_bytes(closing.payload[:2], "big") or 1005
@@ -471,7 +473,7 @@ class Witness:
     def check_quiet(self) -> None:
         """When everybody waits: nothing is half done."""
         client, status = self.client, self.client.status
-        if client._dispatcher._running:
+        if connection_driver_of(client).dispatcher.is_running:
             self.fail("never-wedged", f"{self.name}: everybody waits, but its queue of facts is not empty")
         if self.told is not status or self.told_state != client.state:
             self.fail(
@@ -515,7 +517,7 @@ class Witness:
         return is_time
 
     def _check_quality(self) -> None:
-        link, timeout = self.link, self.client._keepalive.timeout
+        link, timeout = self.link, connection_driver_of(self.client).settings.keepalive.timeout
         is_slow = 8 * link.latency > timeout or (link.rate is not None and link.rate < FAIR_RATE)
         has_stalled, self._stalled = self.loop.stalled > self._stalled, self.loop.stalled
         is_bad = is_slow or has_stalled or self.mute_since is not None or self.is_server_slow()
@@ -527,7 +529,7 @@ class Witness:
         if change.event != "pong_missed":
             return
         self.seen["called dead"] += 1
-        keepalive = self.client._keepalive
+        keepalive = connection_driver_of(self.client).settings.keepalive
         good_for = self.loop.awake() - self._bad_at
         is_certain = not self._was_bad and self.loop.stalled == self._stalled
         if is_certain and good_for > keepalive.interval + keepalive.timeout + GRACE:
@@ -536,7 +538,7 @@ class Witness:
 
     def check_half_open(self) -> None:
         """Whether a connection on which nothing comes is given up in time."""
-        keepalive = self.client._keepalive
+        keepalive = connection_driver_of(self.client).settings.keepalive
         came_at = self._came_at
         if self._end is not None and self._end.taken != self._taken:
             self._taken, self._came_at = self._end.taken, self.loop.time()  # what was under way
@@ -550,7 +552,7 @@ class Witness:
             self.fail("half-open-noticed", f"{self.name} has been connected to nobody since {since:.6f}")
 
     def _check_let_go(self) -> None:
-        ending = self.client._ending
+        ending = connection_driver_of(self.client).teardown.tasks
         if not ending:
             self._ending.clear()
             most = 0 if self.client.state in ("waiting", "paused", "disconnected", "error") else 1
@@ -560,7 +562,7 @@ class Witness:
             return
         now = self.loop.awake()
         self._ending = {task: self._ending.get(task, now) for task in ending}
-        if now - min(self._ending.values()) > 2 * self.client._close_timeout + 1 + SLACK:
+        if now - min(self._ending.values()) > 2 * connection_driver_of(self.client).settings.close_timeout + 1 + SLACK:
             self.fail(
                 "let-go-in-time", f"{self.name} has been closing something for {now - min(self._ending.values()):g} s"
             )
@@ -629,30 +631,31 @@ PING_ENDS = (ClientStopped, NotConnected, TimeoutError)
 
 
 @contextmanager
-def watching_dials(witnesses: dict[Connection, Witness]) -> Iterator[None]:
+def watching_dials(witnesses: dict[ConnectionDriver, Witness]) -> Iterator[None]:
     """Tell the witnesses of every dial and every socket of their clients."""
-    original = Connection._open
+    original = ConnectionDriver.open_socket
 
-    async def watched(connection: Connection) -> Socket:
-        witness, dial = witnesses[connection], asyncio.current_task()
+    async def watched(driver: ConnectionDriver) -> Socket:
+        witness, dial = witnesses[driver], asyncio.current_task()
         assert dial is not None
         witness.dials.append(dial)
         try:
-            socket = await original(connection)
+            socket = await original(driver)
         finally:
             witness.dials.remove(dial)
         witness.opened(socket)
         return socket
 
-    with mock.patch.object(Connection, "_open", watched):
+    with mock.patch.object(ConnectionDriver, "open_socket", watched):
         yield
 
 
-def machines_timer(args: tuple[Any, ...]) -> Connection | None:
-    """The client for whose machine a timer with these arguments is, if any."""
-    job = args[0] if args else None
-    owner = getattr(job, "__self__", None)
-    return owner if isinstance(owner, Connection) and getattr(job, "__name__", "") == "_timer_fired" else None
+def machines_timer(args: tuple[Any, ...]) -> ConnectionDriver | None:
+    """The driver for whose machine a timer of the loop with these arguments is, if any."""
+    function = args[1] if len(args) > 1 else None
+    owner = getattr(function, "__self__", None)
+    is_one = isinstance(owner, ConnectionDriver) and function == owner.on_timer
+    return owner if is_one else None
 
 
 def _is_set(timer: asyncio.TimerHandle) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
@@ -34,8 +34,10 @@ from reconnect_fsm import (
     RoomStatus,
 )
 from reconnect_fsm._asyncio.awaitables import Waiters
-from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.connection import Connection, connection_driver_of
+from reconnect_fsm._asyncio.connection_driver import ConnectionDriver
 from reconnect_fsm._asyncio.room_driver import RoomDriver
+from reconnect_fsm._asyncio.teardown import Teardown
 from reconnect_fsm._asyncio.transport import sessions
 from reconnect_fsm._asyncio.transport.sessions import Session
 from reconnect_fsm._asyncio.transport.socket import Data, Socket
@@ -143,7 +145,7 @@ async def world(stage: str) -> AsyncIterator[World]:
             await room
             words.add(b"edit")  # which waits for its Ack
             if stage == "busy":
-                client._dispatcher.schedule(iter(range(QUEUE)))
+                connection_driver_of(client).dispatcher.schedule(iter(range(QUEUE)))
         elif stage == "starting":
             client.start()
         yield World(server, client, room, words)
@@ -296,7 +298,7 @@ async def trial(case: Case, way: str, at: int | None) -> Caller:
                 await unharmed(other)
             await it.client.close()
         assert it.client.status is ClientStatus.DISCONNECTED
-        assert not it.client._ending
+        assert not connection_driver_of(it.client).teardown.tasks
     return caller
 
 
@@ -510,15 +512,15 @@ def shares_one_write(patch: pytest.MonkeyPatch) -> None:
 def cancels_what_ends(patch: pytest.MonkeyPatch) -> None:
     """Law 6: who waits for the end of a connection cancels it, and its session is never closed."""
 
-    async def ended(self: Connection, tasks: set[asyncio.Task[object]]) -> None:
+    async def ended(self: Teardown, tasks: Iterable[asyncio.Task[object]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def close_session(self: Connection, session: Session, ending: set[asyncio.Task[object]]) -> None:
-        await self._ended(ending)
+    async def close_session(self: ConnectionDriver, session: Session, ending: Iterable[asyncio.Task[object]]) -> None:
+        await self.teardown.these_ended(ending)
         await sessions.close_session(session)
 
-    patch.setattr(Connection, "_ended", ended)
-    patch.setattr(Connection, "_close_session", close_session)
+    patch.setattr(Teardown, "these_ended", ended)
+    patch.setattr(ConnectionDriver, "_close_session", close_session)
 
 
 def says_something_else(patch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from reconnect_fsm import (
     StatusChange,
     Unauthorized,
 )
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm.effects import Dial, Effect
 from reconnect_fsm.machine import ANY, STAY, row
 from reconnect_fsm.status import AttemptFailure, CloseInfo
@@ -1333,7 +1334,8 @@ async def test_law_4_after_close_everybody_has_heard_of_it() -> None:
     watch = Watch(connection)
     connection.start()
     unsubscribe()
-    connection._dispatcher.schedule(iter(range(20_000)))  # long work, which the news of it will come behind
+    # Long work, which the news of it will come behind
+    connection_driver_of(connection).dispatcher.schedule(iter(range(20_000)))
     closed = connection.close()
     assert connection.status == "disconnected"  # D-NOW
     assert watch.statuses == ["connecting"]

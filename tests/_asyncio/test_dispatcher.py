@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from reconnect_fsm import ClientFSM, ClientStopped, Connection, RoomFSM
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.dispatcher import MAX_OLDER_STEPS, MAX_STEPS, Dispatcher
 from reconnect_fsm._steps import Step
 from reconnect_fsm.effects import Dial, Effect, FailWaiters, NotifyRooms, NotifyStatus, Release, RequestJoin, StartTimer
@@ -139,7 +140,8 @@ async def test_a_connection_keeps_its_steps() -> None:
     connection = Connection("ws://127.0.0.1:1", connect_timeout=5)
     connection.start()
     await connection.close()
-    assert [told(step)[1] for step in connection._dispatcher.log] == ["start_requested", "close_requested"]
+    log = connection_driver_of(connection).dispatcher.log
+    assert [told(step)[1] for step in log] == ["start_requested", "close_requested"]
 
 
 # --------------------------------------------------------------------------------------------------------- what raises

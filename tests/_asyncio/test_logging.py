@@ -84,7 +84,7 @@ def test_the_words_are_made_only_if_somebody_reads_them() -> None:
 
 def test_nobody_says_info_but_for_the_status() -> None:
     """Two places of the library log at INFO, the second the end of an outage (D-HEARD); its level promises no more."""
-    assert [path.name for path, _ in calls("info")] == ["connection.py", "connection.py"]
+    assert [path.name for path, _ in calls("info")] == ["connection_driver.py", "connection_driver.py"]
     for kind in ("critical", "fatal", "warn"):
         assert calls(kind) == []
 

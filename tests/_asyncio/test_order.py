@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestServer
 
 from doubles import Notebook
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, JoinRequest, JoinResponseOk, Leave, decode, encode
 from reconnect_fsm.machine import ANY, STAY, event, row
@@ -510,10 +511,10 @@ async def test_d_now_tell_has_acted_when_it_returns() -> None:
     client = Client("ws://127.0.0.1:9", fsm=Metered, retry=QUICK)
     async with client:
         client.tell(Metered.metered_changed, True)
-        assert client._fsm.metered is True  # type: ignore[attr-defined]
+        assert connection_driver_of(client).fsm.metered is True  # type: ignore[attr-defined]
         await asyncio.to_thread(client.tell, Metered.metered_changed, metered=False)
         await asyncio.sleep(0)
-        assert client._fsm.metered is False  # type: ignore[attr-defined]
+        assert connection_driver_of(client).fsm.metered is False  # type: ignore[attr-defined]
         assert "start_requested" in [each.event for each in client.transitions()]
 
 

@@ -16,6 +16,7 @@ import tls
 from faulty import TEXT, Peer
 from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.transport.handshake import open_socket
 from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
 from reconnect_fsm._asyncio.transport.socket import BURST, Socket
@@ -127,7 +128,7 @@ async def test_d_send_who_writes_faster_than_the_network_takes_waits() -> None:
                 sent += 1
 
         writing = asyncio.create_task(write_on())
-        socket = connection._socket
+        socket = connection_driver_of(connection).socket.content
         assert socket is not None
         await until(lambda: socket.backlog)  # it waits
         before = -1
@@ -232,8 +233,8 @@ async def test_a_fault_while_writing_loses_the_connection_and_says_so(monkeypatc
 
     async with faulty.server() as server, connection_to(server) as connection:
         await connection.wait_connected()
-        assert connection._socket is not None
-        monkeypatch.setattr(connection._socket._ws, "send_str", broken)
+        assert connection_driver_of(connection).socket.content is not None
+        monkeypatch.setattr(connection_driver_of(connection).socket.content._ws, "send_str", broken)
         with pytest.raises(NotConnected):
             await connection.send("x")
         await until(lambda: connection.state == "waiting")

@@ -14,6 +14,7 @@ import pytest
 
 from doubles import Notebook
 from reconnect_fsm import Client, ClientFSM, Keepalive, RetryPolicy, RoomFSM, Unauthorized
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.user_code import FaultCounter, UserCodeFailed, await_user, call_user, notify_user, report
 from reconnect_fsm.telemetry import observe
 from reconnect_fsm.testing import EmbeddedServer
@@ -112,8 +113,8 @@ async def test_d_guard_a_callback_that_raises_changes_nothing(
             client.retry_now()
             await room
             if kind == "on_message":
-                client._on_message.notify("one")
-                client._on_message.notify("two")
+                connection_driver_of(client).on_message.notify("one")
+                connection_driver_of(client).on_message.notify("two")
             while len(first) < 2 or first != second:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             assert await client.ping() > 0

@@ -19,6 +19,7 @@ from aiohttp.test_utils import make_mocked_request
 from chromium import WIDTHS, looking_at
 from kit import PATIENCE, until
 from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm.diagrams import picture
 from reconnect_fsm.diagrams.ink import COLOURS
 from reconnect_fsm.inspector import Inspector, demo_inspector, inspect, room_counts, run, run_demo, server, viewer
@@ -329,9 +330,11 @@ async def test_who_asks_too_fast_is_heard_at_leisure(monkeypatch: pytest.MonkeyP
         await until(lambda: told.latest["client"]["online"] is False)
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(0.25)
-        assert client._dispatcher.log
+        assert connection_driver_of(client).dispatcher.log
         took = asyncio.get_running_loop().time() - began
-        assert len(client._dispatcher.log) < 25 + 2 * took / 0.5  # of fifty, on a machine as busy as it may be
+        assert (
+            len(connection_driver_of(client).dispatcher.log) < 25 + 2 * took / 0.5
+        )  # of fifty, on a machine as busy as it may be
 
 
 # -------------------------------------------------------------------------------------------------------- what it tells
@@ -668,8 +671,8 @@ async def test_it_begins_and_ends_any_number_of_times() -> None:
         await inspector.stop()
         await inspector.stop()
     assert client.status == "disconnected"
-    assert not client._on_transition._callbacks
-    assert not client._on_latency._callbacks
+    assert not connection_driver_of(client).on_transition._callbacks
+    assert not connection_driver_of(client).on_latency._callbacks
 
 
 async def test_a_port_that_is_taken_leaves_nothing_behind() -> None:
@@ -680,7 +683,7 @@ async def test_a_port_that_is_taken_leaves_nothing_behind() -> None:
         client = Client(NOWHERE)
         with pytest.raises(OSError, match="address already in use"):
             await Inspector(client, port=taken.getsockname()[1]).start()
-        assert not client._on_transition._callbacks
+        assert not connection_driver_of(client).on_transition._callbacks
 
 
 async def test_it_ends_though_somebody_looks() -> None:
@@ -703,7 +706,7 @@ def test_the_client_of_another_loop_is_refused() -> None:
     """It would be steered from a thread that is not its own."""
     client = Client(NOWHERE)
     loop = asyncio.new_event_loop()
-    client._loop = loop
+    connection_driver_of(client).dispatcher.loop = loop
 
     async def begin() -> None:
         with pytest.raises(RuntimeError, match="another event loop"):

@@ -25,6 +25,8 @@ from test_hostile_server import MIRRORS, SECRET, Sponge, patience
 import faulty
 from kit import Idle, until
 from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connection, JoinRefused, RetryPolicy, RoomFSM
+from reconnect_fsm._asyncio.awaitables import LazyCoroutine
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.dispatcher import MAX_OLDER_STEPS, MAX_STEPS, Dispatcher
 from reconnect_fsm.diagrams.timeline import sequence
 from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, NotifyRooms, StartTimer, VersionChoice
@@ -364,7 +366,7 @@ async def test_the_last_steps_can_be_exported_at_any_time(tmp_path: Path) -> Non
     """Without asking for it before; to a file of its own or to one that is open, which stays so."""
     async with faulty.server(faulty.accept_then_close(1012)) as server:
         async with Connection(server.url, retry=QUICK) as connection:
-            await until(lambda: connection._fsm.attempt > 2)
+            await until(lambda: connection_driver_of(connection).fsm.attempt > 2)
             steps = connection.export(tmp_path / "last.jsonl")
             file = io.StringIO()
             assert connection.export(file) == steps > 6
@@ -428,7 +430,7 @@ async def test_the_last_steps_hold_nothing_of_those_who_waited() -> None:
             await waiter
         await asyncio.sleep(1.0)
         gc.collect()
-        assert len(client._dispatcher.log) > 5
+        assert len(connection_driver_of(client).dispatcher.log) > 5
         assert [each() for each in held] == [None] * 5
 
 
@@ -485,7 +487,7 @@ async def test_no_secret_is_recorded(mirror: str) -> None:
         async with client:
             client.join("r", Sponge(), auth=SECRET.encode())
             await until(lambda: recording.steps > 5)
-            client._fire(type(client._fsm).token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
+            connection_driver_of(client).fire(type(connection_driver_of(client).fsm).token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
             await asyncio.sleep(0.1)
             client.export(last)
             explained.append(client.explain())
@@ -529,7 +531,7 @@ async def test_what_the_users_functions_raise_is_not_recorded() -> None:
         connection = Connection(url, retry=QUICK)
         connection.record(file)
         async with connection:
-            await until(lambda: connection._fsm.attempt > 2)
+            await until(lambda: connection_driver_of(connection).fsm.attempt > 2)
     assert "LookupError" in file.getvalue()
     assert SECRET not in file.getvalue()
 
@@ -1004,9 +1006,20 @@ class Recorded(Client):
     files: list[io.StringIO]
     every: list[Recorded]
 
-    def _bind(self) -> None:
-        super()._bind()
-        if self._dispatcher.sink is None:
+    def start(self) -> None:
+        self._record_life()
+        super().start()
+
+    def connect(self, reset_backoff: bool = False) -> LazyCoroutine[None]:
+        self._record_life()
+        return super().connect(reset_backoff)
+
+    def retry_now(self, reset_backoff: bool = False) -> LazyCoroutine[None]:
+        self._record_life()
+        return super().retry_now(reset_backoff)
+
+    def _record_life(self) -> None:
+        if connection_driver_of(self).dispatcher.sink is None:
             self.files.append(io.StringIO())
             self.record(self.files[-1])
             if self not in self.every:

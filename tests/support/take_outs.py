@@ -14,7 +14,7 @@ import pytest
 
 from reconnect_fsm._asyncio import event_queue as pump
 from reconnect_fsm._asyncio import user_code
-from reconnect_fsm._asyncio.connection import PONG, Connection
+from reconnect_fsm._asyncio.connection_driver import PONG, ConnectionDriver
 from reconnect_fsm._asyncio.dispatcher import Dispatcher, Subject
 from reconnect_fsm._asyncio.event_queue import OURS, EventQueue
 from reconnect_fsm._asyncio.transport import socket as transport
@@ -40,27 +40,27 @@ class TakeOut:
 
 
 def messages_are_put_back(patch: pytest.MonkeyPatch) -> None:
-    def take(self: Connection, socket: Any, heartbeat: Any, messages: Sequence[Any]) -> Iterator[None]:
+    def handle(self: ConnectionDriver, socket: Any, heartbeat: Any, messages: Sequence[Any]) -> Iterator[None]:
         for place, data in enumerate(messages):
-            if socket is not self._socket:
+            if not socket:
                 return
             if data == PONG and heartbeat.awaits_pong:
-                self._ponged(heartbeat)
+                self._on_pong(heartbeat)
             else:
-                yield from self._received(data) or ()  # type: ignore[misc]
-            if len(self._dispatcher._works) > 1:
-                self._dispatcher.schedule(take(self, socket, heartbeat, messages[place + 1 :]))
+                yield from self.received(data) or ()  # type: ignore[misc]
+            if len(self.dispatcher._works) > 1:
+                self.dispatcher.schedule(handle(self, socket, heartbeat, messages[place + 1 :]))
                 return
             yield
 
-    patch.setattr(Connection, "_take", take)
+    patch.setattr(ConnectionDriver, "_handle_messages", handle)
 
 
 def a_close_overtakes(patch: pytest.MonkeyPatch) -> None:
     schedule_call = EventQueue.schedule_call
 
     def overtaking(self: EventQueue, job: Callable[..., None], *args: Any) -> None:
-        if getattr(job, "__name__", "") == "_socket_closed":
+        if "_on_socket_closed" in (getattr(each, "__name__", "") for each in (job, *args)):
             self.post(job, *args)
         else:
             schedule_call(self, job, *args)

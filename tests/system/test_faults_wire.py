@@ -36,6 +36,7 @@ from faulty import BINARY, CLOSE, CONTINUATION, HOST, PING, PONG, TEXT, Behaviou
 from figures import Figures, soak
 from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy, Unauthorized, UpdatesRefused
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.room_session import FRAGMENT_PATIENCE
 from reconnect_fsm._asyncio.transport.failures import MAX_RETRY_AFTER
 from reconnect_fsm.adaptors import LoroAdaptor
@@ -2169,7 +2170,8 @@ async def test_a_fatal_close_is_not_lost_to_a_write_of_ours() -> None:
         watch = faulty.Watch(connection)
         server.peer.send_close(4401)
         server.peer.reset()
-        assert connection._socket is not None
-        connection._socket.send("hello")  # as an edit does that is made in this moment
+        socket = connection_driver_of(connection).socket.content
+        assert socket is not None
+        socket.send("hello")  # as an edit does that is made in this moment
         await until(lambda: watch.steps)
         assert watch.steps[0].reason == "closed with code 4401"

@@ -33,7 +33,7 @@ from figures import Figures, soak
 from kit import PATIENCE, now, session_of, until
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomFSM, RoomStatus, room_fsm
 from reconnect_fsm._asyncio import room_driver, room_session
-from reconnect_fsm._asyncio.connection import MAX_MSG_SIZE, Connection
+from reconnect_fsm._asyncio.connection import MAX_MSG_SIZE, Connection, connection_driver_of
 from reconnect_fsm._asyncio.room import driver_of
 from reconnect_fsm._asyncio.transport.failures import MAX_RETRY_AFTER
 from reconnect_fsm._asyncio.transport.socket import BURST
@@ -289,9 +289,10 @@ def batches_under_way(room: Room) -> int:
 
 def unwritten(client: Client) -> int:
     """Bytes of messages that wait in the client's send queue."""
-    if client._socket is None:
+    socket = connection_driver_of(client).socket.content
+    if socket is None:
         return 0
-    items = client._socket._outbox
+    items = socket._outbox
     return sum(sum(map(len, item)) if isinstance(item, list) else len(item) for item in items)
 
 
@@ -472,8 +473,8 @@ async def test_cookies_do_not_pile_up() -> None:
         url = server.url.replace(faulty.HOST, "localhost")
         async with Connection(url, retry=RetryPolicy(base=0.01, cap=0.01)) as connection:
             await until(lambda: len(sizes) >= attempts)
-            assert connection._session is not None
-            assert len(connection._session.cookie_jar) <= bounds.value("_MAX_COOKIES_PER_DOMAIN")
+            assert connection_driver_of(connection).session is not None
+            assert len(connection_driver_of(connection).session.cookie_jar) <= bounds.value("_MAX_COOKIES_PER_DOMAIN")
     assert max(sizes) < bounds.value("_MAX_COOKIE_HEADER_LENGTH") + 1000
 
 
@@ -571,7 +572,7 @@ async def test_a_flood_of_small_frames_to_a_client_whose_answers_are_not_read(
             async with strain() as cost:
                 while not ended.is_set():
                     await asyncio.sleep(0.005)
-                    socket = client._socket
+                    socket = connection_driver_of(client).socket.content
                     if socket is not None:
                         answers = max(answers, socket.backlog + len(socket._urgent) + len(socket._pongs))
                         unsent = max(unsent, socket._unsent())
@@ -813,7 +814,8 @@ async def test_who_awaits_send_has_one_message_in_the_queue() -> None:
             for _ in range(1000):
                 sending = asyncio.create_task(connection.send(b"x" * 65536))
                 while not sending.done():
-                    most = max(most, 0 if connection._socket is None else connection._socket.backlog)
+                    socket = connection_driver_of(connection).socket.content
+                    most = max(most, 0 if socket is None else socket.backlog)
                     await asyncio.sleep(0.1)
                 await sending
     assert most == 1

@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import reconnect_fsm.telemetry
 from reconnect_fsm import Client, Connection, Keepalive, RetryPolicy, Unauthorized
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm.adaptors import LoroAdaptor
 from reconnect_fsm.effects import Dial
 from reconnect_fsm.loro_protocol import Permission
@@ -573,14 +574,15 @@ async def test_hundreds_of_clients_are_counted_together() -> None:
     left = metrics.snapshot()
     assert {each["value"] for each in left["reconnect_fsm.client.count"]} == {0}
     assert len(left["reconnect_fsm.client.count"]) <= 5
-    assert not any(client._dispatcher.observers or client._on_latency for client in clients)
+    drivers = [connection_driver_of(client) for client in clients]
+    assert not any(driver.dispatcher.observers or driver.on_latency for driver in drivers)
 
 
 async def test_nothing_is_kept_of_rooms_that_are_gone() -> None:
     """However many came and went: of a client that is observed no more than of one that is not."""
     async with ScriptedServer() as server, client_of(server) as client:
         unobserve = observe(client, lambda event: None)
-        ((_, told),) = client._dispatcher.observers._callbacks
+        ((_, told),) = connection_driver_of(client).dispatcher.observers._callbacks
         watch = told.__self__  # type: ignore[attr-defined]
         for number in range(50):
             room = await join(client, f"r{number}")
@@ -588,8 +590,8 @@ async def test_nothing_is_kept_of_rooms_that_are_gone() -> None:
             await room.leave()
         assert (watch._tracked, watch._joining) == ({}, {})
         unobserve()
-        assert not client._dispatcher.observers
-        assert not client._on_latency
+        assert not connection_driver_of(client).dispatcher.observers
+        assert not connection_driver_of(client).on_latency
 
 
 def test_a_loop_that_ends_without_close_leaves_no_span() -> None:
@@ -686,7 +688,7 @@ async def outage(script: list[Entry], commands: list[tuple[str, float]]) -> None
             except AssertionError as error:
                 wrong.append(error)
 
-        client._dispatcher.observers.add(looked)
+        connection_driver_of(client).dispatcher.observers.add(looked)
         async with client:
             for command, wait in commands:
                 obey(client, command)
@@ -858,7 +860,7 @@ def test_without_opentelemetry_it_says_what_to_install(monkeypatch: pytest.Monke
     client = Connection("ws://127.0.0.1:9")
     with pytest.raises(ImportError, match=r"pip install 'reconnect-fsm\[opentelemetry\]'.*telemetry\.Metrics"):
         instrument(client)
-    assert not client._dispatcher.observers
+    assert not connection_driver_of(client).dispatcher.observers
 
 
 def test_the_example_of_instrument() -> None:

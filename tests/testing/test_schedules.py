@@ -38,12 +38,15 @@ from reconnect_fsm import (
     StateChange,
     StatusChange,
 )
-from reconnect_fsm._asyncio import connection
+from reconnect_fsm._asyncio import connection_driver
 from reconnect_fsm._asyncio.awaitables import Completion, Waiters
-from reconnect_fsm._asyncio.connection import Connection
+from reconnect_fsm._asyncio.client_driver import ClientDriver
+from reconnect_fsm._asyncio.connection import connection_driver_of
+from reconnect_fsm._asyncio.connection_driver import ConnectionDriver
 from reconnect_fsm._asyncio.event_queue import EventQueue
 from reconnect_fsm._asyncio.join_limiter import AnswersDue
 from reconnect_fsm._asyncio.room_watch import RoomWatch
+from reconnect_fsm._asyncio.slots import EMPTY, Slot
 from reconnect_fsm._asyncio.transport import handshake
 from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.effects import NotifyStatus
@@ -298,7 +301,7 @@ async def small() -> AsyncIterator[Server]:
 
     # A socket's kind is looked at, for a session of the user's might open another.
     with (
-        mock.patch.object(connection, "make_session", make_session),
+        mock.patch.object(connection_driver, "make_session", make_session),
         mock.patch.object(handshake, "WebSocket", Line),
     ):
         yield server
@@ -326,15 +329,28 @@ async def real() -> AsyncIterator[Server]:
 # ------------------------------------------------------------------------------------------------------------- the race
 
 
+class WatchedDriver(ClientDriver):
+    async def open_socket(self) -> Socket:
+        """Dial, and have the race look at it."""
+        handle = self._handle
+        assert isinstance(handle, Watched)
+        handle.check_dial()
+        socket = await super().open_socket()
+        handle.sockets.append(socket)
+        return socket
+
+
 class Watched(Client):
     """A client that reports what may never be."""
+
+    _driver_type = WatchedDriver
 
     def __init__(self, race: Race, url: str, **options: Any) -> None:
         retry = RetryPolicy(base=RETRY, cap=2.0, jitter=0, stable_after=0.5)
         super().__init__(url, **{"retry": retry, "keepalive": KEEPALIVE, "connect_timeout": 1.0, **options})
         self._race = race
         self._dials: list[asyncio.Task[Any]] = []
-        self._sockets: list[Socket] = []
+        self.sockets: list[Socket] = []
         self._last_status, self._last_state = self.status, self.state
         self.on_status(self._status_changed)
         self.on_transition(self._state_changed)
@@ -353,17 +369,15 @@ class Watched(Client):
             room.on_status(changed)
         return room
 
-    async def _open(self) -> Socket:
+    def check_dial(self) -> None:
+        """A dial begins, in the running task."""
         dial = asyncio.current_task()
         assert dial is not None
-        if dial is not self._dial:
+        if dial is not connection_driver_of(self).dial.content:
             self._race.blame("a dial began that is not the current one")
         if self.status not in (ClientStatus.CONNECTING, ClientStatus.RECONNECTING):
             self._race.blame(f"it dials while {self.status}")
         self._dials.append(dial)
-        socket = await super()._open()
-        self._sockets.append(socket)
-        return socket
 
     def _status_changed(self, change: StatusChange[ClientStatus]) -> None:
         if change.old is not self._last_status or change.new is change.old:
@@ -378,23 +392,24 @@ class Watched(Client):
     def check(self) -> None:
         """Nothing is ready to run: what is alive has to be what the table of DESIGN says of the state."""
         dials = [dial for dial in self._dials if not dial.done()]
-        sockets = [each for each in self._sockets if (end := each._ws.transport) and not end.is_closing()]
+        sockets = [each for each in self.sockets if (end := each._ws.transport) and not end.is_closing()]
         loop: Any = asyncio.get_running_loop()
+        driver = connection_driver_of(self)
         timers = [
             timer._args
             for timer in loop._scheduled
-            if not timer.cancelled() and timer._args and timer._args[0] in (self._timer_fired, self._heartbeat_due)
+            if not timer.cancelled() and timer._args and timer._args[1:] == (driver.on_timer,)
         ]
-        ending = len(self._ending)
+        ending, dial, socket = len(driver.teardown.tasks), driver.dial, driver.socket
         state = self.state
         blame = self._race.blame
-        if len(dials) > (self._dial is not None) + ending or len(sockets) > (self._socket is not None) + ending:
+        if len(dials) > bool(dial) + ending or len(sockets) > bool(socket) + ending:
             blame(f"{len(dials)} dials, {len(sockets)} sockets while {state}, and {ending} on their way out")
-        if (self._dial is not None) != (state in ("connecting", "retrying")):
-            blame(f"{'a' if self._dial else 'no'} dial while {state}")
-        if (self._socket is not None) != (state == "connected"):
-            blame(f"{'a' if self._socket else 'no'} socket while {state}")
-        if len(timers) != len(set(timers)) or len(timers) > {"connected": 2, "waiting": 1}.get(state, 0):
+        if bool(dial) != (state in ("connecting", "retrying")):
+            blame(f"{'a' if dial else 'no'} dial while {state}")
+        if bool(socket) != (state == "connected"):
+            blame(f"{'a' if socket else 'no'} socket while {state}")
+        if len(timers) > {"connected": 1, "waiting": 1}.get(state, 0):
             blame(f"timers {timers} while {state}")
 
 
@@ -484,7 +499,7 @@ class Race:
         for client in self.clients:
             await client.close()
             assert client.status is ClientStatus.DISCONNECTED
-            assert not client._ending
+            assert not connection_driver_of(client).teardown.tasks
         assert not self._faults, self._faults
 
     async def _converged(self) -> None:
@@ -704,7 +719,8 @@ async def half_open_and_closed(race: Race) -> None:
     client = await race.connected()
     race.server.freeze()
     race.go(client.close, lambda: client.send("text"))
-    race.go(race.server.thaw, race.server.reset_all, client.connect, after=client._close_timeout)
+    close_timeout = connection_driver_of(client).settings.close_timeout
+    race.go(race.server.thaw, race.server.reset_all, client.connect, after=close_timeout)
 
 
 async def join_deadline_or_answer(race: Race) -> None:
@@ -821,32 +837,32 @@ Broken: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 
 
 def drops_nothing_stale(patch: pytest.MonkeyPatch) -> None:
-    """Law 2: facts of a dial or socket that no longer counts."""
-    patch.setattr(Connection, "_is_current", lambda self, source: True)
+    """Law 4: callbacks of a dial or socket that no longer counts."""
+    patch.setattr(Slot, "run", lambda self, function, *args: function(*args))
 
 
 def lets_timers_run(patch: pytest.MonkeyPatch) -> None:
-    """Law 3: a timer outlives its state."""
-    patch.setattr(Connection, "_stop_timer", lambda self, _=None: setattr(self, "_timer", None))
+    """Law 5: a timer outlives its state."""
+    patch.setattr(ConnectionDriver, "_stop_timer", lambda self, _=None: setattr(self, "timer", EMPTY))
 
 
 def lets_dials_run(patch: pytest.MonkeyPatch) -> None:
-    """Law 3: a dial outlives its state."""
-    patch.setattr(Connection, "_cancel_dial", lambda self, _=None: setattr(self, "_dial", None))
+    """Law 5: a dial outlives its state."""
+    patch.setattr(ConnectionDriver, "_cancel_dial", lambda self, _=None: setattr(self, "dial", EMPTY))
 
 
 def lets_sockets_be(patch: pytest.MonkeyPatch) -> None:
-    """Law 3: a socket outlives its state."""
-    patch.setattr(Connection, "_close_socket", lambda self, _: setattr(self, "_socket", None))
+    """Law 5: a socket outlives its state."""
+    patch.setattr(ConnectionDriver, "_close_socket", lambda self, _: setattr(self, "socket", EMPTY))
 
 
 def does_not_await_ends(patch: pytest.MonkeyPatch) -> None:
-    """Law 6: close() returns too soon."""
+    """Law 9: close() returns too soon."""
 
-    async def closed(self: Connection, outcome: Completion) -> None:
-        await outcome
+    async def closed(self: ConnectionDriver, completion: Completion) -> None:
+        await completion.wait()
 
-    patch.setattr(Connection, "_closed", closed)
+    patch.setattr(ConnectionDriver, "_wait_until_closed", closed)
 
 
 def forgets_who_waits(patch: pytest.MonkeyPatch) -> None:
@@ -856,7 +872,7 @@ def forgets_who_waits(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_to_announce(patch: pytest.MonkeyPatch) -> None:
     """CONN-5: who waits for the connection is not told of it."""
-    patch.setattr(Connection, "_announce_connected", lambda self, _: None)
+    patch.setattr(ConnectionDriver, "_announce_connected", lambda self, _: None)
 
 
 def wakes_the_cancelled(patch: pytest.MonkeyPatch) -> None:
@@ -887,13 +903,13 @@ def loses_offline_edits(patch: pytest.MonkeyPatch) -> None:
 
 def says_it_twice(patch: pytest.MonkeyPatch) -> None:
     """D-LISTEN: a status is reported again."""
-    notify = Connection._notify_status
+    notify = ConnectionDriver._notify_status
 
-    def twice(self: Connection, effect: NotifyStatus) -> None:
+    def twice(self: ConnectionDriver, effect: NotifyStatus) -> None:
         notify(self, effect)
         notify(self, effect)
 
-    patch.setattr(Connection, "_notify_status", twice)
+    patch.setattr(ConnectionDriver, "_notify_status", twice)
 
 
 @pytest.mark.parametrize(

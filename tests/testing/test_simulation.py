@@ -22,9 +22,22 @@ from async_solipsism import SleepForeverError
 
 from figures import Figures, soak
 from reconnect_fsm import Client, ClientFSM, ClientStatus, CloseInfo, RetryPolicy, RoomFSM, StateChange
+from reconnect_fsm._asyncio.client_driver import ClientDriver
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.listeners import Listeners
+from reconnect_fsm._asyncio.slots import EMPTY
 from reconnect_fsm.adaptors import LoroAdaptor
-from reconnect_fsm.effects import AnnounceConnected, CloseSocket, Dial, NotifyRooms, RequestJoin, StartTimer
+from reconnect_fsm.effects import (
+    AnnounceConnected,
+    CloseSocket,
+    Dial,
+    Effect,
+    NotifyRooms,
+    RequestJoin,
+    StartKeepalive,
+    StartTimer,
+    StopTimer,
+)
 from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import ANY, row
 from reconnect_fsm.testing import EmbeddedServer, every_schedule, many_schedules, run_in_virtual_time
@@ -264,8 +277,11 @@ class KeepsItsDial(ClientFSM):
 
 
 class KeepsItsTimer(Client):
-    def _stop_timer(self, _: object = None) -> None:
-        self._timer = None
+    def run_effect(self, effect: Effect) -> None:
+        if isinstance(effect, StopTimer):
+            connection_driver_of(self).timer = EMPTY
+        else:
+            super().run_effect(effect)
 
 
 class DialsWhenStopped(ClientFSM):
@@ -309,7 +325,7 @@ class Forgetful(Listeners[StateChange]):
 class ForgetsToTell(Client):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._on_transition = Forgetful("on_transition")
+        connection_driver_of(self).on_transition = Forgetful("on_transition")
 
 
 class TellsTwice(ClientFSM):
@@ -328,8 +344,11 @@ class WaitsWithoutTimer(ClientFSM):
 
 
 class TellsRoomsLater(Client):
-    def _notify_rooms(self, effect: NotifyRooms) -> None:
-        asyncio.get_running_loop().call_later(0, super()._notify_rooms, effect)
+    def run_effect(self, effect: Effect) -> None:
+        if isinstance(effect, NotifyRooms):
+            asyncio.get_running_loop().call_later(0, super().run_effect, effect)
+        else:
+            super().run_effect(effect)
 
 
 class RoomTellsNothing(RoomFSM):
@@ -342,17 +361,25 @@ class AsksWithoutTimer(RoomFSM):
 
 
 class NeverMissesAPong(Client):
-    def _heartbeat_due(self, *_: object) -> None: ...
+    def run_effect(self, effect: Effect) -> None:
+        super().run_effect(effect)
+        heartbeat = connection_driver_of(self).heartbeat
+        if isinstance(effect, StartKeepalive) and heartbeat is not None:
+            heartbeat.stop()
 
 
 class LosesHeart(Client):
-    def _start_keepalive(self, effect: Any) -> None:
-        super()._start_keepalive(effect)
-        asyncio.get_running_loop().call_later(400, self._fire, ClientFSM.pong_missed, CloseInfo(1006))
+    def run_effect(self, effect: Effect) -> None:
+        super().run_effect(effect)
+        if isinstance(effect, StartKeepalive):
+            fire = connection_driver_of(self).fire
+            asyncio.get_running_loop().call_later(400, fire, ClientFSM.pong_missed, CloseInfo(1006))
 
 
 class AnnouncesNothing(Client):
-    def _announce_connected(self, _: AnnounceConnected) -> None: ...
+    def run_effect(self, effect: Effect) -> None:
+        if not isinstance(effect, AnnounceConnected):
+            super().run_effect(effect)
 
 
 class RaisesAnything(Client):
@@ -360,13 +387,17 @@ class RaisesAnything(Client):
         raise KeyError(timeout)
 
 
-class LetsGoSlowly(Client):
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+class TearsDownSlowly(ClientDriver):
+    def own(self, work: Coroutine[Any, Any, None]) -> None:
         async def slowly() -> None:
             await work
             await asyncio.sleep(100)
 
-        super()._own(slowly())
+        super().own(slowly())
+
+
+class LetsGoSlowly(Client):
+    _driver_type = TearsDownSlowly
 
 
 class WaitsForHours(RoomFSM):
@@ -394,9 +425,10 @@ class GuardRaises(ClientFSM):
 
 
 class NeverRests(Client):
-    def _announce_connected(self, effect: AnnounceConnected) -> None:
-        super()._announce_connected(effect)
-        self._spin()
+    def run_effect(self, effect: Effect) -> None:
+        super().run_effect(effect)
+        if isinstance(effect, AnnounceConnected):
+            self._spin()
 
     def _spin(self) -> None:
         asyncio.get_running_loop().call_soon(self._spin)
@@ -405,9 +437,10 @@ class NeverRests(Client):
 class LeavesATask(Client):
     tasks: list[asyncio.Task[Any]]
 
-    def _announce_connected(self, effect: AnnounceConnected) -> None:
-        super()._announce_connected(effect)
-        self.tasks = [*getattr(self, "tasks", ()), asyncio.create_task(asyncio.Event().wait(), name="forgotten")]
+    def run_effect(self, effect: Effect) -> None:
+        super().run_effect(effect)
+        if isinstance(effect, AnnounceConnected):
+            self.tasks = [*getattr(self, "tasks", ()), asyncio.create_task(asyncio.Event().wait(), name="forgotten")]
 
 
 BROKEN: dict[str, dict[str, Any]] = {

@@ -23,6 +23,7 @@ import faulty
 from faulty import Peer, Watch
 from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, RetryPolicy, Unauthorized
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.transport.url import check_url
 from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.status import AttemptFailure, FailureKind, FaultKind
@@ -47,7 +48,7 @@ async def failed(url: Any, **options: Any) -> AsyncIterator[AttemptFailure]:
     async with connection:
         async with asyncio.timeout(PATIENCE):
             await watch.seen("dial_failed")
-        failure = connection._fsm.failure
+        failure = connection_driver_of(connection).fsm.failure
         assert connection.reason == failure.why
         yield failure
 
@@ -263,7 +264,7 @@ async def test_d_session_a_proxy_is_not_passed_by(
             async with connected(server.url, ssl=client_side(authority), **options) as connection:
                 assert heads[0].startswith("CONNECT 127.0.0.1:")
                 assert f"Proxy-Authorization: {credentials.encode()}" in heads[0]
-                assert connection._redaction(f"{SECRET} {credentials.encode()[6:]}") == "… …"
+                assert connection_driver_of(connection).redaction(f"{SECRET} {credentials.encode()[6:]}") == "… …"
 
 
 async def test_d_session_netrc_is_read_and_its_secret_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +306,7 @@ async def test_d_judged_what_is_really_sent_is_secret() -> None:
     ):
         await until(lambda: connection.state == "waiting")
         assert connection.reason == "closed with code 4000: websocket 13 Upgrade gzip, … … … …"
-        assert connection._redaction(aiohttp.http.SERVER_SOFTWARE) == aiohttp.http.SERVER_SOFTWARE
+        assert connection_driver_of(connection).redaction(aiohttp.http.SERVER_SOFTWARE) == aiohttp.http.SERVER_SOFTWARE
 
 
 async def test_d_session_a_connection_that_the_session_has_kept_is_not_used() -> None:
@@ -592,8 +593,8 @@ async def test_d_session_its_own_timeouts_count() -> None:
         aiohttp.ClientSession() as session,
         connected(server.url, session=session) as connection,
     ):
-        assert connection._session is not None
-        assert connection._session.timeout.total is None
+        assert connection_driver_of(connection).session is not None
+        assert connection_driver_of(connection).session.timeout.total is None
 
 
 async def test_d_session_nothing_of_it_is_left_behind() -> None:

@@ -25,6 +25,7 @@ import tls
 from faulty import BINARY, Behaviour, Peer, Watch
 from kit import PATIENCE, until
 from reconnect_fsm import Connection, Keepalive, NotConnected, RetryPolicy
+from reconnect_fsm._asyncio.connection_driver import ConnectionDriver
 from reconnect_fsm._asyncio.transport.handshake import open_socket
 from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
 from reconnect_fsm._asyncio.transport.socket import Data, Socket
@@ -341,10 +342,13 @@ async def test_live_2_nobody_is_judged_while_messages_wait_to_be_handled() -> No
     """LIVE-2: the server answers no ping, and what it said before is not handled yet; once it is, silence counts."""
     handled = asyncio.Event()
 
-    class Slow(Connection):
-        def _received(self, data: Data) -> Iterator[object]:
+    class SlowDriver(ConnectionDriver):
+        def received(self, data: Data) -> Iterator[object]:
             while not handled.is_set():
                 yield
+
+    class Slow(Connection):
+        _driver_type = SlowDriver
 
     async def behave(peer: Peer) -> None:
         await peer.upgrade()

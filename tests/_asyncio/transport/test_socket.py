@@ -28,6 +28,7 @@ import faulty
 from faulty import BINARY, CLOSE, PING, PONG, TEXT, Behaviour, Peer, Watch
 from kit import PATIENCE, until
 from reconnect_fsm import ClientStopped, Connection, InvalidURL, Keepalive, NotConnected, RetryPolicy, Unauthorized
+from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.transport import sessions
 from reconnect_fsm._asyncio.transport.failures import AttemptFailed, retry_after
 from reconnect_fsm._asyncio.transport.handshake import open_socket
@@ -1661,8 +1662,8 @@ async def test_what_is_sent_while_a_writer_ends_is_written() -> None:
 
 
 def connector(connection: Connection) -> Any:
-    assert connection._session is not None
-    return connection._session.connector
+    assert connection_driver_of(connection).session is not None
+    return connection_driver_of(connection).session.connector
 
 
 async def test_all_connections_of_a_loop_share_a_connector() -> None:
