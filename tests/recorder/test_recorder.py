@@ -487,7 +487,8 @@ async def test_no_secret_is_recorded(mirror: str) -> None:
         async with client:
             client.join("r", Sponge(), auth=SECRET.encode())
             await until(lambda: recording.steps > 5)
-            connection_driver_of(client).fire(type(connection_driver_of(client).fsm).token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
+            driver = connection_driver_of(client)
+            driver.fire(type(driver.fsm).token_came, SECRET, [SECRET])  # type: ignore[attr-defined]
             await asyncio.sleep(0.1)
             client.export(last)
             explained.append(client.explain())
