@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 import pytest
-from test_machine import Door, rules, words
 from transitions.extensions import GraphMachine
 
+from door import Door, rules, words
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.errors import MachineDefinitionError
 from reconnect_fsm.machine import ANY, FSM, STAY, ignore, row, state

@@ -7,105 +7,14 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from door import Door, Said, rules, words
 from reconnect_fsm import machine
-from reconnect_fsm.effects import Effect
 from reconnect_fsm.errors import MachineDefinitionError
 from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, any_but, event, ignore, row, state
-
-
-@dataclass(frozen=True)
-class Said(Effect):
-    """The only effect of these machines."""
-
-    word: str
-
-
-class Door(FSM[str]):
-    """A machine with one of everything."""
-
-    __slots__ = ("force", "locked")
-
-    shut = state("closed", enter="bang", exit="creak")
-    ajar = state("open", doc="a hand's breadth")
-    wide = state("open", enter="bump")
-    gone = state("gone")
-    initial = shut
-
-    OPEN = (ajar, wide)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.force = 0.0
-        self.locked = False
-
-    def is_locked(self) -> bool:
-        return self.locked
-
-    def is_hard(self) -> bool:
-        return self.force > 10
-
-    def bang(self) -> None:
-        self.emit(Said("bang"))
-
-    def creak(self) -> None:
-        self.emit(Said("creak"))
-
-    def bump(self) -> None:
-        self.emit(Said("bump"))
-
-    def grunt(self) -> None:
-        self.emit(Said("grunt"))
-
-    @event(
-        ignore(shut, when=is_locked, because="it is locked"),
-        row(shut, to=wide, when=is_hard, do=grunt, clause="DOOR-1"),
-        row(shut, to="ajar", do="grunt"),
-        row(ajar, to=wide),
-        ignore(OTHERWISE, because="there is nothing to push"),
-    )
-    def pushed(self, force: float = 1.0) -> None:
-        """Somebody pushed."""
-        self.force = force
-
-    @event(
-        row(OPEN, to=shut),
-        ignore(any_but(ajar, wide), because="it is not open"),
-    )
-    def pulled(self) -> None:
-        """Somebody pulled."""
-
-    @event(row(ANY, to=STAY, do=grunt))
-    def knocked(self) -> None:
-        """Somebody knocked."""
-
-    @event(
-        row(shut, to=shut, do=grunt),
-        row(OTHERWISE, to=gone),
-    )
-    def slammed(self) -> None:
-        """Somebody slammed it."""
-
-    def state_changed(self) -> None:
-        self.emit(Said(f"now {self.state}"))
-
-    def status_changed(self, old: str, new: str) -> None:
-        self.emit(Said(f"{old}, then {new}"))
-
-
-def words(effects: list[Effect]) -> list[str]:
-    """What was said."""
-    return [each.word for each in effects if isinstance(each, Said)]
-
-
-def rules(cls: type[FSM[Any]], event: str, source: str) -> list[tuple[str | None, tuple[str, ...]]]:
-    """The target and the guards of each rule of a pair."""
-    return [(rule.target, rule.when) for rule in cls.rules if (rule.event, rule.source) == (event, source)]
-
 
 # ------------------------------------------------------------------------------------------------------- what rows mean
 
@@ -246,7 +155,7 @@ def test_states_and_events_are_listed_in_the_order_of_declaration() -> None:
     assert list(Door.states) == ["shut", "ajar", "wide", "gone"]
     assert list(Door.events) == ["pushed", "pulled", "knocked", "slammed"]
     assert Door.states["ajar"].doc == "a hand's breadth"
-    assert Door.pushed.__doc__ == "Somebody pushed."
+    assert Door.pushed.__doc__ == "The door was pushed."
     assert (Door.states["wide"].doc, state("open").name) == ("", "")
     assert (repr(Door.ajar), repr(STAY)) == ("<state ajar>", "STAY")
     assert [group.label for group in (ANY, OTHERWISE, any_but(Door.wide))] == ["any", "rest", "any but"]

@@ -159,6 +159,29 @@ def test_what_counts_as_polled_for(source: str, found: int) -> None:
     assert len(list(polled_for(ast.parse(source)))) == found
 
 
+# ------------------------------------------------------------------------------------------------ each file by itself
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The modules that a file imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several of them need stands in tests/support."""
+    assert "test_suite" in imported(ast.parse("def f():\n from test_suite import TESTS"))
+    modules = {path.stem for path in SOURCES if path.stem.startswith("test_")}
+    found = {
+        name: sorted(modules & set(imported(ast.parse(path.read_text()))))
+        for path, name in zip(SOURCES, SHOWN_WITH, strict=True)
+    }
+    assert {name: others for name, others in found.items() if others} == {}
+
+
 # -------------------------------------------------------------------------------------------------------------- the kit
 
 

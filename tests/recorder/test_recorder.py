@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_hostile_server import MIRRORS, SECRET, Sponge, patience
 
 import faulty
-from kit import Idle, until
+from hostile import MIRRORS, SECRET, Sponge
+from kit import PATIENCE, Idle, until
 from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connection, JoinRefused, RetryPolicy, RoomFSM
 from reconnect_fsm._asyncio.awaitables import LazyCoroutine
 from reconnect_fsm._asyncio.connection import connection_driver_of
@@ -477,7 +477,7 @@ async def test_no_secret_is_recorded(mirror: str) -> None:
     """Token in the query, in headers and cookies, in auth bytes, in a machine of the user's; and a server that says it
     all back: neither in a recording nor in an export nor in an explanation."""
     file, last = io.StringIO(), io.StringIO()
-    async with patience(), faulty.server(MIRRORS[mirror], faulty.deaf) as server:
+    async with asyncio.timeout(PATIENCE), faulty.server(MIRRORS[mirror], faulty.deaf) as server:
         url = server.url.replace("://", f"://user:{SECRET}@") + f"?token={SECRET}"
         headers = {"X-Token": SECRET, "Cookie": f"session={SECRET}"}
         client = CarelessClient(url, headers=headers, retry=QUICK, close_timeout=0.1, fsm=Careless)
@@ -528,7 +528,7 @@ async def test_what_the_users_functions_raise_is_not_recorded() -> None:
     def url() -> str:
         raise LookupError(SECRET)
 
-    async with patience():
+    async with asyncio.timeout(PATIENCE):
         connection = Connection(url, retry=QUICK)
         connection.record(file)
         async with connection:

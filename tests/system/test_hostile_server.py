@@ -15,7 +15,6 @@ import itertools
 import logging
 import random
 import struct
-import time
 import traceback
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -30,6 +29,22 @@ import bounds
 import faulty
 from faulty import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Behaviour, Peer, Watch
 from figures import Figures, soak
+from hostile import (
+    MIRRORS,
+    ROOM,
+    SECRET,
+    Hostile,
+    Sponge,
+    dawdle,
+    echo_head,
+    frame,
+    let_in_then,
+    pour,
+    quiet,
+    welcome,
+    wire,
+    with_room,
+)
 from kit import PATIENCE, now, session_of, until
 from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomFSM, RoomStatus, room_fsm
 from reconnect_fsm._asyncio import room_driver, room_session
@@ -56,7 +71,6 @@ from reconnect_fsm.loro_protocol import (
     RoomError,
     RoomErrorCode,
     UpdateStatusCode,
-    decode,
     encode,
 )
 
@@ -67,8 +81,6 @@ FEW_MESSAGES, MANY_MESSAGES = 2_000, 5_000  # of the random server, a run
 FEW_SEEDS, MANY_SEEDS = 3, 60
 
 MIB: Final = 1 << 20
-ROOM: Final = CrdtType.ELO
-SECRET: Final = "s3cret-0f9a77"
 CONTROLS: Final = "\n\r\x00\x1b[31m\x1b]0;x\x07\u202e\u2028\x85\x7f"
 
 
@@ -84,143 +96,6 @@ async def _full_speed() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
-
-
-class Sponge:
-    """An adaptor that takes what it is given, counts it, and raises or dawdles where it is told to."""
-
-    crdt_type = ROOM
-
-    def __init__(
-        self, *, missing: Sequence[bytes] = (), slow: bool = False, raising: BaseException | None = None
-    ) -> None:
-        self.missing = missing
-        self.slow = slow
-        self.raising = raising
-        self.applied = 0
-        self.refusals = 0
-        self.edit: Callable[[bytes], None] = lambda update: None
-
-    def version(self) -> bytes:
-        return b"ours"
-
-    def alternative_version(self, server_version: bytes) -> bytes | None:
-        return b"alternative"
-
-    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
-        return self.missing
-
-    def covers(self, server_version: bytes) -> bool:
-        return True
-
-    def apply(self, updates: Sequence[bytes]) -> None:
-        self.applied += len(updates)
-        if self.slow:
-            dawdle(self.applied)
-        if self.raising is not None:
-            raise self.raising
-
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
-        self.edit = send
-        return lambda: None
-
-    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None:
-        self.refusals += len(updates)
-
-
-def dawdle(count: int) -> None:
-    """Hold up the event loop now and then, for 15 µs a message on average."""
-    if count % 64 == 0:
-        time.sleep(0.001)
-
-
-Answer = Callable[[JoinRequest], Sequence[Message]]
-
-
-def welcome(request: JoinRequest) -> Sequence[Message]:
-    """Let everybody in."""
-    return (JoinResponseOk(request.crdt, request.room_id, "write", b""),)
-
-
-class Hostile:
-    """Answers joins and pings like a good server, and does its worst once it has let in ``rooms`` rooms."""
-
-    def __init__(self, attack: Behaviour, *, rooms: int = 1, answer: Answer = welcome) -> None:
-        self._attack, self._rooms, self._answer = attack, rooms, answer
-        self.joins: list[float] = []
-        """When each JoinRequest came, by the loop's clock."""
-        self.heard: list[Message] = []
-        """Every other message that came."""
-        self.pings = 0
-        self.sent = 0
-
-    async def __call__(self, peer: Peer) -> None:
-        await peer.upgrade()
-        ready = asyncio.Event()
-        reading = asyncio.create_task(self._read(peer, ready))
-        try:
-            if self._rooms:
-                await ready.wait()
-            await self._attack(peer)
-            await reading
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-
-    async def _read(self, peer: Peer, ready: asyncio.Event) -> None:
-        while True:
-            opcode, payload = await peer.receive()
-            peer.frames.clear()  # nothing is kept: memory is measured here
-            if opcode == CLOSE:
-                peer.send_frame(CLOSE, payload)
-                peer.hang_up()
-                return
-            if payload == b"ping":
-                self.pings += 1
-                peer.send("pong")
-            elif opcode == BINARY:
-                message = decode(payload)
-                if isinstance(message, JoinRequest):
-                    self.joins.append(asyncio.get_running_loop().time())
-                    for each in self._answer(message):
-                        peer.send(encode(each))
-                    if len(self.joins) >= self._rooms:
-                        ready.set()
-                else:
-                    self.heard.append(message)
-
-    def acks(self) -> list[Ack]:
-        """The refusals that the client sent."""
-        return [each for each in self.heard if isinstance(each, Ack)]
-
-
-async def quiet(peer: Peer) -> None:
-    """No attack at all."""
-
-
-def frame(message: Message | str, *, fin: bool = True) -> bytes:
-    """The bytes on the wire of a message."""
-    if isinstance(message, str):
-        return wire(TEXT, message.encode(), fin=fin)
-    return wire(BINARY, encode(message), fin=fin)
-
-
-def wire(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0) -> bytes:
-    """A frame of the server's."""
-    first = (0x80 if fin else 0) | rsv << 4 | opcode
-    size = len(payload)
-    if size < 126:
-        return struct.pack("!BB", first, size) + payload
-    if size < 1 << 16:
-        return struct.pack("!BBH", first, 126, size) + payload
-    return struct.pack("!BBQ", first, 127, size) + payload
-
-
-async def pour(peer: Peer, blob: bytes, times: int) -> None:
-    """Write the same bytes again and again, as fast as they are taken."""
-    for _ in range(times):
-        peer.write(blob)
-        await peer.drain()
 
 
 def update(room: str = "r", *updates: bytes, batch_id: int = 1) -> DocUpdate:
@@ -262,12 +137,6 @@ async def strain() -> AsyncIterator[Strain]:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         found.grown = max(found.grown, resident() - before)
-
-
-@asynccontextmanager
-async def patience(seconds: float = PATIENCE) -> AsyncIterator[None]:
-    async with asyncio.timeout(seconds):
-        yield
 
 
 def client_of(server: faulty.Server, **options: Any) -> Client:
@@ -382,7 +251,7 @@ async def test_an_answer_without_end_costs_no_memory(answer: Behaviour) -> None:
         await answer(peer)
         await peer.wait_gone()
 
-    async with patience(), faulty.server(behave) as server:
+    async with asyncio.timeout(PATIENCE), faulty.server(behave) as server:
         async with Connection(server.url, connect_timeout=1.0) as connection, strain() as cost:
             watch = Watch(connection)
             await watch.seen("dial_failed")
@@ -444,7 +313,7 @@ def test_no_retry_after_raises() -> None:
 async def test_a_redirect_is_never_followed(status: int) -> None:
     """D-HTTP: no other origin is ever contacted, whatever the answer's number, and nothing of the target is shown."""
     async with (
-        patience(),
+        asyncio.timeout(PATIENCE),
         faulty.server() as elsewhere,
         faulty.server(faulty.redirect(elsewhere.url, status)) as server,
     ):
@@ -468,7 +337,7 @@ async def test_cookies_do_not_pile_up() -> None:
         await peer.wait_gone()
 
     sizes: list[int] = []
-    async with patience(), faulty.server(set_cookies) as server:
+    async with asyncio.timeout(PATIENCE), faulty.server(set_cookies) as server:
         # A jar takes no cookies from a bare address.
         url = server.url.replace(faulty.HOST, "localhost")
         async with Connection(url, retry=RetryPolicy(base=0.01, cap=0.01)) as connection:
@@ -561,7 +430,7 @@ async def test_a_flood_of_small_frames_to_a_client_whose_answers_are_not_read(
         await peer.drain()
         await asyncio.Event().wait()
 
-    async with patience(280), faulty.server(flood) as server:
+    async with asyncio.timeout(280), faulty.server(flood) as server:
         client = client_of(server, keepalive=Keepalive(interval=300, timeout=300), close_timeout=0.1)
         ended, latencies = asyncio.Event(), list[float]()
         client.on_message(lambda text: ended.set() if text == "the end" else None)
@@ -640,7 +509,7 @@ async def test_messages_of_the_largest_size_back_to_back() -> None:
         await peer.answer_frames()
 
     sizes: list[int] = []
-    async with patience(), faulty.server(flood) as server, Connection(server.url) as connection:
+    async with asyncio.timeout(PATIENCE), faulty.server(flood) as server, Connection(server.url) as connection:
         connection.on_message(lambda data: sizes.append(len(data)))
         async with strain() as cost:
             await until(lambda: len(sizes) == count)
@@ -673,7 +542,11 @@ async def test_what_is_too_large_ends_the_connection(pieces: tuple[bytes, ...], 
             await peer.drain()
         await peer.answer_frames()
 
-    async with patience(), faulty.server(send, faulty.echo) as server, Connection(server.url) as connection:
+    async with (
+        asyncio.timeout(PATIENCE),
+        faulty.server(send, faulty.echo) as server,
+        Connection(server.url) as connection,
+    ):
         watch = Watch(connection)
         async with strain() as cost:
             step = await watch.seen("socket_closed")
@@ -695,7 +568,7 @@ async def test_a_compressed_bomb_does_not_go_off(offered: bool) -> None:
 
     heard: list[Any] = []
     async with (
-        patience(),
+        asyncio.timeout(PATIENCE),
         faulty.server(send, faulty.echo) as server,
         Connection(server.url, compress=15 if offered else 0) as connection,
     ):
@@ -737,7 +610,7 @@ async def test_what_never_becomes_a_message_is_no_sign_of_life(start: bytes, mor
 async def test_a_close_code_that_is_never_on_the_wire_breaks_the_protocol(code: int) -> None:
     """RFC 6455, 7.4: it is answered with 1002, and the connection counts as lost, not as closed."""
     async with (
-        patience(),
+        asyncio.timeout(PATIENCE),
         faulty.server(faulty.accept_then_close(code), faulty.echo) as server,
         Connection(server.url) as connection,
     ):
@@ -757,7 +630,7 @@ async def test_a_storm_of_close_frames_is_one_loss() -> None:
         await peer.wait_gone()
 
     async with (
-        patience(),
+        asyncio.timeout(PATIENCE),
         faulty.server(storm, faulty.echo) as server,
         Connection(server.url, close_timeout=0.5) as connection,
     ):
@@ -775,7 +648,7 @@ async def test_a_server_that_chatters_through_the_close_does_not_delay_it() -> N
         await peer.upgrade()
         await pour(peer, wire(TEXT) * 1000, 1_000_000)
 
-    async with patience(), faulty.server(chatter) as server:
+    async with asyncio.timeout(PATIENCE), faulty.server(chatter) as server:
         connection = Connection(server.url, close_timeout=0.2)
         connection.start()
         await connection.wait_connected()
@@ -836,7 +709,7 @@ async def test_a_flood_of_updates_at_a_slow_adaptor(many: int, figures: Figures)
 
     hostile = Hostile(flood, rooms=2)
     async with (
-        patience(280),
+        asyncio.timeout(280),
         faulty.server(hostile) as server,
         client_of(server, keepalive=Keepalive(interval=0.1, timeout=PATIENCE)) as client,
     ):
@@ -882,7 +755,7 @@ async def test_a_flood_of_texts_at_a_slow_listener(many: int, figures: Figures) 
         heard += text == "news"
         dawdle(heard)
 
-    async with patience(280), faulty.server(flood) as server, Connection(server.url) as connection:
+    async with asyncio.timeout(280), faulty.server(flood) as server, Connection(server.url) as connection:
         connection.on_message(listen)
         async with strain() as cost:
             while heard < many:  # noqa: ASYNC110  # it is not told
@@ -905,7 +778,7 @@ async def test_the_largest_update_frames(shape: str) -> None:
         await pour(peer, blob, count)
         peer.send(encode(update("other")))
 
-    async with patience(), faulty.server(Hostile(flood, rooms=2)) as server, client_of(server) as client:
+    async with asyncio.timeout(PATIENCE), faulty.server(Hostile(flood, rooms=2)) as server, client_of(server) as client:
         adaptor, other = Sponge(), Sponge()
         await client.join("r", adaptor)
         await client.join("other", other)
@@ -930,7 +803,11 @@ async def test_an_adaptor_that_raises_at_each_update(reads: bool, caplog: pytest
         peer.send(encode(update("other")))
 
     hostile = Hostile(flood, rooms=2)
-    async with patience(), faulty.server(hostile) as server, client_of(server, close_timeout=0.1) as client:
+    async with (
+        asyncio.timeout(PATIENCE),
+        faulty.server(hostile) as server,
+        client_of(server, close_timeout=0.1) as client,
+    ):
         adaptor, other = Sponge(raising=ValueError("bad")), Sponge()
         room = await client.join("r", adaptor)
         await client.join("other", other)
@@ -1190,7 +1067,11 @@ async def test_half_received_batches_of_all_rooms_together_are_bounded() -> None
                 await peer.drain()
         peer.send(encode(update("end")))
 
-    async with patience(), faulty.server(Hostile(send, rooms=count + 1)) as server, client_of(server) as client:
+    async with (
+        asyncio.timeout(PATIENCE),
+        faulty.server(Hostile(send, rooms=count + 1)) as server,
+        client_of(server) as client,
+    ):
         for number in range(count):
             await client.join(f"r{number}", Sponge())
         end = Sponge()
@@ -1390,7 +1271,7 @@ async def test_a_version_that_makes_no_sense_is_as_good_as_none(version: str) ->
     doc = LoroDoc()  # type: ignore[no-untyped-call]  # loro's stub
     doc.get_text("text").insert(0, "ours")
     doc.commit()
-    async with patience(), faulty.server(hostile) as server, client_of(server) as client:
+    async with asyncio.timeout(PATIENCE), faulty.server(hostile) as server, client_of(server) as client:
         async with strain() as cost:
             room = await client.join("r", LoroAdaptor(doc))
             await until(lambda: hostile.heard)
@@ -1425,7 +1306,7 @@ async def test_updates_that_are_no_updates_harm_no_document() -> None:
             await peer.drain()
 
     hostile = Hostile(send)
-    async with patience(), faulty.server(hostile) as server, client_of(server) as client:
+    async with asyncio.timeout(PATIENCE), faulty.server(hostile) as server, client_of(server) as client:
         async with strain() as cost:
             room = await client.join("r", LoroAdaptor(doc))
             await until(lambda: len(hostile.acks()) == many)
@@ -1477,61 +1358,11 @@ class Said:
         return self._log.getvalue()
 
 
-def with_room(*messages: Message) -> Behaviour:
-    """Sends these instead of letting the client in."""
-    return Hostile(quiet, answer=lambda _: messages)
-
-
-def let_in_then(*messages: Message) -> Behaviour:
-    return Hostile(quiet, answer=lambda request: (*welcome(request), *messages))
-
-
-async def echo_head(peer: Peer) -> None:
-    """Refuses with all that the request held: in the status line, the headers and the body."""
-    await peer.request()
-    told = peer.head.replace("\r\n", " ")
-    body = peer.head.encode()
-    lines = [
-        f"HTTP/1.1 500 {told}",
-        f"X-Told: {told}",
-        f"Set-Cookie: a=b/{SECRET}; Path=/",
-        f"Content-Length: {len(body)}",
-    ]
-    peer.write("\r\n".join([*lines, "", ""]).encode() + body)
-    await peer.wait_gone()
-
-
-async def bad_permission(peer: Peer) -> None:
-    await peer.upgrade()
-    while True:
-        opcode, payload = await peer.receive()
-        if opcode == BINARY:
-            name = decode(payload).room_id.encode()
-            secret = SECRET.encode()
-            head = ROOM.value.encode() + bytes((len(name),)) + name
-            peer.send(head + b"\x01" + bytes((len(secret),)) + secret + b"\0\0")
-            peer.send(secret)
-
-
-MIRRORS: dict[str, Behaviour] = {
-    "an HTTP answer": echo_head,
-    "a redirect": faulty.redirect(f"ws://127.0.0.1:9/?token={SECRET}"),
-    "a header of the upgrade": faulty.answer(503, f"Retry-After: {SECRET}", f"Sec-WebSocket-Accept: {SECRET}"),
-    "a close reason": faulty.accept_then_close(4000, f"no {SECRET}"),
-    "a fatal close reason": faulty.accept_then_close(1008, f"no {SECRET}"),
-    "a JoinError": with_room(JoinError(ROOM, "r", JoinErrorCode.AUTH_FAILED, f"no {SECRET}")),
-    "an app code": with_room(JoinError(ROOM, "r", JoinErrorCode.APP_ERROR, "no", None, SECRET)),
-    "a RoomError": let_in_then(RoomError(ROOM, "r", RoomErrorCode.EVICTED, f"no {SECRET}")),
-    "a suggestion": let_in_then(RoomError(ROOM, "r", RoomErrorCode.REJOIN_SUGGESTED, f"no {SECRET}")),
-    "malformed messages": bad_permission,
-}
-
-
 @pytest.mark.parametrize("mirror", MIRRORS)
 async def test_a_secret_that_the_server_reflects_is_shown_nowhere(mirror: str) -> None:
     """Token in the query, in headers and cookies, in the auth bytes: not in logs, statuses, errors or reprs."""
     said = Said()
-    async with patience(), faulty.server(MIRRORS[mirror], faulty.deaf) as server:
+    async with asyncio.timeout(PATIENCE), faulty.server(MIRRORS[mirror], faulty.deaf) as server:
         with said.listening():
             url = server.url.replace("://", f"://user:{SECRET}@") + f"?token={SECRET}"
             headers = {"X-Token": SECRET, "Cookie": f"session={SECRET}"}
@@ -1556,7 +1387,10 @@ async def test_a_secret_that_is_reflected_in_part_is_not_shown() -> None:
     """A long token, cut short by the frame that brings it back."""
     token = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=600))
     said = Said()
-    async with patience(), faulty.server(faulty.accept_then_close(4000, f"bad token {token}"[:120])) as server:
+    async with (
+        asyncio.timeout(PATIENCE),
+        faulty.server(faulty.accept_then_close(4000, f"bad token {token}"[:120])) as server,
+    ):
         with said.listening():
             async with Connection(f"{server.url}?token={token}", retry=RetryPolicy(enabled=False)) as connection:
                 said.hear(connection)
@@ -1590,7 +1424,7 @@ async def test_each_room_has_its_own_secret() -> None:
 async def test_a_secret_that_a_proxy_reflects_is_shown_nowhere() -> None:
     """The same for the proxy's password."""
     said = Said()
-    async with patience(), faulty.server(echo_head) as proxy:
+    async with asyncio.timeout(PATIENCE), faulty.server(echo_head) as proxy:
         with said.listening():
             through = proxy.url.replace("ws://", f"http://user:{SECRET}@")
             client = Connection("ws://host.invalid/", proxy=through, retry=RetryPolicy(base=0.01, cap=0.01))
@@ -1619,7 +1453,7 @@ async def test_a_servers_words_cannot_forge_the_log(where: str) -> None:
     async def junk(peer: Peer) -> None:
         await WORDS[where](peer)
 
-    async with patience(), faulty.server(junk, faulty.deaf) as server:
+    async with asyncio.timeout(PATIENCE), faulty.server(junk, faulty.deaf) as server:
         with said.listening():
             async with client_of(server, close_timeout=0.1) as client:
                 said.hear(client)
@@ -1649,7 +1483,7 @@ async def test_an_adaptors_words_cannot_forge_the_log(caplog: pytest.LogCaptureF
         peer.send(encode(update("r", forged.encode())))
 
     hostile = Hostile(send)
-    async with patience(), faulty.server(hostile) as server, client_of(server) as client:
+    async with asyncio.timeout(PATIENCE), faulty.server(hostile) as server, client_of(server) as client:
         await client.join("r", Quoting())
         await until(hostile.acks)
     messages = [record.getMessage() for record in caplog.records if record.name == "reconnect_fsm"]

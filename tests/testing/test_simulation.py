@@ -401,7 +401,7 @@ class LetsGoSlowly(Client):
 
 
 class WaitsForHours(RoomFSM):
-    def wait(self) -> None:
+    def start_retry_timer(self) -> None:
         self.emit(StartTimer(10_000))
 
 
