@@ -20,7 +20,7 @@ Step: TypeAlias = tuple[
     float, str, ClientFSM | RoomFSM, str, tuple[Any, ...], str, str, str, int, list[Effect], Context | None
 ]
 """When, in the loop's seconds; whose machine (a room's id, or ""), and which; event and arguments; state before and
-after, the reason for it, and the attempts so far; the effects; and what the machine named_context before, where it is
+after, the reason for it, and the attempts so far; the effects; and what the machine remembered before, where it is
 known: always of a client, of a room only while it is recorded."""
 
 

@@ -299,7 +299,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
             "s",
         ),
         Bound(
-            "ids of batches that are over, named_context in a room so that each is refused once",
+            "ids of batches that are over, remembered in a room so that each is refused once",
             f"{FRAGMENTS}.MAX_SETTLED",
             "the oldest is forgotten",
             "test_a_server_that_sends_anything",

@@ -16,9 +16,9 @@ Every frame begins with the room it is about, then the type of the message, then
     0x07  Leave
     0x08  Ack                      ref_id (8), status (1)
 
-``(n)`` is so many bytes, numbers big endian; *varuint* is ULEB128 of at most 32 bits; *bytes* and *text* (UTF-8) are a
-varuint of their length and then themselves. A room id has at most 128 bytes, a frame at most 262,144. The liveness
-messages ``ping`` and ``pong`` are text frames, and none of these.
+``(n)``: n bytes; numbers are big endian. *varuint*: ULEB128 of at most 32 bits. *bytes* and *text* (UTF-8): a varuint
+that says their length, then themselves. A room id has at most 128 bytes, a frame at most 262,144. The keepalive
+messages ``ping`` and ``pong`` are text frames, not messages of this protocol.
 """
 
 from reconnect_fsm.loro_protocol.encoding import decode, decode_in_steps, encode, room_header

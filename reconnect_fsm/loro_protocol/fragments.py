@@ -1,7 +1,7 @@
-"""Updates into frames that fit, and fragments back into updates.
+"""Splits updates into frames that fit, and makes updates of fragments again.
 
-Pure: no clock and no timers. ``now`` is an argument, in seconds of any steady clock; the driver asks
-`Reassembler.next_deadline` when to call `Reassembler.expire`.
+Pure: no clock and no timers. ``now`` is an argument, in seconds of any steady clock. `Reassembler.next_deadline` tells
+the driver when to call `Reassembler.expire`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from reconnect_fsm.loro_protocol.messages import (
 __all__ = ["Batch", "Reassembler", "RefusedBatch", "split"]
 
 
-SMALLEST_FRAGMENT: Final = 8 * 1024
-"""Bytes of a fragment, but of the last of a batch, that is not uncommonly small."""
+MIN_FRAGMENT: Final = 8 * 1024
+"""Bytes that a fragment usually has at least; the last of a batch may have fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one Ack answers (D-ACK): the updates, and the frames that carry them, in the order to send them."""
+    """What one Ack answers (D-ACK): updates, and the frames that carry them, in the order in which to send them."""
 
     batch_id: int
     updates: tuple[bytes, ...]
@@ -37,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class RefusedBatch:
-    """A batch we will not take: what to put in its Ack, and why in words."""
+    """A batch that is refused: the status for its Ack, and the reason in words."""
 
     batch_id: int
     status: UpdateStatusCode
@@ -46,7 +46,7 @@ class RefusedBatch:
 
 @dataclass(slots=True)
 class _Incoming:
-    """A batch of which the header has come."""
+    """A batch whose header was received."""
 
     header: DocUpdateFragmentHeader
     deadline: float
@@ -55,16 +55,15 @@ class _Incoming:
 
 
 class Reassembler:
-    """Puts the fragments of one room back together; the caller sees to it that they are of that room.
+    """Makes updates of the fragments of one room; the caller passes fragments of that room only.
 
-    The peer is not believed: nothing is allocated from what a header claims, so the memory held is that of the bytes
-    received, and these are bounded. The time of a batch is bounded too (D-TIMEOUT).
+    A header is not believed: no memory is allocated for what it announces. The memory held is that of the bytes
+    received, which are bounded. So is the time of a batch (D-TIMEOUT).
 
-    A refusal is final: what was received of the batch is let go, and the rest of its fragments is ignored in silence,
-    as are those that come again for a batch that is complete. Only a new header begins it anew. For this the last
-    `MAX_SETTLED` batch ids are named_context; a fragment of a batch never heard of, or settled so long ago that it is
-    forgotten, is refused once and named_context. Thus one frame never costs more than one Ack, and a batch that goes
-    wrong costs one in all.
+    A refusal is final: the fragments of the batch are dropped. Further fragments of it are ignored, like those that
+    come again for a batch that is complete; only a new header begins it again. For this the last `MAX_SETTLED` batch
+    ids are remembered. A fragment of an unknown batch, or of one settled so long ago that it is forgotten, is refused
+    once, and then remembered. So one frame never costs more than one Ack, and a batch that goes wrong costs one in all.
     """
 
     __slots__ = ("_idle_timeout", "_live", "_settled", "max_batch_bytes", "max_fragments")
@@ -74,28 +73,28 @@ class Reassembler:
     MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
     """Most bytes a batch may have, unless another bound is given."""
     MAX_BATCHES: Final = 8
-    """Most batches under way at once."""
+    """Most batches being received at the same time."""
     TIMEOUT: Final = 10.0
-    """Seconds from the header to the last fragment; fragments do not extend it, unless an idle timeout is given."""
+    """Seconds from the header to the last fragment. Fragments do not extend it, unless an idle timeout is given."""
     MAX_SETTLED: Final = 64
     """How many batch ids are remembered after their batch is complete or refused."""
 
     def __init__(self, max_batch_bytes: int | None = None, idle_timeout: float | None = None) -> None:
-        """``idle_timeout``: the seconds from one fragment to the next, instead of `TIMEOUT` for all of them."""
+        """``idle_timeout``: seconds from one fragment to the next, instead of `TIMEOUT` for all of them."""
         self._idle_timeout = idle_timeout
         self.max_batch_bytes = self.MAX_BATCH_BYTES if max_batch_bytes is None else max_batch_bytes
         """Most bytes a batch may have."""
-        self.max_fragments = max(self.MAX_FRAGMENTS, self.max_batch_bytes // SMALLEST_FRAGMENT)
+        self.max_fragments = max(self.MAX_FRAGMENTS, self.max_batch_bytes // MIN_FRAGMENT)
         """Most fragments a batch may have."""
         self._live: dict[int, _Incoming] = {}  # in the order of their headers
-        self._settled: dict[int, None] = {}  # a set that remembers which came first
+        self._settled: dict[int, None] = {}  # a set that keeps their order
 
     def begin(self, header: DocUpdateFragmentHeader, now: float) -> RefusedBatch | None:
-        """A header came, at ``now`` seconds. None if its fragments are awaited from here on.
+        """Take a header, at ``now`` seconds; None if its fragments are awaited from now on.
 
-        Refused: no fragments at all, or a header repeated while its batch is under way (``INVALID_UPDATE``); more
-        fragments or bytes than we take (``PAYLOAD_TOO_LARGE``); a batch more than `MAX_BATCHES` (``RATE_LIMITED``, as
-        the same batch may well be taken later). A batch past its deadline counts until `expire` is called.
+        Refused: no fragments at all, or a second header of a batch that is being received (``INVALID_UPDATE``); more
+        fragments or bytes than the limits (``PAYLOAD_TOO_LARGE``); more batches than `MAX_BATCHES` (``RATE_LIMITED``:
+        the same batch may be taken later). A batch past its deadline counts until `expire` is called.
         """
         batch_id, count, total = header.batch_id, header.fragment_count, header.total_size_bytes
         if batch_id in self._live:
@@ -115,16 +114,17 @@ class Reassembler:
         return None
 
     def awaits(self, fragment: DocUpdateFragment) -> bool:
-        """Whether the fragment's batch is under way."""
+        """Whether the fragment's batch is being received."""
         return fragment.batch_id in self._live
 
     def add(self, fragment: DocUpdateFragment, now: float) -> bytes | RefusedBatch | None:
-        """A fragment came, at ``now`` seconds, in any order. The whole update (it may be ``b""``) once it is complete.
+        """Take a fragment, at ``now`` seconds; they may come in any order. Return the update once it is complete.
 
-        None while fragments are missing, and for one to be ignored: it came before with the same bytes, or its batch is
-        settled. Refused: a fragment without a header or after the deadline (``FRAGMENT_TIMEOUT``); an index the
-        header does not allow, other bytes for an index that came before, or too few bytes when the last one has come
-        (``INVALID_UPDATE``); more bytes than the header announced (``PAYLOAD_TOO_LARGE``).
+        The update may be ``b""``. None while fragments are missing, and for a fragment that is ignored: it came before
+        with the same bytes, or its batch is settled. Refused: a fragment without a header or after the deadline
+        (``FRAGMENT_TIMEOUT``); an index that the header does not allow, other bytes for an index that came before, or
+        too few bytes when the last fragment has come (``INVALID_UPDATE``); more bytes than the header announced
+        (``PAYLOAD_TOO_LARGE``).
         """
         batch_id, index, data = fragment.batch_id, fragment.index, fragment.fragment
         batch = self._live.get(batch_id)
@@ -155,11 +155,11 @@ class Reassembler:
         return b"".join(batch.fragments[i] for i in range(count))
 
     def expire(self, now: float) -> list[RefusedBatch]:
-        """Lets go of the batches whose deadline is ``now`` or was before: one ``FRAGMENT_TIMEOUT`` each."""
+        """Drop the batches whose deadline is ``now`` or earlier: one ``FRAGMENT_TIMEOUT`` each."""
         return [self._time_out(batch) for batch in list(self._live.values()) if now >= batch.deadline]
 
     def next_deadline(self) -> float | None:
-        """When `expire` has something to do next, on the clock of ``now``; None if nothing is under way."""
+        """When `expire` has something to do next, on the clock of ``now``; None if no batch is being received."""
         return min((batch.deadline for batch in self._live.values()), default=None)
 
     @property
@@ -168,7 +168,7 @@ class Reassembler:
         return sum(batch.size for batch in self._live.values())
 
     def clear(self) -> None:
-        """Forgets everything, without a refusal: the connection is gone, and the peer with it."""
+        """Drop everything without a refusal: the connection is lost."""
         self._live.clear()
         self._settled.clear()
 
@@ -187,7 +187,7 @@ class Reassembler:
         return self.refuse(header.batch_id, UpdateStatusCode.FRAGMENT_TIMEOUT, why)
 
     def refuse(self, batch_id: int, status: UpdateStatusCode, why: str) -> RefusedBatch:
-        """Lets go of the batch; fragments of it that are still to come are ignored."""
+        """Drop the batch; further fragments of it are ignored."""
         self._settle(batch_id)
         return RefusedBatch(batch_id, status, why)
 
@@ -207,11 +207,11 @@ def split(
     size: int = FRAGMENT_SIZE,
     limit: int = Reassembler.MAX_BATCH_BYTES,
 ) -> list[Batch]:
-    """The batches that carry ``updates``, in order, with their frames ready to send.
+    """The batches that carry ``updates``, in order, with their frames.
 
-    Small updates share a DocUpdate as long as they fit in about ``size`` bytes; one that is larger becomes a batch of
-    its own, a header and fragments of ``size``. ``new_batch_id`` is called once a batch and returns an unsigned 64-bit
-    id that no batch still unacknowledged has.
+    Small updates share a DocUpdate as long as they fit in about ``size`` bytes. A larger update becomes a batch of its
+    own: a header, and fragments of ``size``. ``new_batch_id`` is called once for each batch and returns an unsigned
+    64-bit id that no batch without an Ack has.
 
     Raises ValueError, before any id is taken, for an update of more than ``limit`` bytes. Raises `ProtocolError` as
     `encode` does.
@@ -223,16 +223,16 @@ def split(
     return [_batch(header, group, new_batch_id(), size) for group in _groups(updates, size)]
 
 
-_LENGTH_BYTES = 3  # what the length of an update of up to FRAGMENT_SIZE takes on the wire, at most
+_LENGTH_BYTES = 3  # of the length of an update of up to FRAGMENT_SIZE, at most
 
 
-def _groups(updates: Sequence[bytes], most: int) -> Iterator[tuple[bytes, ...]]:
-    """What shares a batch. An update that is larger than a whole batch may be comes out alone."""
+def _groups(updates: Sequence[bytes], limit: int) -> Iterator[tuple[bytes, ...]]:
+    """Updates that share a batch. An update that is larger than a batch may be stands alone."""
     group: list[bytes] = []
     size = 0
     for update in updates:
         cost = len(update) + _LENGTH_BYTES
-        if group and size + cost > most:
+        if group and size + cost > limit:
             yield tuple(group)
             group, size = [], 0
         group.append(update)

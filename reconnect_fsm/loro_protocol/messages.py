@@ -1,7 +1,7 @@
 """The nine messages of the Loro syncing protocol v1, and the numbers and limits they are made of.
 
-Plain values: nothing here checks anything. `encode` refuses a message that cannot go on the wire, `decode` makes
-only messages that could have come from it.
+Plain values: they check nothing. `encode` refuses a message that cannot be sent, and `decode` returns only messages
+that could be.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ MAX_MESSAGE_SIZE = 256 * 1024
 MAX_ROOM_ID_BYTES = 128
 """Most bytes of UTF-8 that a room id may have."""
 FRAGMENT_SIZE = 240 * 1024
-"""Bytes of an update above which it travels in fragments, and the size of each fragment but the last."""
+"""An update of more bytes is sent in fragments; each fragment but the last has this size."""
 
 
 class CrdtType(StrEnum):
-    """What a room holds; the value is the four bytes that begin every frame of the room."""
+    """The kind of document in a room; the value is the four bytes that every frame of the room begins with."""
 
     LORO = "%LOR"
     EPHEMERAL = "%EPH"
@@ -76,7 +76,7 @@ class JoinErrorCode(IntEnum):
 
 
 class RoomErrorCode(IntEnum):
-    """Why we are out of a room (D-ROOMERR). A code that is not listed is decoded as ``UNKNOWN``."""
+    """Why the server put us out of a room (D-ROOMERR). A code that is not listed is decoded as ``UNKNOWN``."""
 
     REJOIN_SUGGESTED = 1
     EVICTED = 2
@@ -84,7 +84,7 @@ class RoomErrorCode(IntEnum):
 
 
 class UpdateStatusCode(IntEnum):
-    """What became of a batch of updates (D-ACK). A code that is not listed is decoded as ``UNKNOWN``; 2 is unused."""
+    """The result of a batch of updates (D-ACK). A code that is not listed is decoded as ``UNKNOWN``; 2 is unused."""
 
     OK = 0
     UNKNOWN = 1
@@ -97,25 +97,25 @@ class UpdateStatusCode(IntEnum):
 
 
 Permission: TypeAlias = Literal["read", "write"]
-"""What the server lets us do in a room."""
+"""What the server allows in a room."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
-    """Let me in: my credentials, and the version I have (REJOIN-1)."""
+    """Asks to join a room, with credentials and the version of the document here (REJOIN-1)."""
 
     type: ClassVar = MessageType.JOIN_REQUEST
     crdt: CrdtType
     room_id: str
     auth: bytes = field(repr=False)
-    """Credentials; kept out of the repr, which ends up in logs."""
+    """Credentials; not in the repr, which may be logged."""
     version: bytes
-    """The CRDT's own encoding of the version we have; empty for none."""
+    """The version here, as the CRDT encodes it; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinResponseOk:
-    """You are in, and this is the version the server has."""
+    """The join was accepted; with the version that the server has."""
 
     type: ClassVar = MessageType.JOIN_RESPONSE_OK
     crdt: CrdtType
@@ -123,12 +123,12 @@ class JoinResponseOk:
     permission: Permission
     version: bytes
     extra: bytes | None = None
-    """The application's own; the wire does not tell None from empty, so a decoded one is ``b""``."""
+    """Metadata of the application. The wire does not tell None from empty, so a decoded one is ``b""``."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinError:
-    """You are not let in."""
+    """The join was refused."""
 
     type: ClassVar = MessageType.JOIN_ERROR
     crdt: CrdtType
@@ -138,12 +138,12 @@ class JoinError:
     receiver_version: bytes | None = None
     """The server's version (D-VERSION); on the wire only with ``VERSION_UNKNOWN``."""
     app_code: str | None = None
-    """The application's own code; on the wire only with ``APP_ERROR``, and only if not empty."""
+    """A code of the application; on the wire only with ``APP_ERROR``, and only if not empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class DocUpdate:
-    """Updates, in either direction; acknowledged as one batch (D-ACK)."""
+    """A batch of updates, in either direction, with one Ack for all (D-ACK)."""
 
     type: ClassVar = MessageType.DOC_UPDATE
     crdt: CrdtType
@@ -155,7 +155,7 @@ class DocUpdate:
 
 @dataclass(frozen=True, slots=True)
 class DocUpdateFragmentHeader:
-    """One update too large for a frame follows, in fragments. What it claims is the sender's word, nothing more."""
+    """Announces one update that is too large for a frame, and follows in fragments. Its numbers may be wrong."""
 
     type: ClassVar = MessageType.DOC_UPDATE_FRAGMENT_HEADER
     crdt: CrdtType
@@ -170,21 +170,21 @@ class DocUpdateFragmentHeader:
 
 @dataclass(frozen=True, slots=True)
 class DocUpdateFragment:
-    """One piece of an update."""
+    """One fragment of an update."""
 
     type: ClassVar = MessageType.DOC_UPDATE_FRAGMENT
     crdt: CrdtType
     room_id: str
     batch_id: int
-    """The one of the header."""
+    """The id in the header."""
     index: int
-    """Where the piece belongs, from 0. Unsigned 32 bits."""
+    """Its place among the fragments, from 0. Unsigned 32 bits."""
     fragment: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class RoomError:
-    """You are out of the room, or had better join again (D-ROOMERR)."""
+    """The server put us out of the room, or suggests to join again (D-ROOMERR)."""
 
     type: ClassVar = MessageType.ROOM_ERROR
     crdt: CrdtType
@@ -195,7 +195,7 @@ class RoomError:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """I am leaving (D-LEAVE)."""
+    """Leaves the room (D-LEAVE)."""
 
     type: ClassVar = MessageType.LEAVE
     crdt: CrdtType
@@ -204,13 +204,13 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What became of a batch (D-ACK)."""
+    """The result of a batch (D-ACK)."""
 
     type: ClassVar = MessageType.ACK
     crdt: CrdtType
     room_id: str
     ref_id: int
-    """The ``batch_id`` it answers. Unsigned 64 bits, big endian on the wire."""
+    """The ``batch_id`` that it answers. Unsigned 64 bits, big endian on the wire."""
     status: UpdateStatusCode
 
 
@@ -225,4 +225,4 @@ Message: TypeAlias = (
     | Leave
     | Ack
 )
-"""Any of the nine."""
+"""Any of the nine messages."""

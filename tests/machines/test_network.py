@@ -175,7 +175,7 @@ async def test_a_source_may_report_from_a_thread() -> None:
 
 
 def test_set_online_before_there_is_a_loop() -> None:
-    """OFF-1: reported before the start, also by another thread, offline is named_context: the start pauses at once."""
+    """OFF-1: reported before the start, also by another thread, offline is remembered: the start pauses at once."""
     connection = Connection(f"ws://127.0.0.1:{faulty.unused_port()}/", retry=LATER)
     monitor = threading.Thread(target=connection.set_online, args=(False,))
     monitor.start()

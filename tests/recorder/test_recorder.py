@@ -825,7 +825,7 @@ def test_a_policy_of_ones_own_decides_in_a_replay_if_it_is_given() -> None:
 
 
 def test_what_is_not_known_is_not_blamed_on_a_version() -> None:
-    """A room whose beginning is not recorded, nor what it named_context: its divergence is marked as uncertain."""
+    """A room whose beginning is not recorded, nor what it remembered: its divergence is marked as uncertain."""
     run = Run()
     room = RoomFSM()
     run.tell("join_requested", room=room)

@@ -141,7 +141,7 @@ async def test_net_addr_the_second_address_is_tried(how: str, system: System) ->
             await until(lambda: server.connects == 1 and connection.status == "connected")
             assert contacted == 1
             assert server.connects == 1
-            await connection.retry_now()  # it is named_context, and the other is as good as ever
+            await connection.retry_now()  # it is remembered, and the other is as good as ever
             assert (contacted, server.connects) == (1, 2)
             assert watch.states.count("waiting") <= 1
         listener.close()
