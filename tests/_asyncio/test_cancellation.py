@@ -20,6 +20,7 @@ import pytest
 
 import reconnect_fsm
 from cancellation import WAYS, Caller, SteppedLoop
+from doubles import EmptyAdaptor
 from figures import Figures
 from reconnect_fsm import (
     Client,
@@ -41,7 +42,6 @@ from reconnect_fsm._asyncio.teardown import Teardown
 from reconnect_fsm._asyncio.transport import sessions
 from reconnect_fsm._asyncio.transport.sessions import Session
 from reconnect_fsm._asyncio.transport.socket import Data, Socket
-from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 from reconnect_fsm.recorder import recorder
 from reconnect_fsm.testing import EmbeddedServer, leaks
 from reconnect_fsm.testing.virtual_time import in_memory_connections
@@ -56,10 +56,8 @@ SMALL = 8  # where it is no proof: one case in so many, and one turn
 # ------------------------------------------------------------------------------------------------------------ the world
 
 
-class Words:
+class Words(EmptyAdaptor):
     """A document that is a list of words, and is never out of date."""
-
-    crdt_type = CrdtType.ELO
 
     def __init__(self) -> None:
         self.words: list[bytes] = []
@@ -70,25 +68,12 @@ class Words:
         for send in list(self._sends):
             send(word)
 
-    def version(self) -> bytes:
-        return b""
-
-    def alternative_version(self, server_version: bytes) -> bytes | None:
-        return None
-
     def missing_from(self, server_version: bytes) -> Sequence[bytes]:
         return self.words
-
-    def covers(self, server_version: bytes) -> bool:
-        return True
-
-    def apply(self, updates: Sequence[bytes]) -> None: ...
 
     def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
         self._sends.append(send)
         return lambda: self._sends.remove(send)
-
-    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None: ...
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -14,8 +14,9 @@ from aiohttp import WSMsgType, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit import until
-from reconnect_fsm import Client, JoinRefused, Keepalive, RetryPolicy, Room, RoomStatus, Unauthorized
+from doubles import EmptyAdaptor
+from kit import client_of, until
+from reconnect_fsm import Client, JoinRefused, Room, RoomStatus, Unauthorized
 from reconnect_fsm._asyncio.join_limiter import JoinLimiter
 from reconnect_fsm.loro_protocol import (
     CrdtType,
@@ -27,7 +28,6 @@ from reconnect_fsm.loro_protocol import (
     Message,
     RoomError,
     RoomErrorCode,
-    UpdateStatusCode,
     decode,
     encode,
 )
@@ -132,33 +132,6 @@ def test_it_is_a_sorted_list_with_a_bound(most: int | None, steps: list[tuple[st
 # ------------------------------------------------------------------------------------------------------------- a server
 
 
-class Nothing:
-    """The least adaptor: a document with nothing in it."""
-
-    crdt_type = CrdtType.ELO
-
-    def version(self) -> bytes:
-        return b""
-
-    def alternative_version(self, server_version: bytes) -> bytes | None:
-        return None
-
-    def missing_from(self, server_version: bytes) -> Sequence[bytes]:
-        return ()
-
-    def covers(self, server_version: bytes) -> bool:
-        return True
-
-    def apply(self, updates: Sequence[bytes]) -> None: ...
-
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
-        return self._detach
-
-    def _detach(self) -> None: ...
-
-    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None: ...
-
-
 class Desk:
     """A server with one clerk for each connection, who deals with one message after another."""
 
@@ -256,16 +229,6 @@ async def desk(seconds: float | None = 0.5, *, at_a_time: bool = False) -> Async
         yield it
 
 
-def client_of(server: Desk, **options: Any) -> Client:
-    """A client that reconnects soon and does not ping."""
-    options = {
-        "retry": RetryPolicy(base=0.125, cap=0.25, jitter=0, stable_after=0),
-        "keepalive": Keepalive(enabled=False),
-        **options,
-    }
-    return Client(server.url, **options)
-
-
 async def all_joined(rooms: Sequence[Room]) -> None:
     """Wait until every room is."""
     async with asyncio.timeout(PATIENCE):
@@ -281,8 +244,8 @@ async def all_joined(rooms: Sequence[Room]) -> None:
 @pytest.mark.parametrize("at_once", [1, 3, 40, 100])
 async def test_never_are_more_rooms_asked_for_than_may_be(at_once: int) -> None:
     """First joins and rejoins alike; and no fewer, as long as rooms wait; each is asked for once."""
-    async with desk() as server, client_of(server, max_concurrent_joins=at_once) as client:
-        rooms = [client.join(f"{number}", Nothing()) for number in range(40)]
+    async with desk() as server, client_of(server.url, max_concurrent_joins=at_once) as client:
+        rooms = [client.join(f"{number}", EmptyAdaptor()) for number in range(40)]
         await all_joined(rooms)
         assert (server.most, len(server.asked), len(set(server.asked))) == (min(at_once, 40), 40, 40)
         server.drop()
@@ -297,8 +260,8 @@ async def test_never_are_more_rooms_asked_for_than_may_be(at_once: int) -> None:
 )
 async def test_the_bound_is_512_unless_another_is_given_or_none(at_once: dict[str, Any], asked: int) -> None:
     """Of 600 rooms of a server that answers nothing."""
-    async with desk(None) as server, client_of(server, **at_once) as client:
-        rooms = [client.join(f"{number}", Nothing()) for number in range(600)]
+    async with desk(None) as server, client_of(server.url, **at_once) as client:
+        rooms = [client.join(f"{number}", EmptyAdaptor()) for number in range(600)]
         await until(lambda: server.asked)
         await asyncio.sleep(JOIN_TIMEOUT / 2)
         assert len(server.asked) == asked
@@ -309,20 +272,20 @@ async def test_the_bound_is_512_unless_another_is_given_or_none(at_once: dict[st
 @pytest.mark.virtual_time
 async def test_rooms_joined_while_others_are_asked_for_wait_as_well() -> None:
     """With a connection a room is asked for at once, unless too many are."""
-    async with desk() as server, client_of(server, max_concurrent_joins=2) as client:
+    async with desk() as server, client_of(server.url, max_concurrent_joins=2) as client:
         await client.wait_connected()
-        rooms = [client.join(name, Nothing()) for name in "abcd"]
+        rooms = [client.join(name, EmptyAdaptor()) for name in "abcd"]
         assert [room.state for room in rooms] == ["joining", "joining", "queued", "queued"]
         await all_joined(rooms)
         assert (server.most, server.asked) == (2, list("abcd"))
-        assert client.join("e", Nothing()).state == "joining"
+        assert client.join("e", EmptyAdaptor()).state == "joining"
 
 
 @pytest.mark.virtual_time
 async def test_rooms_that_are_asked_for_again_wait_for_their_turn_too() -> None:
     """D-TIMEOUT: what was not answered in time counts as all others do, behind those that were not asked for yet."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
-        rooms = [client.join(f"{number}", Nothing()) for number in range(6)]
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=2) as client:
+        rooms = [client.join(f"{number}", EmptyAdaptor()) for number in range(6)]
         for _ in range(100):
             await asyncio.sleep(0.5)
             assert sum(room.state == "joining" for room in rooms) <= 2
@@ -332,9 +295,9 @@ async def test_rooms_that_are_asked_for_again_wait_for_their_turn_too() -> None:
 @pytest.mark.virtual_time
 async def test_a_room_that_is_asked_for_again_does_not_wait_for_nobody() -> None:
     """D-TIMEOUT: if no other is being asked for, it is its turn when its own wait is over."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=1) as client:
         await client.wait_connected()
-        client.join("a", Nothing())
+        client.join("a", EmptyAdaptor())
         await asyncio.sleep(JOIN_TIMEOUT + 0.125 + 0.01)
         assert server.asked == ["a", "a"]
 
@@ -342,14 +305,14 @@ async def test_a_room_that_is_asked_for_again_does_not_wait_for_nobody() -> None
 @pytest.mark.virtual_time
 async def test_rooms_that_the_server_has_asked_to_come_back_do_not_wait() -> None:
     """D-ROOMERR: at once is at once; but those who wait for a turn wait for these as well."""
-    async with desk() as server, client_of(server, max_concurrent_joins=2) as client:
-        rooms = [client.join(f"{number}", Nothing()) for number in range(6)]
+    async with desk() as server, client_of(server.url, max_concurrent_joins=2) as client:
+        rooms = [client.join(f"{number}", EmptyAdaptor()) for number in range(6)]
         await all_joined(rooms)
         server.asked.clear()
         for room in rooms:
             await server.evicted(room.id)
         await until(lambda: len(server.asked) == 6)
-        late = client.join("late", Nothing())
+        late = client.join("late", EmptyAdaptor())
         assert {room.state for room in rooms} == {"resyncing"}
         assert late.state == "queued"
         await all_joined([late])
@@ -359,9 +322,9 @@ async def test_rooms_that_the_server_has_asked_to_come_back_do_not_wait() -> Non
 @pytest.mark.virtual_time
 async def test_a_turn_that_is_not_needed_any_more_changes_nothing() -> None:
     """A late answer came while the room waited to ask again; what is under way when its turn comes is not meant."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=2) as client:
         await client.wait_connected()
-        room, *others = [client.join(name, Nothing()) for name in "abcd"]
+        room, *others = [client.join(name, EmptyAdaptor()) for name in "abcd"]
         await asyncio.sleep(JOIN_TIMEOUT + 2)
         assert room.state == "join_delayed"  # it would ask again, but it is the turn of c and d
         await server.let_in("a")
@@ -386,7 +349,7 @@ def test_a_priority_that_makes_no_sense_is_refused(wrong: Any) -> None:
     """And the room is not tracked."""
     client = Client("ws://127.0.0.1:1")
     with pytest.raises(TypeError, match="priority must be an int, the higher the sooner, not "):
-        client.join("r", Nothing(), priority=wrong)
+        client.join("r", EmptyAdaptor(), priority=wrong)
     assert client.rooms == ()
 
 
@@ -400,8 +363,8 @@ PRIORITIES = {"e": 0, "a": 9, "f": 0, "c": 3, "b": 9, "d": 3, "g": -5}
 async def test_rooms_of_a_higher_priority_are_asked_for_first(at_once: int | None) -> None:
     """First joins and rejoins alike; among equals the first that was joined."""
     async with desk() as server:
-        client = client_of(server, max_concurrent_joins=at_once)
-        rooms = [client.join(name, Nothing(), priority=priority) for name, priority in PRIORITIES.items()]
+        client = client_of(server.url, max_concurrent_joins=at_once)
+        rooms = [client.join(name, EmptyAdaptor(), priority=priority) for name, priority in PRIORITIES.items()]
         async with client:
             await all_joined(rooms)
             assert server.asked == sorted(PRIORITIES)
@@ -414,9 +377,11 @@ async def test_rooms_of_a_higher_priority_are_asked_for_first(at_once: int | Non
 @pytest.mark.virtual_time
 async def test_a_room_that_comes_late_goes_before_those_of_a_lower_priority_that_wait() -> None:
     """It waits only for those that are being asked for."""
-    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk() as server, client_of(server.url, max_concurrent_joins=1) as client:
         await client.wait_connected()
-        rooms = [client.join(name, Nothing(), priority=priority) for name, priority in (("a", 0), ("c", 0), ("b", 1))]
+        rooms = [
+            client.join(name, EmptyAdaptor(), priority=priority) for name, priority in (("a", 0), ("c", 0), ("b", 1))
+        ]
         await all_joined(rooms)
         assert server.asked == ["a", "b", "c"]
 
@@ -427,8 +392,8 @@ async def test_a_room_that_comes_late_goes_before_those_of_a_lower_priority_that
 @pytest.mark.virtual_time
 async def test_a_room_that_is_left_while_it_waits_is_not_asked_for() -> None:
     """The server hears nothing of it, and those behind it lose nothing."""
-    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
-        rooms = {name: client.join(name, Nothing()) for name in "abcd"}
+    async with desk() as server, client_of(server.url, max_concurrent_joins=1) as client:
+        rooms = {name: client.join(name, EmptyAdaptor()) for name in "abcd"}
         await client.wait_connected()
         rooms["b"].leave()
         await rooms["c"].leave()
@@ -440,9 +405,9 @@ async def test_a_room_that_is_left_while_it_waits_is_not_asked_for() -> None:
 @pytest.mark.virtual_time
 async def test_a_room_that_is_left_while_it_is_asked_for_makes_room() -> None:
     """At once, not when it would have been answered."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=1) as client:
         await client.wait_connected()
-        room, other = client.join("a", Nothing()), client.join("b", Nothing())
+        room, other = client.join("a", EmptyAdaptor()), client.join("b", EmptyAdaptor())
         room.leave()
         assert (room.state, other.state) == ("left", "joining")
         await until(lambda: server.asked == ["a", "b"])
@@ -452,11 +417,11 @@ async def test_a_room_that_is_left_while_it_is_asked_for_makes_room() -> None:
 @pytest.mark.virtual_time
 async def test_a_room_left_and_joined_again_while_it_waits_is_asked_for_once() -> None:
     """The one that was left had its place in the queue; it is another's now."""
-    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk() as server, client_of(server.url, max_concurrent_joins=1) as client:
         await client.wait_connected()
-        first = client.join("a", Nothing())
-        client.join("b", Nothing()).leave()
-        again = client.join("b", Nothing())
+        first = client.join("a", EmptyAdaptor())
+        client.join("b", EmptyAdaptor()).leave()
+        again = client.join("b", EmptyAdaptor())
         await all_joined([first, again])
         assert server.asked == ["a", "b"]
 
@@ -464,10 +429,10 @@ async def test_a_room_left_and_joined_again_while_it_waits_is_asked_for_once() -
 @pytest.mark.virtual_time
 async def test_a_room_without_an_answer_makes_room_after_its_time() -> None:
     """D-TIMEOUT: a server that answers nothing keeps nobody waiting for longer than ten seconds a turn."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=1) as client:
         await client.wait_connected()
         began = asyncio.get_running_loop().time()
-        rooms = [client.join(name, Nothing()) for name in "abc"]
+        rooms = [client.join(name, EmptyAdaptor()) for name in "abc"]
         for number, room in enumerate(rooms):
             await until(lambda room=room: room.state == "joining")
             assert asyncio.get_running_loop().time() - began == pytest.approx(number * JOIN_TIMEOUT, abs=0.5)
@@ -477,16 +442,16 @@ async def test_a_room_without_an_answer_makes_room_after_its_time() -> None:
 @pytest.mark.parametrize("code", [JoinErrorCode.AUTH_FAILED, JoinErrorCode.VERSION_UNKNOWN])
 async def test_a_room_that_is_refused_makes_room(code: JoinErrorCode) -> None:
     """Once it is refused for good, that is: another version is asked for in the same turn."""
-    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk() as server, client_of(server.url, max_concurrent_joins=1) as client:
         server.refuses["a"] = code
-        refused, other = client.join("a", Nothing()), client.join("b", Nothing())
+        refused, other = client.join("a", EmptyAdaptor()), client.join("b", EmptyAdaptor())
         with pytest.raises(JoinRefused):
             await refused
         await all_joined([other])
         assert (server.asked[0], server.asked[-1], server.most) == ("a", "b", 1)
 
 
-class BrokenVersion(Nothing):
+class BrokenVersion(EmptyAdaptor):
     def version(self) -> bytes:
         raise RuntimeError("the document is damaged")
 
@@ -508,19 +473,19 @@ def fails_at_once() -> bytes:
     ("adaptor", "auth", "state"),
     [
         (BrokenVersion(), b"", "error"),
-        (Nothing(), refuses, "error"),
-        (Nothing(), fails, "join_delayed"),
-        (Nothing(), fails_at_once, "join_delayed"),
-        (Nothing(), lambda: "no bytes", "error"),
-        (Nothing(), bytes(300_000), "error"),
+        (EmptyAdaptor(), refuses, "error"),
+        (EmptyAdaptor(), fails, "join_delayed"),
+        (EmptyAdaptor(), fails_at_once, "join_delayed"),
+        (EmptyAdaptor(), lambda: "no bytes", "error"),
+        (EmptyAdaptor(), bytes(300_000), "error"),
     ],
     ids=["version raises", "unauthorized", "auth raises later", "auth raises", "no bytes", "too much"],
 )
-async def test_a_room_that_cannot_be_asked_for_makes_room(adaptor: Nothing, auth: Any, state: str) -> None:
+async def test_a_room_that_cannot_be_asked_for_makes_room(adaptor: EmptyAdaptor, auth: Any, state: str) -> None:
     """Nothing of this is the next one's business."""
-    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk() as server, client_of(server.url, max_concurrent_joins=1) as client:
         await client.wait_connected()
-        room, other = client.join("a", adaptor, auth=auth), client.join("b", Nothing())
+        room, other = client.join("a", adaptor, auth=auth), client.join("b", EmptyAdaptor())
         await until(lambda: other.state == "joining")
         assert room.state == state
         assert server.asked in ([], ["b"])
@@ -539,8 +504,8 @@ async def test_a_room_whose_credentials_are_awaited_has_its_turn_meanwhile() -> 
         return b"token"
 
     asking = most = 0
-    async with desk(0) as server, client_of(server, max_concurrent_joins=3) as client:
-        await all_joined([client.join(f"{number}", Nothing(), auth=token) for number in range(12)])
+    async with desk(0) as server, client_of(server.url, max_concurrent_joins=3) as client:
+        await all_joined([client.join(f"{number}", EmptyAdaptor(), auth=token) for number in range(12)])
         assert most == 3
         assert server.most <= 3
 
@@ -548,8 +513,8 @@ async def test_a_room_whose_credentials_are_awaited_has_its_turn_meanwhile() -> 
 @pytest.mark.virtual_time
 async def test_rooms_that_wait_when_the_connection_is_lost_wait_for_the_next() -> None:
     """Those that were asked for do not count any more; nobody is asked for twice on the next connection."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
-        rooms = [client.join(name, Nothing()) for name in "abcdef"]
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=2) as client:
+        rooms = [client.join(name, EmptyAdaptor()) for name in "abcdef"]
         await until(lambda: server.asked == ["a", "b"])
         server.seconds = 0.5
         server.drop()
@@ -562,8 +527,8 @@ async def test_rooms_that_wait_when_the_connection_is_lost_wait_for_the_next() -
 @pytest.mark.virtual_time
 async def test_nobody_has_a_turn_while_there_is_no_connection(caplog: pytest.LogCaptureFixture) -> None:
     """Rooms that hear of the loss late make no room for those that have heard of it."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
-        rooms = [client.join(name, Nothing(), priority=name > "d") for name in "abcdef"]
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=2) as client:
+        rooms = [client.join(name, EmptyAdaptor(), priority=name > "d") for name in "abcdef"]
         await until(lambda: server.asked == ["e", "f"])
         server.drop()
         await until(lambda: rooms[-1].state == "queued")
@@ -576,8 +541,8 @@ async def test_nobody_has_a_turn_while_there_is_no_connection(caplog: pytest.Log
 @pytest.mark.virtual_time
 async def test_rooms_that_wait_when_the_client_is_stopped_are_asked_for_when_it_is_started() -> None:
     """D-STOP: the limiter begin anew."""
-    async with desk(None) as server, client_of(server, max_concurrent_joins=2) as client:
-        rooms = [client.join(name, Nothing()) for name in "abcdef"]
+    async with desk(None) as server, client_of(server.url, max_concurrent_joins=2) as client:
+        rooms = [client.join(name, EmptyAdaptor()) for name in "abcdef"]
         await until(lambda: server.asked == ["a", "b"])
         await client.close()
         assert {room.state for room in rooms} == {"disconnected"}
@@ -591,9 +556,9 @@ async def test_rooms_that_wait_when_the_client_is_stopped_are_asked_for_when_it_
 @pytest.mark.virtual_time
 async def test_of_a_queue_nothing_is_kept_once_all_have_had_their_turn() -> None:
     """Neither of those who were joined, nor of those who left."""
-    async with desk() as server, client_of(server, max_concurrent_joins=1) as client:
+    async with desk() as server, client_of(server.url, max_concurrent_joins=1) as client:
         await client.wait_connected()
-        rooms = [client.join(name, Nothing(), priority=number % 2) for number, name in enumerate("abcdef")]
+        rooms = [client.join(name, EmptyAdaptor(), priority=number % 2) for number, name in enumerate("abcdef")]
         rooms.pop().leave()
         await all_joined(rooms)
         limiter = client._rooms.admission._limiter
@@ -612,8 +577,8 @@ async def test_pings_get_through_while_ten_thousand_rooms_rejoin(bound: dict[str
     """LIVE-2: a ping waits behind what is not answered yet, 512 requests; without a bound, behind all of them."""
     asyncio.get_running_loop().set_debug(False)  # it costs many times what is done here
     async with desk(0) as server:
-        client = client_of(server, **bound)
-        rooms = [client.join(f"{number}", Nothing()) for number in range(ROOMS)]
+        client = client_of(server.url, **bound)
+        rooms = [client.join(f"{number}", EmptyAdaptor()) for number in range(ROOMS)]
         async with client:
             await all_joined(rooms)
             server.seconds, server.at_a_time = A_REQUEST, True

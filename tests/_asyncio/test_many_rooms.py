@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
+from doubles import EmptyAdaptor
 from kit import PATIENCE
 from reconnect_fsm import Client, Keepalive, RetryPolicy, RoomStatus
 from reconnect_fsm._asyncio.event_queue import EventQueue
-from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode
 
 ROOMS = 10_000
 RUNS = 3
@@ -94,10 +94,8 @@ class Observer:
         self._handle.cancel()
 
 
-class Nothing:
-    """The least adaptor: a document with nothing in it."""
-
-    crdt_type = CrdtType.ELO
+class CountedAdaptor(EmptyAdaptor):
+    """A document with nothing in it, which counts what it is asked."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -106,24 +104,9 @@ class Nothing:
         self._calls.called("version")
         return b""
 
-    def alternative_version(self, server_version: bytes) -> bytes | None:
-        return None
-
     def missing_from(self, server_version: bytes) -> Sequence[bytes]:
         self._calls.called("missing_from")
         return ()
-
-    def covers(self, server_version: bytes) -> bool:
-        return True
-
-    def apply(self, updates: Sequence[bytes]) -> None: ...
-
-    def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
-        return self._detach
-
-    def _detach(self) -> None: ...
-
-    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None: ...
 
 
 class Calls:
@@ -194,7 +177,7 @@ async def test_ten_thousand_rooms_are_joined_and_rejoined_without_blocking_the_l
         for _ in range(RUNS):
             calls = Calls()
             client = Client(url, keepalive=Keepalive(enabled=False), retry=RetryPolicy(base=0.1))
-            rooms = [client.join(f"room {number}", Nothing(calls)) for number in range(ROOMS)]
+            rooms = [client.join(f"room {number}", CountedAdaptor(calls)) for number in range(ROOMS)]
             calls.observe()
             try:
                 async with client:

@@ -23,6 +23,7 @@ import pytest
 from aiohttp import WSMessage, WSMsgType, WSServerHandshakeError
 from multidict import CIMultiDict
 
+from doubles import EmptyAdaptor
 from figures import Figures, soak
 from reconnect_fsm import (
     Client,
@@ -82,10 +83,8 @@ RETRY = 0.125  # seconds to the first attempt after a failure: a number that add
 # ------------------------------------------------------------------------------------------------------------ documents
 
 
-class Bag:
+class Bag(EmptyAdaptor):
     """A document that is a set of words: the least that a CRDT can be. Its versions are its words."""
-
-    crdt_type = CrdtType.ELO
 
     def __init__(self) -> None:
         self.words: set[bytes] = set()
@@ -100,9 +99,6 @@ class Bag:
     def version(self) -> bytes:
         return b",".join(sorted(self.words))
 
-    def alternative_version(self, server_version: bytes) -> bytes | None:
-        return None
-
     def missing_from(self, server_version: bytes) -> Sequence[bytes]:
         return sorted(self.words - words(server_version))
 
@@ -115,8 +111,6 @@ class Bag:
     def attach(self, send: Callable[[bytes], None]) -> Callable[[], None]:
         self._sends.append(send)
         return lambda: self._sends.remove(send)
-
-    def refused(self, updates: Sequence[bytes], status: UpdateStatusCode) -> None: ...
 
 
 def words(version: bytes) -> set[bytes]:
