@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import random
 import threading
 import warnings
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, WSMsgType, web
-from aiohttp.test_utils import TestServer
+from pytest_aiohttp.plugin import AiohttpRawServer
+from yarl import URL
 
 from doubles import Notebook
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
@@ -28,23 +30,28 @@ OFF = Keepalive(enabled=False)
 MANY = 2_000  # rooms: many slices
 
 
-@asynccontextmanager
-async def serving(handler: Callable[[web.WebSocketResponse, int], Awaitable[None]]) -> AsyncIterator[Any]:
-    """A server that runs the handler for each connection, which are counted from 1; gives its address."""
-    count = 0
+Handler = Callable[[web.WebSocketResponse, int], Awaitable[None]]
+Serve = Callable[[Handler], Awaitable[URL]]
 
-    async def serve(request: web.Request) -> web.WebSocketResponse:
-        nonlocal count
-        count += 1
-        ws = web.WebSocketResponse()
-        await ws.prepare(request)
-        await handler(ws, count)
-        return ws
 
-    app = web.Application()
-    app.router.add_get("/", serve)
-    async with TestServer(app) as server:
-        yield server.make_url("/")
+@pytest.fixture
+def serve(aiohttp_raw_server: AiohttpRawServer) -> Serve:
+    """Starts a server that runs the handler for each connection, counted from 1; returns its address."""
+
+    async def start(handler: Handler) -> URL:
+        numbers = itertools.count(1)
+
+        async def accept(request: web.BaseRequest) -> web.WebSocketResponse:
+            number = next(numbers)
+            ws = web.WebSocketResponse()
+            await ws.prepare(request)
+            await handler(ws, number)
+            return ws
+
+        server = await aiohttp_raw_server(accept)
+        return server.make_url("/")
+
+    return start
 
 
 async def listen(ws: web.WebSocketResponse) -> None:
@@ -58,7 +65,7 @@ async def listen(ws: web.WebSocketResponse) -> None:
 @pytest.mark.parametrize("kind", [Connection, Client])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 async def test_d_order_messages_are_handled_in_the_order_in_which_they_came(  # noqa: C901
-    kind: Any, turns: int
+    kind: Any, turns: int, serve: Serve
 ) -> None:
     """D-ORDER: also when the callback calls the client at each of them; and all of them before the close."""
     bursts, size = 12, 50
@@ -86,7 +93,7 @@ async def test_d_order_messages_are_handled_in_the_order_in_which_they_came(  # 
         if len(got) % 5 == 0:
             raise ValueError("on purpose")
 
-    async with serving(handler) as url, kind(url, keepalive=OFF, retry=QUICK) as client:
+    async with kind(await serve(handler), keepalive=OFF, retry=QUICK) as client:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         client.on_message(on_message)
         lost = asyncio.Event()
@@ -102,7 +109,7 @@ async def test_d_order_messages_are_handled_in_the_order_in_which_they_came(  # 
         assert at_close == list(range(bursts * size))
 
 
-async def test_d_order_what_is_left_of_a_connection_that_is_given_up_is_dropped() -> None:
+async def test_d_order_what_is_left_of_a_connection_that_is_given_up_is_dropped(serve: Serve) -> None:
     """D-NOW: after `retry_now()` in a callback nothing of the old connection is handled, not even of the same read."""
 
     async def handler(ws: web.WebSocketResponse, number: int) -> None:
@@ -121,7 +128,7 @@ async def test_d_order_what_is_left_of_a_connection_that_is_given_up_is_dropped(
         if data == "2/99" or data == "3/99":
             second.set()
 
-    async with serving(handler) as url, Connection(url, keepalive=OFF, retry=QUICK) as client:
+    async with Connection(await serve(handler), keepalive=OFF, retry=QUICK) as client:
         client.on_message(on_message)
         async with asyncio.timeout(30):
             await second.wait()
@@ -208,7 +215,7 @@ async def test_d_now_the_loop_has_its_turn_while_rooms_are_notified() -> None:
             await asyncio.gather(*rooms)
 
 
-async def test_d_now_within_a_callback_as_soon_as_the_event_is_complete() -> None:
+async def test_d_now_within_a_callback_as_soon_as_the_event_is_complete(serve: Serve) -> None:
     """D-NOW: what a callback asks for has happened before the next message is handled."""
 
     async def handler(ws: web.WebSocketResponse, number: int) -> None:
@@ -228,7 +235,7 @@ async def test_d_now_within_a_callback_as_soon_as_the_event_is_complete() -> Non
         else:
             done.set()
 
-    async with serving(handler) as url, Client(url, keepalive=OFF, retry=QUICK) as client:
+    async with Client(await serve(handler), keepalive=OFF, retry=QUICK) as client:
         client.on_message(on_message)
         async with asyncio.timeout(30):
             await done.wait()
@@ -551,7 +558,7 @@ def test_tell_refuses_what_is_no_event_of_the_users_machine() -> None:
 # -------------------------------------------------------------------------------------------------------------- rooms
 
 
-async def test_d_order_the_first_update_does_not_overtake_the_answer_to_the_join() -> None:  # noqa: C901
+async def test_d_order_the_first_update_does_not_overtake_the_answer_to_the_join(serve: Serve) -> None:  # noqa: C901
     """D-ORDER: rooms whose callbacks join others; each room's update is handled after its JoinResponseOk."""
     rooms = 150
 
@@ -575,7 +582,7 @@ async def test_d_order_the_first_update_does_not_overtake_the_answer_to_the_join
                     await asyncio.sleep(0)
                     await ws.send_bytes(encode(DocUpdate(CrdtType.ELO, each.room_id, (b"hello",), 1)))
 
-    async with serving(handler) as url, Client(url, keepalive=OFF, retry=QUICK) as client:
+    async with Client(await serve(handler), keepalive=OFF, retry=QUICK) as client:
 
         def follow(change: Any) -> None:
             if change.new == "joined":

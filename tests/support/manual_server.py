@@ -1,4 +1,7 @@
-"""A server that does nothing by itself: a test takes each message and says what is answered."""
+"""A server that does nothing by itself: a test takes each message and says what is answered.
+
+It runs in virtual time, where pytest-aiohttp's servers cannot: those listen on a socket of the kernel's.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from pytest_aiohttp.plugin import AiohttpRawServer
 from yarl import URL
 
 import faulty
@@ -880,11 +881,11 @@ async def test_d_judged_secrets_of_what_a_url_function_returned() -> None:
     assert known("/feed on h") == "/feed on h"
 
 
-async def test_a_web_server_of_aiohttps_is_asked_for_the_same_bytes() -> None:
+async def test_a_web_server_of_aiohttps_is_asked_for_the_same_bytes(aiohttp_raw_server: AiohttpRawServer) -> None:
     """D-URL: as another server sees it."""
     asked: list[str] = []
 
-    async def serve(request: web.Request) -> web.WebSocketResponse:
+    async def serve(request: web.BaseRequest) -> web.WebSocketResponse:
         asked.append(request.raw_path)
         ws = web.WebSocketResponse()
         await ws.prepare(request)
@@ -892,12 +893,6 @@ async def test_a_web_server_of_aiohttps_is_asked_for_the_same_bytes() -> None:
             pass
         return ws
 
-    app = web.Application()
-    app.router.add_get("/{tail:.*}", serve)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    async with connected(f"ws://127.0.0.1:{runner.addresses[0][1]}/a%2fb?sig=%7e%2B+"):
+    server = await aiohttp_raw_server(serve)
+    async with connected(f"ws://{server.host}:{server.port}/a%2fb?sig=%7e%2B+"):
         assert asked == ["/a%2fb?sig=%7e%2B+"]
-    await runner.cleanup()

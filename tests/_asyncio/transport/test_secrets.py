@@ -6,14 +6,15 @@ import asyncio
 import io
 import logging
 import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from loro import LoroDoc
+from pytest_aiohttp.plugin import AiohttpRawServer
 from yarl import URL
 
 from kit import PATIENCE, until
@@ -56,10 +57,10 @@ def says(name: str) -> str:
     return {"query": str(URL(f"/?{secret}", encoded=True).query_string), "params": "params+t0ken"}.get(name, secret)
 
 
-def echoing(how: str, words: str) -> web.Application:
+def echoing(how: str, words: str) -> Callable[[web.BaseRequest], Awaitable[web.WebSocketResponse]]:
     """A server of three rooms that says these words in this way."""
 
-    async def serve(request: web.Request) -> web.WebSocketResponse:
+    async def serve(request: web.BaseRequest) -> web.WebSocketResponse:
         asked = [each.strip() for each in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         ws = web.WebSocketResponse(protocols=asked)
         ws.set_cookie("s", PLANTED["the server's cookie"])
@@ -83,9 +84,7 @@ def echoing(how: str, words: str) -> web.Application:
                     await ws.send_bytes(encode(RoomError(join.crdt, "refused", RoomErrorCode.EVICTED, words)))
         return ws
 
-    app = web.Application()
-    app.router.add_get("/", serve)
-    return app
+    return serve
 
 
 async def errors_of(room: Room) -> list[object]:
@@ -110,7 +109,7 @@ def logged(records: list[logging.LogRecord]) -> str:
 @pytest.mark.parametrize("name", PLANTED)
 @pytest.mark.parametrize("how", ["close", "fatal close", "JoinError", "RoomError"])
 async def test_d_judged_a_secret_that_is_said_back_is_shown_nowhere(
-    name: str, how: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    name: str, how: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
     """In no log, reason, cause, repr, error, traceback, recording, nor what is kept for an export."""
     caplog.set_level(logging.DEBUG)
@@ -123,12 +122,10 @@ async def test_d_judged_a_secret_that_is_said_back_is_shown_nowhere(
     shown: list[object] = []
     recording = io.StringIO()
     jar = aiohttp.CookieJar(unsafe=True)
-    async with (
-        TestServer(echoing(how, words)) as server,
-        aiohttp.ClientSession(
-            headers={"X-Own": PLANTED["session's header"]}, cookie_jar=jar, middlewares=(sign,)
-        ) as session,
-    ):
+    server = await aiohttp_raw_server(echoing(how, words))
+    async with aiohttp.ClientSession(
+        headers={"X-Own": PLANTED["session's header"]}, cookie_jar=jar, middlewares=(sign,)
+    ) as session:
         jar.update_cookies({"c": PLANTED["cookie"]}, server.make_url("/"))
         url = server.make_url("/").with_scheme("ws").with_user(PLANTED["user"]).with_password(PLANTED["password"])
         address = URL(f"{url}?q={PLANTED['query']}#{PLANTED['fragment']}", encoded=True)
@@ -182,7 +179,10 @@ async def test_d_judged_a_secret_that_is_said_back_is_shown_nowhere(
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
 async def test_d_judged_words_that_are_not_shown_cost_nothing(
-    level: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    level: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    aiohttp_raw_server: AiohttpRawServer,
 ) -> None:
     """Junk updates: of a thousand refusals ten are logged, and only for those the words are made fit."""
     made_fit = 0
@@ -196,7 +196,7 @@ async def test_d_judged_words_that_are_not_shown_cost_nothing(
     monkeypatch.setattr(Redaction, "__call__", counting)
     caplog.set_level(level, "reconnect_fsm")
 
-    async def serve(request: web.Request) -> web.WebSocketResponse:
+    async def serve(request: web.BaseRequest) -> web.WebSocketResponse:
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         join: Any = decode((await ws.receive()).data)
@@ -208,11 +208,10 @@ async def test_d_judged_words_that_are_not_shown_cost_nothing(
             pass
         return ws
 
-    app = web.Application()
-    app.router.add_get("/", serve)
+    server = await aiohttp_raw_server(serve)
     done = asyncio.Event()
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    async with TestServer(app) as server, Client(str(server.make_url("/"))) as client:
+    async with Client(str(server.make_url("/"))) as client:
         client.on_message(lambda _: done.set())
         client.join("notes", LoroAdaptor(LoroDoc()), auth=b"auth-t0ken")
         async with asyncio.timeout(PATIENCE):
