@@ -41,9 +41,9 @@ from reconnect_fsm.effects import (
 from reconnect_fsm.loro_protocol import UpdateStatusCode
 from reconnect_fsm.machine import ANY, row
 from reconnect_fsm.testing import EmbeddedServer, every_schedule, many_schedules, run_in_virtual_time
-from reconnect_fsm.testing.nemesis import CALLS, FAULTS, plan
 from reconnect_fsm.testing.simulation import INVARIANTS, Report, Violation, main, simulate
-from reconnect_fsm.testing.simulation_network import LATENCY, NetworkLoop
+from reconnect_fsm.testing.simulation.nemesis import CALLS, FAULTS, plan
+from reconnect_fsm.testing.simulation.network import LATENCY, NetworkLoop
 from reconnect_fsm.testing.virtual_time import in_memory_connections
 from take_outs import TAKE_OUTS
 

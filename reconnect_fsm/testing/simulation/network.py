@@ -33,7 +33,7 @@ CAPACITY: Final = 64 * 1024  # bytes that one direction of a connection holds, a
 DELAYED_ACK: Final = 0.04  # seconds that a kernel waits before it acknowledges what came
 SEGMENT: Final = 500  # bytes that arrive at a time on a link of little bandwidth
 LATENCY: Final = 0.02  # seconds, of a link that nobody has touched
-MOST_PASSES: Final = 50_000  # of the loop within one instant: more than the longest queue takes
+MAX_PASSES: Final = 50_000  # of the loop within one instant: more than the longest queue takes
 
 
 def _nothing() -> None: ...
@@ -449,7 +449,7 @@ class NetworkLoop(VirtualTimeLoop):
         self.on_quiet: Callable[[], None] = _nothing
         """Called whenever everybody waits, before time goes by."""
         self.on_busy: Callable[[], None] = _nothing
-        """Called when no time goes by for `MOST_PASSES` passes."""
+        """Called when no time goes by for `MAX_PASSES` passes."""
         self.on_timer: Callable[[asyncio.TimerHandle, tuple[Any, ...]], None] | None = None
         """Called with every new timer and its arguments."""
         self._passes = 0
@@ -483,9 +483,9 @@ class NetworkLoop(VirtualTimeLoop):
         if self._instant != self.time():
             self._passes, self._instant = 0, self.time()
         self._passes += 1
-        if self._passes == MOST_PASSES:
+        if self._passes == MAX_PASSES:
             self.on_busy()
-        if self._passes > 2 * MOST_PASSES:
+        if self._passes > 2 * MAX_PASSES:
             raise RuntimeError(f"the loop was busy for {self._passes} passes, and no time went by")
         self.on_step()
 

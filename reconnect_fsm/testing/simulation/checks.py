@@ -30,7 +30,7 @@ from reconnect_fsm.keepalive import LEAST_RATE, PING, PONG
 from reconnect_fsm.loro_protocol import DocUpdate, JoinResponseOk, decode
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import ClientStatus, CloseInfo, RoomStatus, StateChange, StatusChange
-from reconnect_fsm.testing.simulation_network import End, Frame, Link, NetworkLoop
+from reconnect_fsm.testing.simulation.network import End, Frame, Link, NetworkLoop
 
 __all__ = ["INVARIANTS", "Operation", "RoomBook", "Witness", "machines_timer", "watching_dials"]
 

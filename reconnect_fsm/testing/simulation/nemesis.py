@@ -27,20 +27,15 @@ from reconnect_fsm.loro_protocol import (
     UpdateStatusCode,
     encode,
 )
+from reconnect_fsm.testing.simulation.sabotage import SECRET, Sabotage
 
 if TYPE_CHECKING:
-    from reconnect_fsm.testing.simulation import World
-    from reconnect_fsm.testing.simulation_users import User
+    from reconnect_fsm.testing.simulation.users import User
+    from reconnect_fsm.testing.simulation.world import World
 
-__all__ = ["CALLS", "FAULTS", "KINDS", "SECRET", "Kind", "Sabotage", "StormStep", "plan"]
-
-SECRET: Final = "7c1e5ec2e7"  # is in the query, a header, a cookie, a subprotocol and the auth of rooms
+__all__ = ["CALLS", "FAULTS", "KINDS", "Kind", "StormStep", "plan"]
 
 Deed: TypeAlias = Callable[["World", Random], None]
-
-
-class Sabotage(Exception):
-    """Raised on purpose."""
 
 
 @dataclass(frozen=True)

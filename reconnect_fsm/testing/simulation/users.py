@@ -25,8 +25,7 @@ from reconnect_fsm.keepalive import Keepalive
 from reconnect_fsm.loro_protocol import CrdtType, UpdateStatusCode, room_header
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import ClientStatus, RoomStatus
-from reconnect_fsm.testing.nemesis import SECRET, Sabotage
-from reconnect_fsm.testing.simulation_checks import (
+from reconnect_fsm.testing.simulation.checks import (
     GRACE,
     PING_ENDS,
     ROOM_ENDS,
@@ -36,11 +35,12 @@ from reconnect_fsm.testing.simulation_checks import (
     RoomBook,
     Witness,
 )
+from reconnect_fsm.testing.simulation.sabotage import SECRET, Sabotage
 
 if TYPE_CHECKING:
-    from reconnect_fsm.testing.simulation import World
-    from reconnect_fsm.testing.simulation_network import Link
-    from reconnect_fsm.testing.simulation_server import Misbehaving
+    from reconnect_fsm.testing.simulation.network import Link
+    from reconnect_fsm.testing.simulation.server import Misbehaving
+    from reconnect_fsm.testing.simulation.world import World
 
 __all__ = ["PLACES", "PRESENCE", "ROOMS", "User"]
 

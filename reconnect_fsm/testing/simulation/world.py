@@ -1,37 +1,17 @@
-"""Deterministic simulation: real clients, real aiohttp, real documents, in virtual time, against a seeded nemesis.
-
-::
-
-    report = simulate(seed=7, hours=10, fsm=MyFSM, room_fsm=MyRoomFSM)
-
-runs ten simulated hours in some seconds, and raises `Violation` if one of the `INVARIANTS` is broken. From a shell::
-
-    python -m reconnect_fsm.testing.simulation --seed 7 --hours 10 --fsm my_package.machines:MyFSM
-
-A run is a sequence of episodes. In each there is a storm, in which faults and users' calls come at random; then the
-network becomes good and everything must settle within a bound; then there is a long calm, in which nothing may happen
-of itself. Whatever happens is a function of the seed: every event goes into a trace, whose digest is the same on every
-machine, in every process, and on every version of Python.
-"""
+"""One run of the simulation: the server, its users, the network, and what goes wrong."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import hashlib
-import importlib
-import itertools
 import logging
-import shlex
 import sys
-import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Final, TextIO
@@ -39,199 +19,28 @@ from unittest import mock
 
 import aiohttp.client
 from aiohttp._websocket.writer import WebSocketWriter
+from async_solipsism import SleepForeverError
 
 from reconnect_fsm._asyncio.connection import connection_driver_of
-from reconnect_fsm.testing import needs
+from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
+from reconnect_fsm.loro_protocol import CrdtType, Message, Permission
+from reconnect_fsm.testing import leaks, virtual_time
+from reconnect_fsm.testing.simulation.checks import machines_timer, watching_dials
+from reconnect_fsm.testing.simulation.nemesis import FAULTS, KINDS, StormStep, plan
+from reconnect_fsm.testing.simulation.network import MAX_PASSES, NetworkLoop
+from reconnect_fsm.testing.simulation.report import Report, Violation
+from reconnect_fsm.testing.simulation.sabotage import SECRET, Sabotage
+from reconnect_fsm.testing.simulation.server import Misbehaving, misbehaving
+from reconnect_fsm.testing.simulation.setting import Setting
+from reconnect_fsm.testing.simulation.users import ROOMS, User
 
-with needs("the simulation", extra="testing,loro"):
-    from async_solipsism import SleepForeverError
-    from loro import LoroDoc
-
-    from reconnect_fsm._asyncio.client import Client
-    from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
-    from reconnect_fsm.adaptors import LoroAdaptor
-    from reconnect_fsm.adaptors.base import Adaptor
-    from reconnect_fsm.client_fsm import ClientFSM
-    from reconnect_fsm.loro_protocol import CrdtType, Message, Permission
-    from reconnect_fsm.room_fsm import RoomFSM
-    from reconnect_fsm.testing import leaks, virtual_time
-    from reconnect_fsm.testing.embedded_server import EmbeddedServer
-    from reconnect_fsm.testing.nemesis import CALLS, FAULTS, KINDS, SECRET, Sabotage, StormStep, plan
-    from reconnect_fsm.testing.simulation_checks import INVARIANTS, machines_timer, watching_dials
-    from reconnect_fsm.testing.simulation_network import MOST_PASSES, NetworkLoop
-    from reconnect_fsm.testing.simulation_server import Misbehaving, misbehaving
-    from reconnect_fsm.testing.simulation_users import ROOMS, User
-
-__all__ = ["INVARIANTS", "Report", "User", "Violation", "World", "main", "simulate"]
+__all__ = ["World"]
 
 DOCUMENTS: Final = [(index, shared) for index, shared in enumerate(ROOMS) if shared.document is not None]
 KEPT_EVENTS: Final = 60
 SLOW: Final = 12  # seconds that a slow server thinks about a join: longer than a client waits
-MOST_REPEATS: Final = 5  # while everything settles, of asking for what was refused by what was still on its way
+MAX_REPEATS: Final = 5  # while everything settles, of asking for what was refused by what was still on its way
 CALM: Final = (600.0, 7200.0)  # seconds: the shortest calm and the longest
-
-
-@dataclass
-class Report:
-    """What happened in a simulation, counted."""
-
-    seeds: list[int] = field(default_factory=list)
-    hours: float = 0.0
-    """Of virtual time."""
-    episodes: int = 0
-    checks: int = 0
-    """How often the invariants were looked at."""
-    faults: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FAULTS, 0)))
-    """Kind of fault, and how many there were; 0 for a kind that never happened."""
-    calls: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(CALLS, 0)))
-    """Kind of call by a user, likewise."""
-    seen: Counter[str] = field(default_factory=Counter)
-    """What the clients did: attempts, connected, transitions, each state that was entered (``state waiting``), …"""
-    digest: str = ""
-    """Of the trace, SHA-256 in hexadecimal digits."""
-
-    def add(self, other: Report) -> None:
-        """Count in another run."""
-        self.seeds += other.seeds
-        self.hours += other.hours
-        self.episodes += other.episodes
-        self.checks += other.checks
-        for mine, its in ((self.faults, other.faults), (self.calls, other.calls), (self.seen, other.seen)):
-            for name, count in its.items():  # `+` would drop the kinds that never happened
-                mine[name] += count
-        self.digest = hashlib.sha256((self.digest + other.digest).encode()).hexdigest()
-
-    def __str__(self) -> str:
-        kinds = [
-            f"  {what}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
-            for what, counts in (("faults", self.faults), ("calls", self.calls), ("seen", self.seen))
-        ]
-        head = (
-            f"{self.hours:,.1f} simulated hours, {self.episodes:,} storms, {self.faults.total():,} faults, "
-            f"{self.calls.total():,} calls, {self.checks:,} checks; digest {self.digest[:16]}"
-        )
-        return "\n".join([head, *kinds])
-
-
-class Violation(AssertionError):
-    """An invariant was broken. Its text says which, how, after what, and how to see it again."""
-
-    def __init__(self, invariant: str, what: str, at: float, episode: int, command: str, events: Sequence[str]) -> None:
-        super().__init__(invariant, what, at, episode, command, events)
-        self.invariant = invariant
-        """Its name in `INVARIANTS`."""
-        self.what = what
-        self.at = at
-        """Virtual seconds since the start."""
-        self.episode = episode
-        """The number of the storm, from 0."""
-        self.command = command
-        """Replays it."""
-        self.events = tuple(events)
-        """The last events before it."""
-
-    def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"{self.invariant}: {INVARIANTS[self.invariant]}",
-                f"violated at {self.at:.6f} s: {self.what}",
-                f"the last {len(self.events)} events:",
-                *(f"  {event}" for event in self.events),
-                f"replay: {self.command}",
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """All that a run is a function of."""
-
-    seed: int
-    hours: float
-    clients: int
-    client: Callable[..., Client]
-    fsm: type[ClientFSM]
-    room_fsm: type[RoomFSM]
-    adaptor: Callable[[LoroDoc], Adaptor]
-    server: type[EmbeddedServer]
-    episode: int | None = None
-    only: Collection[int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.clients < 1:
-            raise ValueError(f"clients is how many there are, one or more, not {self.clients!r}")
-        if not self.hours >= 0:
-            raise ValueError(f"hours is a number of hours, not {self.hours!r}")
-        for name, base in PLUGGABLE.items():
-            given = getattr(self, name)
-            is_wrong = isinstance(given, type) and not issubclass(given, base)
-            if not callable(given) or (is_wrong and name != "adaptor"):  # an adaptor need not derive from ours
-                raise TypeError(f"{name} is {base.__name__}, or one of your own, not {given!r}")
-        if self.only is not None:
-            every = {step.index for step in plan(Random(f"{self.seed}: storm {self.episode or 0}"))}
-            if unknown := sorted({*self.only} - every):
-                raise ValueError(
-                    f"only: no such steps in storm {self.episode or 0}: {unknown}; there are 0 to {max(every)}"
-                )
-
-    @property
-    def command(self) -> str:
-        """Replays it; with a comment, if a class cannot be found by its name."""
-        lost = ""
-        parts = ["python", "-m", "reconnect_fsm.testing.simulation", "--seed", str(self.seed)]
-        parts += ["--hours", f"{self.hours:g}", "--clients", str(self.clients)]
-        for name, default in PLUGGABLE.items():
-            given = getattr(self, name)
-            if given is not default:
-                place = f"{given.__module__}:{getattr(given, '__qualname__', type(given).__qualname__)}"
-                parts += [f"--{name.replace('_', '-')}", place]
-                if not _is_found(place, given):
-                    lost = f"  # first put {name} at the top of a module of its own: it cannot be found where it is"
-        if self.episode is not None:
-            parts += ["--episode", str(self.episode)]
-        if self.only is not None:
-            parts += ["--only", ",".join(map(str, sorted(self.only)))]
-        return shlex.join(parts) + lost
-
-
-def simulate(
-    seed: int = 0,
-    hours: float = 1.0,
-    *,
-    clients: int = 2,
-    client: Callable[..., Client] = Client,
-    fsm: type[ClientFSM] = ClientFSM,
-    room_fsm: type[RoomFSM] = RoomFSM,
-    adaptor: Callable[[LoroDoc], Adaptor] = LoroAdaptor,
-    server: type[EmbeddedServer] = EmbeddedServer,
-    episode: int | None = None,
-    only: Collection[int] | None = None,
-    trace: TextIO | None = None,
-) -> Report:
-    """Simulate so many hours, on an event loop of its own (so not from an async test); return what happened.
-
-    Parameters:
-        seed: all that happens is a function of it, and of the other arguments.
-        hours: of virtual time, more or less: the last episode is brought to its end.
-        clients: how many there are, each with a network link of its own.
-        client: makes a client of an address and of the options of `Client`; change them, or make one of your own class.
-        fsm: the class of the clients' machines.
-        room_fsm: the class of the rooms' machines.
-        adaptor: makes the adaptor of a document.
-        server: the class of the server.
-        episode: run the storm with this number alone, from a fresh start.
-        only: of that storm, run only the steps with these numbers.
-        trace: where to write every event.
-
-    Raises `Violation` at the first invariant that is broken, RuntimeError where a loop is running already, TypeError or
-    ValueError for arguments that cannot be.
-    """
-    virtual_time.check_call("simulate")
-    setting = _Setting(seed, hours, clients, client, fsm, room_fsm, adaptor, server, episode, only)
-    return World(setting, trace).run()
-
-
-# The world
 
 
 @dataclass
@@ -247,7 +56,7 @@ class _Raised:
 class World:
     """One run: the server, its users, and what befalls them."""
 
-    def __init__(self, setting: _Setting, trace: TextIO | None = None) -> None:
+    def __init__(self, setting: Setting, trace: TextIO | None = None) -> None:
         self.setting = setting
         self.report = Report([setting.seed])
         self.edits: list[list[str]] = [[] for _ in range(1 + max(shared.document or 0 for shared in ROOMS))]
@@ -500,7 +309,7 @@ class World:
 
     async def _settle(self, users: Sequence[User]) -> None:
         bound = max((user.bound() for user in users), default=0.0)
-        patience = dict.fromkeys(users, MOST_REPEATS)
+        patience = dict.fromkeys(users, MAX_REPEATS)
         began, good_since = self.loop.time(), None
         while good_since is None or self.loop.time() < good_since + 2.0:
             await asyncio.sleep(0.5)
@@ -620,7 +429,7 @@ class World:
             user.witness.check_step()
 
     def _check_busy(self) -> None:
-        self.fail("time-goes-by", f"{MOST_PASSES} passes of the event loop, and no time went by")
+        self.fail("time-goes-by", f"{MAX_PASSES} passes of the event loop, and no time went by")
 
     def _check_quiet(self) -> None:
         if self._violation is None:
@@ -785,142 +594,3 @@ def _complaints(complain: Callable[[str], None], logged: Callable[[logging.LogRe
             logger.removeHandler(handler)
             logger.propagate, logger.disabled = propagate, disabled
             logger.setLevel(level)
-
-
-# Making a failure small
-
-
-def shrink(setting: _Setting, violation: Violation, patience: float = 60.0) -> Violation:
-    """Look for a shorter way to break the same invariant: one storm alone, then as few of its steps as will do.
-
-    Gives up after ``patience`` seconds on the clock on the wall; returns the smallest that was found.
-    """
-    until = time.monotonic() + patience
-
-    def fails(only: Collection[int] | None) -> Violation | None:
-        try:
-            World(replace(setting, hours=0.0, episode=violation.episode, only=only)).run()
-        except Violation as found:
-            return found if found.invariant == violation.invariant else None
-        return None
-
-    if setting.episode is None:
-        smallest = fails(None)
-        if smallest is None:  # it takes what came before
-            return violation
-    else:
-        smallest = violation
-    steps = plan(Random(f"{setting.seed}: storm {violation.episode}"))
-    needed = [step.index for step in steps] if setting.only is None else sorted(setting.only)
-    size = max(len(needed) // 2, 1)
-    while time.monotonic() < until:
-        for start in range(0, len(needed), size):
-            fewer = needed[:start] + needed[start + size :]
-            if (found := fails(fewer)) is not None:
-                needed, smallest = fewer, found
-                break
-        else:
-            if size == 1:
-                break
-            size = max(size // 2, 1)
-    return smallest
-
-
-# The command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m reconnect_fsm.testing.simulation``. Returns 0, or 1 after a violation."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reconnect_fsm.testing.simulation",
-        description="Simulate clients, a server and a bad network in virtual time; exit with 1 if an invariant breaks.",
-    )
-    add = parser.add_argument
-    add("--seed", type=int, default=0, help="all that happens is a function of it (default: 0)")
-    add("--hours", type=float, default=10.0, help="simulated hours a seed (default: 10)")
-    add("--seeds", type=int, default=1, help="so many seeds, one after another (default: 1)")
-    add("--until-stopped", action="store_true", help="seed after seed, until Ctrl-C")
-    add("--for", type=float, default=float("inf"), dest="seconds", help="begin no seed after so many real seconds")
-    add("--clients", type=int, default=2, help="how many clients there are (default: 2)")
-    for name, what in PLUGGABLE.items():
-        add(
-            f"--{name.replace('_', '-')}",
-            type=_found,
-            default=what,
-            metavar="MODULE:NAME",
-            help=f"instead of {what.__name__}",
-        )
-    add("--episode", type=int, help="run the storm with this number alone")
-    add("--only", type=lambda text: [int(each) for each in text.split(",") if each], help="only these steps of it")
-    add("--trace", type=argparse.FileType("w"), help="write every event to this file")
-    add("--no-shrink", action="store_true", help="do not look for a shorter way to the violation")
-    given = parser.parse_args(arguments)
-    chosen = {name: getattr(given, name) for name in ("hours", "clients", "episode", "only", *PLUGGABLE)}
-    total, began = Report(), time.monotonic()
-    last = None if given.until_stopped else given.seed + given.seeds
-    with suppress(KeyboardInterrupt):
-        for seed in itertools.count(given.seed):
-            if seed == last or time.monotonic() - began > given.seconds:
-                break
-            try:
-                setting = _Setting(seed=seed, **chosen)
-            except (TypeError, ValueError) as error:
-                parser.error(str(error))
-            try:
-                report = World(setting, given.trace).run()
-            except Violation as violation:
-                _say(str(total))
-                _say(f"seed {seed}: VIOLATION of {violation}")
-                if not given.no_shrink and (smaller := shrink(setting, violation)) is not violation:
-                    _say(f"\nThe same, made shorter: {smaller}")
-                return 1
-            total.add(report)
-            _say(
-                f"seed {seed}: {report.digest}, {report.hours:.1f} h, {report.faults.total()} faults; "
-                f"{total.hours:,.0f} h in all, no violation, {time.monotonic() - began:.0f} s"
-            )
-    _say(str(total))
-    return 0
-
-
-PLUGGABLE: Final[dict[str, Any]] = {
-    "client": Client,
-    "fsm": ClientFSM,
-    "room_fsm": RoomFSM,
-    "adaptor": LoroAdaptor,
-    "server": EmbeddedServer,
-}
-"""What of yours can take part, and what is used otherwise."""
-
-
-def _found(place: str) -> Any:
-    module, _, name = place.partition(":")
-    if not name:
-        raise argparse.ArgumentTypeError(f"{place!r} is not MODULE:NAME: say what of the module, after a colon")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{place!r} is not MODULE:NAME of something that exists: {error}") from None
-    return found
-
-
-def _is_found(place: str, thing: object) -> bool:
-    """Whether another process finds it there."""
-    module, _, name = place.partition(":")
-    try:
-        return module != "__main__" and attrgetter(name)(sys.modules[module]) is thing
-    except (AttributeError, KeyError):
-        return False
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    from reconnect_fsm.testing import simulation  # so that classes are the same, whoever imports them
-
-    sys.exit(simulation.main())
