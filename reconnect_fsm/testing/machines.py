@@ -6,11 +6,11 @@
         check_machine(PatientFSM)
 
 Every (event, state) pair that can be reached is tried with every answer that its guards could give, so that no policy,
-clock or network is needed to get anywhere; then the machine is lived in for a while with its real guards. Whatever is
-found comes with the shortest list of events that leads there.
+clock or network is needed to get anywhere. Then the machine runs for a while with its real guards, a real policy and a
+seeded source of chance. Each fault comes with the shortest list of events that leads to it.
 
-What must hold is a `Watch`: it follows what is alive by the effects asked for. `explore` is what `check_machine` is
-made of, for questions of your own::
+What must hold is a `Watch`: it follows what is alive by the effects asked for. `check_machine` is made of `explore`,
+which answers questions of your own::
 
     found = explore(PatientFSM, make=make_patient, watch=ClientWatch())
     assert {event for old, event, new in found.moves if new == "updating" != old} == {"socket_closed"}
@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from random import Random, SystemRandom
 from typing import Any, ClassVar, Final, Self, TypeAlias, cast
 
 from reconnect_fsm.client_fsm import ClientFSM
@@ -68,7 +69,7 @@ from reconnect_fsm.status import (
 )
 
 __all__ = [
-    "FACTS",
+    "ARGUMENTS",
     "AliveWatch",
     "ClientWatch",
     "Exploration",
@@ -81,20 +82,20 @@ __all__ = [
     "Watch",
     "check_machine",
     "explore",
-    "live",
     "of_client",
     "of_room",
+    "run",
     "said",
 ]
 
 Arguments: TypeAlias = tuple[Any, ...]
-Facts: TypeAlias = Mapping[str, "Arguments | list[Arguments]"]
-"""What each event is told: the arguments, or a list of several ways to tell it."""
+ArgumentsOf: TypeAlias = Mapping[str, "Arguments | list[Arguments]"]
+"""The arguments of each event by its name, or a list of several such arguments."""
 
-LIVED: Final = 150  # machines that are lived in, for each policy: all that three or four events lead to, in a moment
-LISTED: Final = 20  # faults that are spelt out
+MAX_RUN: Final = 150  # machines that are run, for each policy: all that three or four events lead to, in a moment
+MAX_LISTED: Final = 20  # faults that are spelt out
 
-FACTS: Mapping[str, list[Arguments]] = {
+ARGUMENTS: Mapping[str, list[Arguments]] = {
     "connect_requested": [(), (True,)],
     "dial_failed": [
         (AttemptFailure(FailureKind.NETWORK, "refused"),),
@@ -138,14 +139,14 @@ FACTS: Mapping[str, list[Arguments]] = {
     ],
     "acks_overdue": [(100.0,)],
 }
-"""What the events of the two machines are told; the rest take nothing. The first way is that of `explore`."""
+"""The arguments of the two machines' events; the rest take none. `explore` fires each with the first ones."""
 
 # ----------------------------------------------------------------------------------------------------------- invariants
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One fact and what came of it."""
+    """One event, and what came of it."""
 
     event: str
     old_state: str
@@ -171,7 +172,7 @@ class Watch:
     """What holds for every machine, which is nothing; subclass it for what holds for yours."""
 
     def possible(self, event: str) -> bool:
-        """Whether this fact can come about, given what is alive. What cannot is tried, but leads nowhere."""
+        """Whether this event can happen, given what is alive. One that cannot is tried, but leads nowhere."""
         return True
 
     def after(self, moment: Moment) -> tuple[Self, list[str]]:
@@ -185,38 +186,38 @@ class Watch:
 
 @dataclass(frozen=True)
 class StatusWatch(Watch):
-    """Listeners hear of each change of status once, after everything else (OBS-1, D-LISTEN)."""
+    """Listeners are notified of each change of status once, after everything else (OBS-1, D-LISTEN)."""
 
     def complaints(self, moment: Moment) -> Iterator[str]:
         old, new = moment.old_status, moment.fsm.status
-        heard = [(each.change.old, each.change.new) for each in moment.effects if isinstance(each, NotifyStatus)]
-        if heard != ([] if new == old else [(old, new)]):
-            changes = " and ".join(f"{old} → {new}" for old, new in heard)
-            yield f"the status went from {old} to {new}, and listeners heard {changes or 'nothing'}"
-        elif heard and not isinstance(moment.effects[-1], NotifyStatus):
-            yield "something is done after the listeners have heard"
+        notified = [(each.change.old, each.change.new) for each in moment.effects if isinstance(each, NotifyStatus)]
+        if notified != ([] if new == old else [(old, new)]):
+            changes = " and ".join(f"{old} → {new}" for old, new in notified)
+            yield f"the status went from {old} to {new}, and listeners are notified of {changes or 'nothing'}"
+        elif notified and not isinstance(moment.effects[-1], NotifyStatus):
+            yield "there is an effect after the listeners are notified"
 
 
 @dataclass(frozen=True)
 class AliveWatch(StatusWatch):
-    """Follows what is alive, by the facts told and the effects asked for."""
+    """Follows what is alive, by the events fired and the effects asked for."""
 
     alive: frozenset[str] = frozenset()
 
-    FACTS: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """The facts that only something alive can bring about, and what it becomes; ``""``: it ends by itself."""
+    CAUSES: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """The events that only something alive can cause: what causes it, and what that becomes; ``""``: it ends."""
     BEGINS: ClassVar[Mapping[type[Effect], tuple[str, Collection[str]]]] = {}
     """The effects that begin something, and what may be alive beside it."""
     ENDS: ClassVar[Mapping[type[Effect], str]] = {}
     """The effects that end something; to end what is not alive is harmless."""
 
     def possible(self, event: str) -> bool:
-        return event not in self.FACTS or self.FACTS[event][0] in self.alive
+        return event not in self.CAUSES or self.CAUSES[event][0] in self.alive
 
     def after(self, moment: Moment) -> tuple[Self, list[str]]:
         alive, wrong = set(self.alive), list[str]()
-        if moment.event in self.FACTS and self.possible(moment.event):
-            what, becomes = self.FACTS[moment.event]
+        if moment.event in self.CAUSES and self.possible(moment.event):
+            what, becomes = self.CAUSES[moment.event]
             alive = alive - {what} | {becomes} - {""}
         for effect in moment.effects:
             if type(effect) in self.BEGINS:
@@ -231,9 +232,9 @@ class AliveWatch(StatusWatch):
 
 @dataclass(frozen=True)
 class ClientWatch(AliveWatch):
-    """One dial, one socket, or one wait at a time, none after a stop; all hear what they must (CONN, D-STOP)."""
+    """One dial, one socket, or one wait at a time, none after a stop; all are notified that must be (CONN, D-STOP)."""
 
-    FACTS = {  # noqa: RUF012 - as declared above
+    CAUSES = {  # noqa: RUF012 - as declared above
         "socket_opened": ("dial", "socket"),
         "dial_failed": ("dial", ""),
         "socket_closed": ("socket", ""),
@@ -265,7 +266,7 @@ class ClientWatch(AliveWatch):
             yield from moment.miscounted({FailWaiters: stopped})
         was, is_ = moment.old_status in self.UNDER_WAY, status in self.UNDER_WAY
         yield from moment.miscounted({StartOutageTimer: is_ and not was, StopOutageTimer: was and not is_})
-        told = [each.event for each in moment.effects if isinstance(each, NotifyRooms)]
+        notified = [each.event for each in moment.effects if isinstance(each, NotifyRooms)]
         due = {
             "client_stopped": stopped,
             "connection_opened": opened,
@@ -273,8 +274,8 @@ class ClientWatch(AliveWatch):
             "client_started": started,
         }
         one = [event for event in due if due[event]][:1]  # the one that says most
-        if told != one:
-            yield f"rooms were told {' and '.join(told) or 'nothing'}, not {''.join(one) or 'nothing'}"
+        if notified != one:
+            yield f"rooms are notified of {' and '.join(notified) or 'nothing'}, not {''.join(one) or 'nothing'}"
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ class RoomWatch(AliveWatch):
 
     tracked: bool = True
 
-    FACTS = {"timer_fired": ("timer", "")}  # noqa: RUF012
+    CAUSES = {"timer_fired": ("timer", "")}  # noqa: RUF012
     BEGINS = {  # noqa: RUF012 - a comparison of versions is made, or waited for, in a session
         RequestJoin: ("request", ["session"]),
         Synchronise: ("session", ["session"]),
@@ -303,14 +304,14 @@ class RoomWatch(AliveWatch):
         if (status is RoomStatus.JOINED) != ("session" in self.alive):
             yield f"the status of {moment.fsm.state} is {status}, and there is {_words(self.alive)}"
         if status in (RoomStatus.DISCONNECTED, RoomStatus.ERROR) and self.alive:
-            yield f"the room has come to rest in {moment.fsm.state}, and there is still {_words(self.alive)}"
+            yield f"the room has ended in {moment.fsm.state}, and there is still {_words(self.alive)}"
         if "request" in self.alive and "timer" not in self.alive:
             yield "a request is made without a deadline"
         over = moment.entered and moment.fsm.state in {each.name for each in RoomFSM.FINAL}
         stopped = moment.entered and status is RoomStatus.DISCONNECTED
         yield from moment.miscounted({Untrack: over, FailWaiters: over or stopped, NotifyRooms: False})
         if moment.count(SendLeave) > over:
-            yield "the server is told that we leave, and we do not"
+            yield "SendLeave is asked for, and the room is not left"
 
 
 # ---------------------------------------------------------------------------------------------------------- exploration
@@ -318,7 +319,7 @@ class RoomWatch(AliveWatch):
 
 @dataclass(frozen=True)
 class Firing:
-    """One event, and what it was told, or how the guards that it asks answered."""
+    """One event, with its arguments, or how the guards that it asks answered."""
 
     event: str
     answers: tuple[tuple[str, bool], ...] = ()
@@ -353,12 +354,12 @@ class MachineFault(AssertionError):
     def __init__(self, cls: type[FSM[Any]], faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
         lines = [f"{cls.__qualname__} has {len(faults)} fault{'s' if len(faults) > 1 else ''}"]
-        for number, fault in enumerate(faults[:LISTED], 1):
+        for number, fault in enumerate(faults[:MAX_LISTED], 1):
             lines.append(f"{number:3}. {fault.what}")
             if fault.path is not None:
                 lines.append(f"     after {_way(fault.path)}")
-        if len(faults) > LISTED:
-            lines.append(f"     and {len(faults) - LISTED} more")
+        if len(faults) > MAX_LISTED:
+            lines.append(f"     and {len(faults) - MAX_LISTED} more")
         super().__init__("\n".join(lines))
 
 
@@ -370,11 +371,11 @@ class Exploration:
     paths: dict[str, tuple[Firing, ...]] = field(default_factory=dict[str, tuple[Firing, ...]])
     """Every state that can be reached, and the shortest way there."""
     moves: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
-    """(state, event, state), for all facts that can come about."""
+    """(state, event, state), for all events that can happen."""
     fired: set[Rule] = field(default_factory=set[Rule])
     """The rules that fire, if the guards say so."""
     possible: set[Rule] = field(default_factory=set[Rule])
-    """Those of them that fire on facts that can come about there."""
+    """Those of them that fire on events that can happen there."""
     faults: list[Fault] = field(default_factory=list[Fault])
     """Holes, exceptions and broken invariants; the same one is listed once, with its shortest path."""
 
@@ -400,7 +401,7 @@ class Exploration:
         ]
 
     def note(self, what: str, path: tuple[Firing, ...] | None) -> None:
-        """Remember a fault, once: what is found first is found by the shortest path."""
+        """Keep a fault, once: what is found first is found by the shortest path."""
         if what not in {fault.what for fault in self.faults}:
             self.faults.append(Fault(what, path))
 
@@ -413,16 +414,17 @@ def explore(
     cls: type[FSM[Any]],
     *,
     make: Make = lambda cls: cls(),
-    facts: Facts = FACTS,
+    arguments: ArgumentsOf = ARGUMENTS,
     watch: Watch | None = None,
+    seed: int = 0,
 ) -> Exploration:
     """Explore a machine breadth first, so that what is found first is found by the shortest path.
 
-    ``make`` makes an instance of the class it is given, ``facts`` holds the arguments of each event that takes any, and
-    whose annotations do not say what could be given. Raises TypeError for an event that it does not know how to tell.
+    ``make`` makes an instance of the class it is given. ``arguments`` has those of each event that takes any and whose
+    annotations do not say what they could be. Raises TypeError for an event whose arguments are not known.
     """
-    explorer = _Explorer(cls, _ways_to_tell(cls, facts))
-    first = _Node(make(explorer.probing()), watch or Watch(), ())
+    explorer = _Explorer(cls, _every_arguments(cls, arguments))
+    first = _Node(_repeatable(make(explorer.probing()), seed), watch or Watch(), ())
     queue, seen = deque([first]), {first.key}
     while queue:
         node = queue.popleft()
@@ -447,7 +449,7 @@ def of_room(cls: type[RoomFSM] = RoomFSM) -> Exploration:
 
 @dataclass(frozen=True)
 class _Node:
-    """A machine somewhere, what its watch has seen, and how it got there."""
+    """A machine in some state, its watch, and the events that led there."""
 
     fsm: FSM[Any]
     watch: Watch
@@ -455,21 +457,21 @@ class _Node:
 
     @property
     def key(self) -> tuple[str, Watch]:
-        """What makes it another node: not what the machine remembers, for that only guards can tell."""
+        """What makes it another node: not the machine's data, which only guards read."""
         return self.fsm.state, self.watch
 
 
 class _Explorer:
-    """Tries everything that can be tried in one place."""
+    """Tries everything that can be tried in one state."""
 
-    def __init__(self, cls: type[FSM[Any]], facts: Mapping[str, Sequence[Arguments]]) -> None:
+    def __init__(self, cls: type[FSM[Any]], arguments: Mapping[str, Sequence[Arguments]]) -> None:
         self.found = Exploration(cls)
-        self.facts = facts
+        self.arguments = arguments
         self.passing: set[str] = set()
         self.raising: dict[str, tuple[str, tuple[Firing, ...]]] = {}
 
     def successors(self, node: _Node) -> Iterator[_Node]:
-        """Tell every event, with every answer of its guards."""
+        """Fire every event, with every answer of its guards."""
         cls, state = self.found.cls, node.fsm.state
         for event in cls.events:
             rules = [rule for rule in cls.rules if (rule.event, rule.source) == (event, state)]
@@ -480,7 +482,7 @@ class _Explorer:
                     continue
                 self.found.fired.add(chosen)
                 try:
-                    successor = self.tell(node, chosen, answers, path)
+                    successor = self.fire(node, chosen, answers, path)
                 except Exception as error:
                     self.found.note(f"{event} raises {_what(error)}, in {state}", path)
                     continue
@@ -489,11 +491,11 @@ class _Explorer:
                     self.found.moves.add((state, event, successor.fsm.state))
                     yield successor
 
-    def tell(self, node: _Node, rule: Rule, answers: Mapping[str, bool], path: tuple[Firing, ...]) -> _Node:
-        """Tell the rule's event, twice, and compare what comes of it with the rule and with the watch."""
-        old, args = node.fsm, self.facts[rule.event][0]
-        then, effects = _tell(old, rule.event, args, answers=answers, path=path)
-        again, same_effects = _tell(old, rule.event, args, answers=answers, path=path)
+    def fire(self, node: _Node, rule: Rule, answers: Mapping[str, bool], path: tuple[Firing, ...]) -> _Node:
+        """Fire the rule's event, twice, and compare the result with the rule and with the watch."""
+        old, args = node.fsm, self.arguments[rule.event][0]
+        then, effects = _fired(old, rule.event, args, answers=answers, path=path)
+        again, same_effects = _fired(old, rule.event, args, answers=answers, path=path)
         if (then.state, said(effects)) != (again.state, said(same_effects)):
             self.found.note(f"{rule.event} does not do the same twice in {old.state}", path)
         target = rule.target or old.state
@@ -506,10 +508,10 @@ class _Explorer:
         return _Node(then, watch, path)
 
     def probing(self) -> type[FSM[Any]]:
-        """A subclass whose guards answer as they are told, and are asked all the same.
+        """A subclass whose guards return the answers that are tried; the real guards run, too.
 
-        A guard that raises may do so because the answers of others are made up, and the machine could never be as it
-        is; one that never does anything else is a fault.
+        A real guard may raise because the answers of others are made up, and the machine could never be as it is. One
+        that raises each time is a fault.
         """
 
         def answer(fsm: Any, name: str, really: Guard) -> bool:
@@ -527,7 +529,7 @@ class _Explorer:
         return _with_guards(self.found.cls, answer)
 
     def note_guards_that_always_raise(self) -> None:
-        """After everything else: they have answered as they were told."""
+        """At the end: only then it is known that they never returned."""
         for name, (what, path) in self.raising.items():
             if name not in self.passing:
                 self.found.note(f"the guard {name} raises {what}", path)
@@ -560,42 +562,66 @@ def _answers(rules: Sequence[Rule], given: Mapping[str, bool]) -> Iterator[tuple
     yield dict(given), None
 
 
-def _tell(fsm: FSM[Any], event: str, args: Arguments, **named_context: Any) -> tuple[FSM[Any], Sequence[Effect]]:
-    """A copy of the machine that was told a fact, and the effects."""
-    told: Any = copy.copy(fsm)
-    for name, value in named_context.items():
-        setattr(told, name, value)
-    effects: Sequence[Effect] = getattr(told, event)(*args)
-    return told, effects
+def _fired(fsm: FSM[Any], event: str, args: Arguments, **attributes: Any) -> tuple[FSM[Any], Sequence[Effect]]:
+    """A copy of the machine in which an event has fired, and the effects."""
+    again: Any = _copied(fsm)
+    for name, value in attributes.items():
+        setattr(again, name, value)
+    effects: Sequence[Effect] = getattr(again, event)(*args)
+    return again, effects
 
 
-# --------------------------------------------------------------------------------------------------------------- living
+def _repeatable(fsm: Any, seed: int) -> FSM[Any]:
+    """The machine with a seeded source of chance, where its policy has the system's."""
+    if isinstance(policy := getattr(fsm, "policy", None), RetryPolicy) and isinstance(policy.random, SystemRandom):
+        fsm.policy = _with(policy, random=Random(seed))
+    return cast("FSM[Any]", fsm)
 
 
-def live(
+def _copied(fsm: Any) -> Any:
+    """A copy with a source of chance of its own, so that the same events in two copies have the same effects."""
+    again = copy.copy(fsm)
+    if isinstance(policy := getattr(fsm, "policy", None), RetryPolicy):
+        again.policy = _with(policy, random=copy.copy(policy.random))
+    return again
+
+
+def _with(policy: RetryPolicy, **fields: object) -> RetryPolicy:
+    """The policy with other values; it is frozen, and a subclass of the user's may have another ``__init__``."""
+    again = copy.copy(policy)
+    for name, value in fields.items():
+        object.__setattr__(again, name, value)
+    return again
+
+
+# -------------------------------------------------------------------------------------------------------------- running
+
+
+def run(
     cls: type[FSM[Any]],
     *,
     make: Make = lambda cls: cls(),
-    facts: Facts = FACTS,
+    arguments: ArgumentsOf = ARGUMENTS,
     watch: Watch | None = None,
-    most: int = LIVED,
+    seed: int = 0,
+    limit: int = MAX_RUN,
 ) -> list[Fault]:
-    """Live in a machine with its real guards: tell it whatever can come about, breadth first, up to ``most`` machines.
+    """Run a machine with its real guards: fire all events that can happen, breadth first, in up to ``limit`` machines.
 
-    Finds what is wrong with guards, and with what the machine remembers, neither of which `explore` relies on.
+    Finds what is wrong with guards, and with the machine's data, neither of which `explore` relies on.
     """
-    found, ways = Exploration(cls), _ways_to_tell(cls, facts)
-    first = _Node(make(_with_guards(cls, _remembering)), watch or Watch(), ())
-    queue, seen = deque([first]), {_memory(first)}
+    found, every = Exploration(cls), _every_arguments(cls, arguments)
+    first = _Node(_repeatable(make(_with_guards(cls, _noted)), seed), watch or Watch(), ())
+    queue, seen = deque([first]), {_data(first)}
     while queue:
-        for successor in _lives(queue.popleft(), ways, found):
-            if len(seen) < most and (memory := _memory(successor)) not in seen:
-                seen.add(memory)
+        for successor in _successors(queue.popleft(), every, found):
+            if len(seen) < limit and (data := _data(successor)) not in seen:
+                seen.add(data)
                 queue.append(successor)
     return found.faults
 
 
-def _remembering(fsm: Any, name: str, really: Guard) -> bool:
+def _noted(fsm: Any, name: str, really: Guard) -> bool:
     fsm.asked = name
     answer = bool(really(fsm))
     fsm.asked = None
@@ -603,13 +629,13 @@ def _remembering(fsm: Any, name: str, really: Guard) -> bool:
     return answer
 
 
-def _lives(node: _Node, ways: Mapping[str, Sequence[Arguments]], found: Exploration) -> Iterator[_Node]:
+def _successors(node: _Node, every: Mapping[str, Sequence[Arguments]], found: Exploration) -> Iterator[_Node]:
     old = node.fsm
-    told = [(event, args) for event, each in ways.items() if node.watch.possible(event) for args in each]
-    for event, args in told:
+    possible = [(event, args) for event, each in every.items() if node.watch.possible(event) for args in each]
+    for event, args in possible:
         path = (*node.path, Firing(event, args=args))
         answers: dict[str, bool] = {}
-        fsm: Any = copy.copy(old)
+        fsm = _copied(old)
         fsm.answers, fsm.asked = answers, None
         try:
             effects = getattr(fsm, event)(*args)
@@ -627,8 +653,8 @@ def _lives(node: _Node, ways: Mapping[str, Sequence[Arguments]], found: Explorat
         yield _Node(fsm, watch, path)
 
 
-def _memory(node: _Node) -> tuple[str, ...]:
-    """What makes it another machine: what it remembers too, but for words."""
+def _data(node: _Node) -> tuple[str, ...]:
+    """What makes it another machine: its data, too, but for words."""
     slots = (name for base in type(node.fsm).__mro__ for name in getattr(base, "__slots__", ()))
     names = sorted({*slots, *vars(node.fsm)} - {"answers", "asked", "pending_reason", "policy", "reason"})
     return (repr(node.watch), *(f"{name}={getattr(node.fsm, name, None)!r}" for name in names))
@@ -642,16 +668,16 @@ class _Terms:
     """What is asked of a kind of machine."""
 
     watch: Watch
-    facts: Facts = field(default_factory=dict[str, "Arguments | list[Arguments]"])
+    arguments: ArgumentsOf = field(default_factory=dict[str, "Arguments | list[Arguments]"])
     goal: Collection[str] = ()
     over: Collection[str] = ()
-    """The states that are meant to be left by nobody."""
+    """The final states: no event leads out of them."""
     resting: Collection[str] = ()
-    """Those, and the states that are left by hand only."""
+    """Those, and the states that only the program leaves."""
     by_hand: Collection[str] = ()
-    """The events by hand, and those that do not count as a way on."""
-    lives: Sequence[Make] = (lambda cls: cls(),)
-    """How to make a machine: the first to explore it, and each to live in it."""
+    """The events of the program, and those that do not count as a way on."""
+    makers: Sequence[Make] = (lambda cls: cls(),)
+    """How to make a machine: the first to explore it, and each to run it."""
 
 
 def _terms(cls: type[FSM[Any]]) -> _Terms:
@@ -661,30 +687,30 @@ def _terms(cls: type[FSM[Any]]) -> _Terms:
     if issubclass(cls, ClientFSM):
         return _Terms(
             ClientWatch(),
-            FACTS,
+            ARGUMENTS,
             goal=states_with(ClientStatus.CONNECTED),
             resting=states_with(*ClientWatch.STOPPED),
             by_hand=("start_requested", "connect_requested", "retry_requested", "went_offline"),
-            lives=(_steady, _soon_at_its_end, _once_only),
+            makers=(_steady, _soon_at_its_end, _once_only),
         )
     if issubclass(cls, RoomFSM):
         over = [*states_with(RoomStatus.ERROR), RoomFSM.left.name]
         return _Terms(
             RoomWatch(),
-            FACTS,
+            ARGUMENTS,
             goal=states_with(RoomStatus.JOINED),
             over=over,
             resting=over,
             by_hand=("connection_lost", "client_stopped"),
-            lives=(_steady,),
+            makers=(_steady,),
         )
     base: type[FSM[Any]] = FSM
-    tells = cls.status_changed is not base.status_changed
-    return _Terms(StatusWatch() if tells else Watch())
+    notifies = cls.status_changed is not base.status_changed
+    return _Terms(StatusWatch() if notifies else Watch())
 
 
 def _steady(cls: type[Any]) -> FSM[Any]:
-    """With no jitter, so that the same facts have the same effects."""
+    """With no jitter, so that times are round numbers."""
     fsm: FSM[Any] = cls(RetryPolicy(jitter=0))
     return fsm
 
@@ -699,60 +725,82 @@ def _once_only(cls: type[Any]) -> FSM[Any]:
     return fsm
 
 
+def drawn_policy(seed: int) -> RetryPolicy:
+    """A policy of which every number is drawn; the same one for the same seed."""
+    source = Random(seed)
+    base = source.uniform(0.01, 2.0)
+    return RetryPolicy(
+        base=base,
+        cap=base * source.uniform(1.0, 100.0),
+        jitter=source.uniform(0.0, 0.99),
+        max_attempts=source.choice([None, 0, 1, 2, 3]),
+        stable_after=source.choice([0.0, source.uniform(0.0, 10.0)]),
+        reset_on_online=source.random() < 0.5,
+        max_retry_after=source.choice([0.0, source.uniform(0.0, 300.0)]),
+        random=source,
+    )
+
+
 def check_machine(
     cls: type[FSM[Any]],
     *,
     make: Make | None = None,
-    facts: Facts | None = None,
+    arguments: ArgumentsOf | None = None,
     watch: Watch | None = None,
     goal: Collection[str] | None = None,
     final: Collection[str] = (),
     policy: RetryPolicy | None = None,
+    seed: int = 0,
 ) -> Exploration:
     """Fail if there is anything wrong with a machine: a subclass of `ClientFSM` or `RoomFSM`, or any other `FSM`.
 
-    Found are actions and guards that raise; states that nothing leads to; rows that never fire; events that are refused
-    everywhere; states without a way to a goal, or that only a person could end; and broken invariants: one dial, socket
-    or timer at a time and none after a stop, each change of status told once, and so on (`ClientWatch`, `RoomWatch`). A
-    client must obey the policy's limit of attempts, and try nothing while offline that was not asked for by hand; for
-    this, every close code and HTTP status is tried to which its own guards answer differently.
+    Found are actions and guards that raise; states that nothing leads to; rows that never fire; events that are ignored
+    in every state; states without a way to a goal, or with none but by the program's own calls; and broken invariants:
+    one dial, socket or timer at a time and none after a stop, listeners notified of each change of status once, and so
+    on (`ClientWatch`, `RoomWatch`). A client must obey the policy's limit of attempts (RETRY-2), and try nothing while
+    offline that the program did not ask for (OFF-1). For this, every close code and HTTP status is tried to which its
+    guards answer differently.
 
-    It needs the class alone. What may be said besides:
+    It needs the class alone. Optional are:
 
     - ``make(cls)`` makes an instance. By default it is called with a `RetryPolicy`; with nothing if it is not one of
       our two.
-    - ``facts``: the arguments of events, ``{"token_expired": (60.0,)}``, or a list of several ways to tell one. Where
-      they are not given, they are made up by their annotations.
+    - ``arguments`` of events: ``{"token_expired": (60.0,)}``, or a list of several such tuples. Where they are not
+      given, they are made up by their annotations.
     - ``watch``: what must hold. Subclass `ClientWatch`, `RoomWatch` or `Watch` to ask for more, or for less.
     - ``goal``: the names of states to which there must be a way from everywhere. By default those with the status
       ``connected`` or ``joined``; of a machine that is not one of our two, none.
-    - ``policy``: one more policy to try it with, such as ``RetryPolicy(max_attempts=3, random=Random(7))``.
-    - ``final``: the names of states that are meant to be left by nobody, beside ``left`` and ``error`` of a room.
+    - ``final``: the names of states out of which no event has to lead, beside ``left`` and ``error`` of a room.
+    - ``policy``: one more policy to run it with. It may draw its waits: from its own seeded ``random``, or else from
+      one that is seeded with ``seed``.
+    - ``seed``: one of our two machines also runs with a policy whose numbers are drawn from it.
 
     Returns what was found out, for questions of your own. Raises `MachineFault`, an AssertionError, with all the
-    faults, each with the shortest list of events that leads to it; TypeError for an event that it does not know how to
-    tell; ValueError for a state or event that there is not.
+    faults, each with the shortest list of events that leads to it; TypeError for an event whose arguments are not
+    known; ValueError for a state or event that there is not.
     """
     if not (isinstance(cls, type) and issubclass(cls, FSM)):
         raise TypeError(f"check_machine takes the class of a machine, a subclass of FSM, not {cls!r}")
     terms = _terms(cls)
     _check_names(cls, "goal", goal or (), cls.states)
     _check_names(cls, "final", final, cls.states)
-    _check_names(cls, "facts", facts or (), cls.events)
-    facts, watch = {**terms.facts, **(facts or {})}, watch or terms.watch
-    lives = terms.lives if make is None else (make,)
+    _check_names(cls, "arguments", arguments or (), cls.events)
+    arguments, watch = {**terms.arguments, **(arguments or {})}, watch or terms.watch
+    makers = list(terms.makers if make is None else (make,))
+    if make is None and issubclass(cls, ClientFSM | RoomFSM):
+        makers.append(lambda cls: cls(drawn_policy(seed)))
     if policy is not None:
-        lives = (*lives, lambda cls: cls(policy))
-    found = explore(cls, make=lives[0], facts=facts, watch=watch)
+        makers.append(lambda cls: cls(policy))
+    found = explore(cls, make=makers[0], arguments=arguments, watch=watch, seed=seed)
     for name in found.unreachable():
         found.note(f"nothing leads to the state {name}", None)
     _note_useless_rows(found)
     _note_traps(found, terms, terms.goal if goal is None else goal, final)
-    for each in lives:
-        for fault in live(cls, make=each, facts=facts, watch=watch):
+    for each in makers:
+        for fault in run(cls, make=each, arguments=arguments, watch=watch, seed=seed):
             found.note(fault.what, fault.path)
     if issubclass(cls, ClientFSM) and make is None:
-        _note_disobedience(found, facts)
+        _note_disobedience(found, arguments, _with(policy or RetryPolicy(jitter=0), enabled=True, random=Random(seed)))
     if found.faults:
         raise MachineFault(cls, found.faults)
     return found
@@ -761,21 +809,21 @@ def check_machine(
 LIMITS: Final = (0, 1)  # of attempts
 
 
-def _note_disobedience(found: Exploration, facts: Facts) -> None:
+def _note_disobedience(found: Exploration, arguments: ArgumentsOf, policy: RetryPolicy) -> None:
     """RETRY-2, OFF-1: a row of the user's own may forget what the rows below it see to."""
     cls = cast(type[ClientFSM], found.cls)
-    failures = _failures(cls, facts)
+    failures = _failures(cls, arguments)
     for limit in LIMITS:
-        started = _Life(cls(RetryPolicy(jitter=0, max_attempts=limit))).fire("start_requested")
+        started = _Run(cls(_with(policy, max_attempts=limit))).fire("start_requested")
         _note_attempts_beyond(found, failures, started, limit)
-    offline = _Life(cls(RetryPolicy(jitter=0))).fire("went_offline").fire("start_requested")
+    offline = _Run(cls(_with(policy, max_attempts=None))).fire("went_offline").fire("start_requested")
     for failed in offline.fire("connect_requested").failed(failures):
         for each in (failed, failed.fire("timer_fired")):
             if each.goes_on and each.asks_for(Dial, StartTimer):
                 found.note(f"{each.fsm.state}: it goes on trying while offline (OFF-1)", each.path)
 
 
-def _note_attempts_beyond(found: Exploration, failures: Ways, dialing: _Life, left: int) -> None:
+def _note_attempts_beyond(found: Exploration, failures: Failures, dialing: _Run, left: int) -> None:
     """After each failure it may try again as often as is left."""
     for failed in dialing.failed(failures):
         if failed.goes_on and not left:
@@ -784,24 +832,24 @@ def _note_attempts_beyond(found: Exploration, failures: Ways, dialing: _Life, le
             _note_attempts_beyond(found, failures, again, left - 1)
 
 
-Ways: TypeAlias = Mapping[str, Sequence[Arguments]]
+Failures: TypeAlias = Mapping[str, Sequence[Arguments]]
 
 
 @dataclass(frozen=True)
-class _Life:
-    """A machine of its real guards, and the events that it has seen."""
+class _Run:
+    """A machine with its real guards, and the events that fired in it."""
 
     fsm: Any
     path: tuple[Firing, ...] = ()
     effects: Sequence[Effect] = ()
 
-    def fire(self, event: str, *args: Any) -> _Life:
+    def fire(self, event: str, *args: Any) -> _Run:
         fsm = copy.copy(self.fsm)
         try:
             effects = getattr(fsm, event)(*args)
-        except Exception:  # `live` finds those
+        except Exception:  # `run` finds those
             effects = ()
-        return _Life(fsm, (*self.path, Firing(event, args=args)), effects)
+        return _Run(fsm, (*self.path, Firing(event, args=args)), effects)
 
     @property
     def goes_on(self) -> bool:
@@ -810,22 +858,22 @@ class _Life:
     def asks_for(self, *kinds: type[Effect]) -> bool:
         return any(isinstance(each, kinds) for each in self.effects)
 
-    def failed(self, failures: Ways) -> Iterator[_Life]:
+    def failed(self, failures: Failures) -> Iterator[_Run]:
         """A dial is under way: it fails, or its connection is lost, in every way."""
         for event, ways in failures.items():
             begun = self if event == "dial_failed" else self.fire("socket_opened")
             yield from (begun.fire(event, *args) for args in ways)
 
 
-def _failures(cls: type[ClientFSM], facts: Facts) -> Ways:
-    """How an attempt or a connection can fail, as far as the machine tells it apart."""
-    known = _ways_to_tell(cls, facts)
+def _failures(cls: type[ClientFSM], arguments: ArgumentsOf) -> Failures:
+    """How an attempt or a connection can fail: one example of each that leads the machine to another state."""
+    known = _every_arguments(cls, arguments)
     every: dict[str, list[Arguments]] = {
         "dial_failed": [(AttemptFailure(FailureKind.ANSWER, f"answered {code}", code),) for code in range(300, 600)],
         "socket_closed": [(CloseInfo(code),) for code in (*range(1000, 1016), *range(3000, 5000))],
         "pong_missed": [],
     }
-    dialing = _Life(cls(RetryPolicy(jitter=0))).fire("start_requested")
+    dialing = _Run(cls(RetryPolicy(jitter=0))).fire("start_requested")
     found: dict[str, list[Arguments]] = {}
     for event, more in every.items():
         begun = dialing if event == "dial_failed" else dialing.fire("socket_opened")
@@ -850,7 +898,7 @@ def _note_useless_rows(found: Exploration) -> None:
             found.note(f"{row}nothing is alive there that could bring it about", found.paths[rule.source])
     for name in found.cls.events:
         if all(rule.is_ignored for rule in rules if rule.event == name):
-            found.note(f"{name} is refused in every state: it never does anything", None)
+            found.note(f"{name} is ignored in every state", None)
 
 
 def _note_traps(found: Exploration, terms: _Terms, goal: Collection[str], final: Collection[str]) -> None:
@@ -868,7 +916,7 @@ def _check_names(cls: type[FSM[Any]], what: str, names: Iterable[str], known: It
         raise ValueError(f"{what}: {cls.__qualname__} has no {', '.join(unknown)}; there are {', '.join(known)}")
 
 
-# ----------------------------------------------------------------------------------------------------- what it is told
+# ----------------------------------------------------------------------------------------------------------- arguments
 
 _SAMPLES: Final[Mapping[object, object]] = {
     bool: True,
@@ -884,13 +932,13 @@ _SAMPLES: Final[Mapping[object, object]] = {
 }
 
 
-def _ways_to_tell(cls: type[FSM[Any]], facts: Facts) -> dict[str, Sequence[Arguments]]:
-    """The ways to tell each event of a machine."""
-    ways: dict[str, Sequence[Arguments]] = {}
+def _every_arguments(cls: type[FSM[Any]], arguments: ArgumentsOf) -> dict[str, Sequence[Arguments]]:
+    """All arguments with which each event of a machine is fired."""
+    every: dict[str, Sequence[Arguments]] = {}
     for name, event in cls.events.items():
-        given = facts.get(name)
-        ways[name] = given if isinstance(given, list) else [_made_up(event) if given is None else given]
-    return ways
+        given = arguments.get(name)
+        every[name] = given if isinstance(given, list) else [_made_up(event) if given is None else given]
+    return every
 
 
 def _made_up(event: Event[Any]) -> Arguments:
@@ -915,8 +963,8 @@ def _sample(event: str, parameter: str, annotation: Any) -> object:
         if choice in _SAMPLES:
             return _SAMPLES[choice]
     raise TypeError(
-        f"it takes more than its annotation to know what {parameter!r} of the event {event!r} could be: "
-        f"say facts={{{event!r}: (<the arguments>,)}}"
+        f"its annotation does not say what {parameter!r} of the event {event!r} could be: "
+        f"say arguments={{{event!r}: (<the arguments>,)}}"
     )
 
 

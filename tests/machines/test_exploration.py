@@ -371,12 +371,13 @@ FAULTY: list[tuple[type[ClientFSM] | type[RoomFSM], str]] = [
     (Leaking, f"the client has stopped in error, and there is still a dial, after {ASK} → faulted"),
     (
         Babbling,
-        "the status went from reconnecting to reconnecting, and listeners heard reconnecting → reconnecting, after ",
+        "the status went from reconnecting to reconnecting, "
+        "and listeners are notified of reconnecting → reconnecting, after ",
     ),
-    (Busy, f"something is done after the listeners have heard, after {ASK}"),
+    (Busy, f"there is an effect after the listeners are notified, after {ASK}"),
     (Mute, "Release is asked for never, not once, after faulted"),
     (Mute, "FailWaiters is asked for never, not once, after faulted"),
-    (Mute, f"rooms were told connection_lost, not client_stopped, after {UP} → close_requested"),
+    (Mute, f"rooms are notified of connection_lost, not client_stopped, after {UP} → close_requested"),
     (Raising, "went_offline raises OSError: no such file, in disconnected, after went_offline [not is_offline]"),
     (
         Straying,
@@ -399,10 +400,10 @@ FAULTY: list[tuple[type[ClientFSM] | type[RoomFSM], str]] = [
     ),
     (
         Lingering,
-        "the room has come to rest in left, and there is still a request and a timer, after ",
+        "the room has ended in left, and there is still a request and a timer, after ",
     ),
     (Lingering, "the status of stale is reconnecting, and there is a request and a session and a timer, after "),
-    (Waiting, "the server is told that we leave, and we do not, after join_requested"),
+    (Waiting, "SendLeave is asked for, and the room is not left, after join_requested"),
     (Waiting, "a request is made without a deadline, after connection_opened"),
     (Clearing, "Untrack is asked for once, not never, after connection_opened → join_accepted → connection_lost"),
     (Clearing, "NotifyRooms is asked for once, not never, after connection_opened → join_accepted → connection_lost"),
@@ -448,7 +449,7 @@ class Lamp(FSM[bool]):
 
 def test_a_machine_of_ones_own_can_be_explored() -> None:
     """It says what its facts are told; a trap may be a state that is meant to be final."""
-    found = explore(Lamp, facts={"switched": (1,)}, watch=Watch())
+    found = explore(Lamp, arguments={"switched": (1,)}, watch=Watch())
     assert listed(found) == []
     assert found.dead_rules() == []
     (trap,) = found.traps(goal={"off"})
@@ -458,16 +459,17 @@ def test_a_machine_of_ones_own_can_be_explored() -> None:
 
 def test_a_change_of_status_is_to_be_told() -> None:
     """The lamp does not tell it; that is found after one event."""
-    assert listed(explore(Lamp, facts={"switched": (1,)}, watch=StatusWatch())) == [
-        "the status went from False to True, and listeners heard nothing, after switched",
-        "the status went from True to False, and listeners heard nothing, after switched → switched [not is_old]",
+    assert listed(explore(Lamp, arguments={"switched": (1,)}, watch=StatusWatch())) == [
+        "the status went from False to True, and listeners are notified of nothing, after switched",
+        "the status went from True to False, and listeners are notified of nothing, "
+        "after switched → switched [not is_old]",
     ]
 
 
 def test_a_fact_that_is_told_wrongly_is_a_fault() -> None:
     """``facts`` has the arguments of an event; where it has none, they are made up."""
-    assert listed(explore(Lamp, facts={"switched": (1, 2)}))[0].startswith("switched raises TypeError: ")
-    assert listed(explore(Lamp, facts={})) == []
+    assert listed(explore(Lamp, arguments={"switched": (1, 2)}))[0].startswith("switched raises TypeError: ")
+    assert listed(explore(Lamp, arguments={})) == []
 
 
 def test_a_hole_would_be_found() -> None:
@@ -477,7 +479,7 @@ def test_a_hole_would_be_found() -> None:
         pass
 
     Holed.rules = tuple(rule for rule in Lamp.rules if rule.source != "broken")
-    found = explore(Holed, facts={"switched": (1,)}, watch=Watch())
+    found = explore(Holed, arguments={"switched": (1,)}, watch=Watch())
     assert listed(found) == ["switched is not decided in broken, after switched → switched [is_old] → switched"]
 
 

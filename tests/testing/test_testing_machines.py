@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from random import Random
+from random import Random, SystemRandom
 from typing import Any
 
 import pytest
@@ -14,14 +14,15 @@ from reconnect_fsm.effects import Dial, Effect, StartTimer
 from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.testing.machines import (
-    LISTED,
+    MAX_LISTED,
     ClientWatch,
     MachineFault,
     Moment,
     StatusWatch,
     Watch,
     check_machine,
-    live,
+    drawn_policy,
+    run,
 )
 
 UP = "connect_requested → socket_opened [not is_stable_at_once]"
@@ -239,7 +240,7 @@ FAULTY: list[tuple[type[FSM[Any]], str]] = [
     (Attic, "nothing leads to the state attic"),
     (Outdone, "the row of pong_missed from connected when is_offline and is_retrying_off never fires: a row above it"),
     (Impossible, "the row of socket_closed from paused never fires: nothing is alive there that could bring it abou"),
-    (Undecided, "battery_is_low is refused in every state: it never does anything"),
+    (Undecided, "battery_is_low is ignored in every state"),
     (RaisingGuard, "the guard is_being_updated raises AttributeError: 'RaisingGuard' object has no attribute 'los'"),
     (
         SometimesRaisingGuard,
@@ -251,10 +252,13 @@ FAULTY: list[tuple[type[FSM[Any]], str]] = [
     (DialsAgain, "Dial() is asked for while there is a dial, after connect_requested → retry_requested"),
     (
         TellsTwice,
-        "the status went from disconnected to connecting, and listeners heard "
+        "the status went from disconnected to connecting, and listeners are notified of "
         "disconnected → connecting and disconnected → connecting, after connect_requested",
     ),
-    (TellsNobody, "the status went from disconnected to connecting, and listeners heard nothing, after join_requested"),
+    (
+        TellsNobody,
+        "the status went from disconnected to connecting, and listeners are notified of nothing, after join_requested",
+    ),
     (LeavesATimer, "Dial() is asked for while there is a timer, after connect_requested → dial_failed [not is_misc"),
     (KeepsASocket, "Dial() is asked for while there is a keepalive and a socket and a timer, after connect_request"),
     (Doubtful, "dial_failed raises ValueError: a negative wait, in connecting, after connect_requested → dial_fail"),
@@ -293,7 +297,7 @@ def test_several_faults_are_reported_together() -> None:
         "     after connect_requested → retry_requested",
     ]
     assert "nothing leads to the state attic" in text
-    assert "battery_is_low is refused in every state" in text
+    assert "battery_is_low is ignored in every state" in text
     first = raised.value.faults[0]
     assert (first.what, first.events) == (
         "Dial() is asked for while there is a dial",
@@ -310,7 +314,7 @@ def test_a_long_list_of_faults_is_cut_short() -> None:
 
     with pytest.raises(MachineFault) as raised:
         check_machine(Hopeless)
-    more = len(raised.value.faults) - LISTED
+    more = len(raised.value.faults) - MAX_LISTED
     assert more > 0
     assert str(raised.value).splitlines()[-1] == f"     and {more} more"
 
@@ -354,7 +358,7 @@ def test_living_stops_somewhere() -> None:
             self.count += 1
             super().note_online()
 
-    assert live(Counting, make=lambda cls: cls(RetryPolicy(jitter=0)), watch=ClientWatch(), most=50) == []
+    assert run(Counting, make=lambda cls: cls(RetryPolicy(jitter=0)), watch=ClientWatch(), limit=50) == []
 
 
 # --------------------------------------------------------------------------------------------- what one may say besides
@@ -383,21 +387,21 @@ class Lamp(FSM[bool]):
 
 def test_any_machine_can_be_checked() -> None:
     """It says how one is made, what an event is told, which states are the goal and which are final."""
-    facts = {"switched": [(Ticket(), 1, ValueError(), ClientStatus.CONNECTED)]}
-    options: dict[str, Any] = {"make": lambda cls: cls(3), "facts": facts}
+    arguments = {"switched": [(Ticket(), 1, ValueError(), ClientStatus.CONNECTED)]}
+    options: dict[str, Any] = {"make": lambda cls: cls(3), "arguments": arguments}
     check_machine(Lamp, **options)
     check_machine(Lamp, **options, goal=["off"], final=["broken"])
     assert faults_of(Lamp, **options, goal=["off"]) == [
         "no way leads from broken to off, after switched → switched [is_old]"
     ]
     assert faults_of(Lamp, **options, watch=StatusWatch())[0] == (
-        "the status went from False to True, and listeners heard nothing, after switched"
+        "the status went from False to True, and listeners are notified of nothing, after switched"
     )
 
 
 def test_an_event_that_cannot_be_told_says_what_to_say() -> None:
     """Arguments are made up by their annotations, as far as that goes."""
-    with pytest.raises(TypeError, match=r"'ticket' of the event 'switched' .* facts=\{'switched': \("):
+    with pytest.raises(TypeError, match=r"'ticket' of the event 'switched' .* arguments=\{'switched': \("):
         check_machine(Lamp, make=lambda cls: cls(1))
 
 
@@ -406,7 +410,7 @@ def test_an_event_that_cannot_be_told_says_what_to_say() -> None:
     [
         ({"goal": ["conected"]}, "goal: ClientFSM has no conected; there are disconnected, connecting"),
         ({"final": ["left"]}, "final: ClientFSM has no left"),
-        ({"facts": {"token_expired": ()}}, "facts: ClientFSM has no token_expired"),
+        ({"arguments": {"token_expired": ()}}, "arguments: ClientFSM has no token_expired"),
     ],
 )
 def test_a_name_that_there_is_not_is_refused(options: dict[str, Any], message: str) -> None:
@@ -527,11 +531,66 @@ def test_a_policy_of_ones_own_may_be_tried_too() -> None:
     class Late(ClientFSM):
         def count_attempt(self) -> None:
             super().count_attempt()
+            if self.policy.max_attempts == 7:
+                raise LookupError("seven")
+
+    check_machine(Late)
+    policy = RetryPolicy(max_attempts=7, random=Random(7))
+    state = policy.random.getstate()
+    check_machine(ClientFSM, policy=policy)
+    assert policy.random.getstate() == state  # it can be used again
+    with pytest.raises(MachineFault, match="raises LookupError"):
+        check_machine(Late, policy=policy)
+
+
+@pytest.mark.parametrize("cls", [ClientFSM, RoomFSM])
+@pytest.mark.parametrize("source", [Random(7), SystemRandom()], ids=["seeded", "the system's"])
+def test_waits_may_be_drawn(cls: type[ClientFSM | RoomFSM], source: Random) -> None:
+    """Each copy of a machine has its own source of chance: the same event has the same effects."""
+    check_machine(cls, make=lambda cls: cls(RetryPolicy(random=source)))
+
+
+def test_a_policy_is_drawn_from_the_seed() -> None:
+    """What only some policies lead to is found with the seeds that draw them."""
+
+    class Odd(ClientFSM):
+        def count_attempt(self) -> None:
+            super().count_attempt()
             if self.policy.max_attempts == 3:
                 raise LookupError("three")
 
-    check_machine(Late)
-    policy = RetryPolicy(max_attempts=3, random=Random(7))
-    check_machine(ClientFSM, policy=policy)
-    with pytest.raises(MachineFault, match="raises LookupError"):
-        check_machine(Late, policy=policy)
+    limits = [drawn_policy(seed).max_attempts for seed in range(50)]
+    check_machine(Odd, seed=limits.index(2))
+    with pytest.raises(MachineFault, match="raises LookupError: three"):
+        check_machine(Odd, seed=limits.index(3))
+
+
+def test_a_drawn_policy_has_every_setting() -> None:
+    """Limits and none, jitter and little of it; the same seed draws the same policy."""
+    policies = [drawn_policy(seed) for seed in range(50)]
+    assert {each.max_attempts for each in policies} == {None, 0, 1, 2, 3}
+    assert {each.reset_on_online for each in policies} == {True, False}
+    assert {each.stable_after == 0 for each in policies} == {True, False}
+    assert {each.max_retry_after == 0 for each in policies} == {True, False}
+    assert policies == [drawn_policy(seed) for seed in range(50)]
+
+
+def test_retry_2_a_policy_of_ones_own_is_obeyed_too() -> None:
+    """RETRY-2: a subclass of the policy may have an ``__init__`` of its own, and retrying may be off in it."""
+
+    class Odd(RetryPolicy):
+        def __init__(self, wait: float) -> None:
+            super().__init__(enabled=False)
+            object.__setattr__(self, "wait", wait)
+
+        def delay(self, attempt: int) -> float:
+            return float(vars(self)["wait"])
+
+    class Stubborn(ClientFSM):
+        def are_attempts_used_up(self) -> bool:
+            return super().are_attempts_used_up() and type(self.policy) is not Odd
+
+    check_machine(ClientFSM, policy=Odd(1.0))
+    check_machine(Stubborn)
+    with pytest.raises(MachineFault, match=r"\(RETRY-2\)"):
+        check_machine(Stubborn, policy=Odd(1.0))
