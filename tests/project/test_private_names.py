@@ -27,12 +27,6 @@ OF_LIBRARIES = {
 }
 """Private names of the standard library and of aiohttp that have no public one, and what they are needed for."""
 
-ALLOWED: dict[str, int] = {
-    "testing/simulation/checks.py": 14,
-    "testing/simulation/users.py": 6,
-}
-"""Modules that still use private names of others, and how many; this may only shrink."""
-
 
 def defined(tree: ast.Module) -> set[str]:
     """The attributes that a module defines: names in class bodies, slots, and what is assigned to ``self``."""
@@ -103,4 +97,4 @@ class A:
 def test_no_module_uses_private_attributes_of_another(path: Path) -> None:
     """The owner gives what others need a public name."""
     found = foreign(path.read_text("utf-8"))
-    assert len(found) <= ALLOWED.get(path.relative_to(PACKAGE).as_posix(), 0), "\n".join(found)
+    assert not found, "\n".join(found)

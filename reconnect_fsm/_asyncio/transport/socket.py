@@ -158,6 +158,11 @@ class Socket:
         """How many frames, or groups of frames, wait to be written."""
         return len(self._outbox)
 
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The transport that carries it; None once that is gone."""
+        return self._ws.transport
+
     def counters(self) -> Counters | None:
         """What has moved and what waits, for the heartbeat's verdict (LIVE-2); None if that cannot be known.
 

@@ -20,6 +20,7 @@ from aiohttp._websocket.reader_py import ALLOWED_CLOSE_CODES
 
 from reconnect_fsm import errors
 from reconnect_fsm._asyncio.client import Client
+from reconnect_fsm._asyncio.client_driver import ClientDriver
 from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.connection_driver import ConnectionDriver
 from reconnect_fsm._asyncio.room import Room, driver_of
@@ -193,8 +194,10 @@ class Witness:
     operations: dict[Operation, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        client = self.client
-        self.policy: RetryPolicy = connection_driver_of(client).settings.retry
+        client, driver = self.client, connection_driver_of(self.client)
+        assert isinstance(driver, ClientDriver)
+        self.driver = driver
+        self.policy: RetryPolicy = driver.settings.retry
         self.told: ClientStatus = client.status
         self.told_state = client.state
         self.rooms: dict[Room, RoomBook] = {}
@@ -294,7 +297,7 @@ class Witness:
         began, stalled = self._timer_set if self.timers else (self.loop.time(), self.loop.stalled)
         self._wait = began, wait, stalled
         most = self.policy.cap
-        fsm = connection_driver_of(self.client).fsm
+        fsm = self.driver.fsm
         if fsm.not_before is not None:  # the server has asked for it, some time ago perhaps (D-HTTP)
             most = max(most, self.policy.max_retry_after * (1 + 2 * self.policy.jitter))
         if not 0 <= wait <= most:
@@ -322,7 +325,7 @@ class Witness:
             )
 
     def _check_fatal(self, change: StateChange) -> None:
-        fsm = connection_driver_of(self.client).fsm
+        fsm = self.driver.fsm
         closing = self._closing() if change.event == "socket_closed" else None
         if closing is not None and type(fsm).is_fatal_close is ClientFSM.is_fatal_close:  # D-JUDGED: as it was said
             code = int.from_bytes(closing.payload[:2], "big") or 1005
@@ -363,7 +366,7 @@ class Witness:
     def opened(self, socket: Socket) -> None:
         """A dial came to its end."""
         self.sockets.append(socket)
-        sock = socket._ws.get_extra_info("socket")
+        sock = None if socket.transport is None else socket.transport.get_extra_info("socket")
         self._end = getattr(sock, "_sock", sock)
         self._place = 0
         self._sessions.clear()
@@ -473,7 +476,7 @@ class Witness:
     def check_quiet(self) -> None:
         """When everybody waits: nothing is half done."""
         client, status = self.client, self.client.status
-        if connection_driver_of(client).dispatcher.is_running:
+        if self.driver.dispatcher.is_running:
             self.fail("never-wedged", f"{self.name}: everybody waits, but its queue of facts is not empty")
         if self.told is not status or self.told_state != client.state:
             self.fail(
@@ -511,13 +514,13 @@ class Witness:
     def is_time_for_rooms(self) -> bool:
         """Whether to look at the rooms now: at every rest, unless they are many; then once a second."""
         now = self.loop.time()
-        is_time = len(self.client._rooms) < MANY_ROOMS or now - self._looked_at >= 1 or now == self._looked_at
+        is_time = len(self.driver.rooms) < MANY_ROOMS or now - self._looked_at >= 1 or now == self._looked_at
         if is_time:
             self._looked_at = now
         return is_time
 
     def _check_quality(self) -> None:
-        link, timeout = self.link, connection_driver_of(self.client).settings.keepalive.timeout
+        link, timeout = self.link, self.driver.settings.keepalive.timeout
         is_slow = 8 * link.latency > timeout or (link.rate is not None and link.rate < FAIR_RATE)
         has_stalled, self._stalled = self.loop.stalled > self._stalled, self.loop.stalled
         is_bad = is_slow or has_stalled or self.mute_since is not None or self.is_server_slow()
@@ -529,7 +532,7 @@ class Witness:
         if change.event != "pong_missed":
             return
         self.seen["called dead"] += 1
-        keepalive = connection_driver_of(self.client).settings.keepalive
+        keepalive = self.driver.settings.keepalive
         good_for = self.loop.awake() - self._bad_at
         is_certain = not self._was_bad and self.loop.stalled == self._stalled
         if is_certain and good_for > keepalive.interval + keepalive.timeout + GRACE:
@@ -538,7 +541,7 @@ class Witness:
 
     def check_half_open(self) -> None:
         """Whether a connection on which nothing comes is given up in time."""
-        keepalive = connection_driver_of(self.client).settings.keepalive
+        keepalive = self.driver.settings.keepalive
         came_at = self._came_at
         if self._end is not None and self._end.taken != self._taken:
             self._taken, self._came_at = self._end.taken, self.loop.time()  # what was under way
@@ -552,7 +555,7 @@ class Witness:
             self.fail("half-open-noticed", f"{self.name} has been connected to nobody since {since:.6f}")
 
     def _check_let_go(self) -> None:
-        ending = connection_driver_of(self.client).teardown.tasks
+        ending = self.driver.teardown.tasks
         if not ending:
             self._ending.clear()
             most = 0 if self.client.state in ("waiting", "paused", "disconnected", "error") else 1
@@ -562,7 +565,7 @@ class Witness:
             return
         now = self.loop.awake()
         self._ending = {task: self._ending.get(task, now) for task in ending}
-        if now - min(self._ending.values()) > 2 * connection_driver_of(self.client).settings.close_timeout + 1 + SLACK:
+        if now - min(self._ending.values()) > 2 * self.driver.settings.close_timeout + 1 + SLACK:
             self.fail(
                 "let-go-in-time", f"{self.name} has been closing something for {now - min(self._ending.values()):g} s"
             )
@@ -600,7 +603,7 @@ class Witness:
             if room.status is not book.told:
                 self.fail("room-is-true", f"room {room.id} of {self.name} is {room.status}, told {book.told}")
             del self.rooms[room]  # it is over, for good
-        rooms = self.client._rooms
+        rooms = self.driver.rooms
         timers = sum(driver_of(room).timers for room in tracked)
         if not rooms.admission.waiting and len(rooms.timers) != timers:  # of who awaits a turn, the timer ran out
             self.fail("room-never-wedged", f"{self.name}: {len(rooms.timers)} deadlines for {timers} timers of rooms")
@@ -663,5 +666,5 @@ def _is_set(timer: asyncio.TimerHandle) -> bool:
 
 
 def _is_gone(socket: Socket) -> bool:
-    transport = socket._ws.transport
+    transport = socket.transport
     return transport is None or transport.is_closing()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from loro import EphemeralStore, ExportMode, LoroDoc
 from yarl import URL
 
-from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm._asyncio.room_driver import Auth
 from reconnect_fsm.adaptors import EphemeralAdaptor
@@ -337,7 +336,7 @@ class User:
     def close(self, patience: float | None = None) -> None:
         with self._acting("close()", lambda: self.client.status is ClientStatus.DISCONNECTED):
             outcome = self.client.close()
-        teardown = connection_driver_of(self.client).teardown
+        teardown = self.witness.driver.teardown
         self._operate("close()", outcome, (), lambda: lambda: not teardown.tasks, patience)
 
     def reopen(self) -> None:
@@ -504,8 +503,8 @@ class User:
         return self.client.status not in STOPPED and self.client.state not in ("waiting", "paused")
 
     def _is_written(self) -> bool:
-        socket = connection_driver_of(self.client).socket.content
-        return not connection_driver_of(self.client).teardown.tasks if socket is None else not socket.backlog
+        driver = self.witness.driver
+        return not driver.teardown.tasks if driver.socket.content is None else not driver.socket.content.backlog
 
     def _is_decided(self) -> bool:
         return self._is_connected() or self.client.status in STOPPED
@@ -523,10 +522,11 @@ class User:
 
     def bound(self) -> float:
         """Seconds within which it is connected and its rooms joined, once the network is good."""
-        client, room_fsm = self.client, self.world.setting.room_fsm
-        policy, keepalive = connection_driver_of(client).settings.retry, connection_driver_of(client).settings.keepalive
+        room_fsm = self.world.setting.room_fsm
+        settings = self.witness.driver.settings
+        policy, keepalive = settings.retry, settings.keepalive
         half_open = keepalive.interval + keepalive.timeout + GRACE if keepalive.enabled else 0.0
-        attempt = max(policy.cap, self.witness.remaining_wait()) + connection_driver_of(client).settings.connect_timeout
+        attempt = max(policy.cap, self.witness.remaining_wait()) + settings.connect_timeout
         join = 2 * room_fsm.join_timeout + policy.cap + room_fsm.rejoin_interval
         return half_open + 2 * (attempt + join)
 

@@ -21,11 +21,11 @@ import aiohttp.client
 from aiohttp._websocket.writer import WebSocketWriter
 from async_solipsism import SleepForeverError
 
-from reconnect_fsm._asyncio.connection import connection_driver_of
+from reconnect_fsm._asyncio.connection_driver import ConnectionDriver
 from reconnect_fsm._asyncio.transport.sessions import close_session, make_session
 from reconnect_fsm.loro_protocol import CrdtType, Message, Permission
 from reconnect_fsm.testing import leaks, virtual_time
-from reconnect_fsm.testing.simulation.checks import machines_timer, watching_dials
+from reconnect_fsm.testing.simulation.checks import Witness, machines_timer, watching_dials
 from reconnect_fsm.testing.simulation.nemesis import FAULTS, KINDS, StormStep, plan
 from reconnect_fsm.testing.simulation.network import MAX_PASSES, NetworkLoop
 from reconnect_fsm.testing.simulation.report import Report, Violation
@@ -228,7 +228,7 @@ class World:
         self.users = [User(self, number, self.server) for number in range(1, setting.clients + 1)]
         for user in self.users:
             user.witness.is_server_slow = lambda: self.verdict == "slow"
-        witnesses = {connection_driver_of(user.client): user.witness for user in self.users}
+        witnesses: dict[ConnectionDriver, Witness] = {user.witness.driver: user.witness for user in self.users}
 
         def timer_set(timer: asyncio.TimerHandle, args: tuple[Any, ...]) -> None:
             witness = witnesses.get(owner) if (owner := machines_timer(args)) is not None else None
@@ -409,7 +409,7 @@ class World:
             user.close()
         await asyncio.sleep(10)
         for user in self.users:
-            if user.link.ends or connection_driver_of(user.client).teardown.tasks or user.witness.operations:
+            if user.link.ends or user.witness.driver.teardown.tasks or user.witness.operations:
                 self.fail("nothing-left", f"{user.name} is closed, and left {len(user.link.ends)} connections")
             user.disperse()
             for index in range(len(ROOMS)):
