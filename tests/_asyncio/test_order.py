@@ -18,6 +18,7 @@ from pytest_aiohttp.plugin import AiohttpRawServer
 from yarl import URL
 
 from doubles import Notebook
+from kit import until
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
 from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.room import Room
@@ -371,8 +372,7 @@ async def test_d_thread_calls_and_waits_from_another_thread_raise(running: bool)
 
         thread = threading.Thread(target=elsewhere)
         thread.start()
-        while thread.is_alive():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await until(lambda: not thread.is_alive())
         thread.join()
         assert completions == dict.fromkeys(calls, "RuntimeError")
         await room
@@ -592,7 +592,5 @@ async def test_d_order_the_first_update_does_not_overtake_the_answer_to_the_join
         books = [Notebook() for _ in range(rooms)]
         for number, book in enumerate(books):
             client.join(f"r{number}", book, on_status=follow)
-        async with asyncio.timeout(30):
-            while not all(book.applied for book in books):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: all(book.applied for book in books))
         assert all(book.applied == [b"hello"] for book in books)

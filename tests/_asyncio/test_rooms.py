@@ -1243,8 +1243,7 @@ async def test_d_ack_a_batch_may_be_refused_before_all_of_it_was_written(
         header = await peer.next(DocUpdateFragmentHeader)
         assert driver_of(room).rooms.backlog > 0
         await peer.send(Ack(CrdtType.ELO, "r", header.batch_id, code))
-        while not adaptor.refusals:  # noqa: ASYNC110  # virtual time is cheap
-            await asyncio.sleep(0.001)
+        await until(lambda: adaptor.refusals)
         assert adaptor.refusals == [((large,), code)]
         assert not session_of(room).unacked
         await room.leave()

@@ -13,6 +13,7 @@ import loro
 import pytest
 
 from doubles import Notebook
+from kit import until
 from reconnect_fsm import Client, ClientFSM, Keepalive, RetryPolicy, RoomFSM, Unauthorized
 from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.user_code import FaultCounter, UserCodeFailed, await_user, call_user, notify_user, report
@@ -115,8 +116,7 @@ async def test_d_guard_a_callback_that_raises_changes_nothing(
             if kind == "on_message":
                 connection_driver_of(client).on_message.notify("one")
                 connection_driver_of(client).on_message.notify("two")
-            while len(first) < 2 or first != second:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: len(first) >= 2 and first == second)
             assert await client.ping() > 0
             assert (client.status, room.status) == ("connected", "joined")
     assert was_reported(told, log)
@@ -180,10 +180,7 @@ async def test_d_words_a_group_of_unauthorized_is_one(nested: int) -> None:
 
     client = Client(url, **patient())
     client.start()
-    async with asyncio.timeout(30):
-        while client.status == "connecting":  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-    assert client.status == "disconnected"
+    await until(lambda: client.status == "disconnected")
     await client.close()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import reconnect_fsm
+from kit import until
 from reconnect_fsm import cli, diagrams
 from reconnect_fsm._asyncio.client import Client
 from reconnect_fsm.cli import demonstration as demo
@@ -455,8 +456,7 @@ def record(path: Path) -> None:
         client = Client("ws://127.0.0.1:9/")  # discard: nobody listens there
         with client.record(path):
             client.start()
-            while client.state != "waiting":  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: client.state == "waiting")
             await client.close()
 
     asyncio.run(run())

@@ -17,7 +17,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from chromium import WIDTHS, looking_at
-from kit import PATIENCE, until
+from kit import until, until_equal
 from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
 from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm.diagrams import picture
@@ -855,9 +855,11 @@ async def test_the_page_follows_the_client_through_an_outage() -> None:
             await page.get_by_role("button", name="stale 3").wait_for()
             # It goes to and fro: at some moment both agree.
             agreed = ("waiting", {"dial_failed:retrying:waiting"}, "waiting")
-            async with asyncio.timeout(PATIENCE):
-                while (client.state, await moved(page), client.state) != agreed:  # noqa: ASYNC110
-                    await asyncio.sleep(0.03)
+
+            async def seen() -> tuple[str, set[str], str]:
+                return (client.state, await moved(page), client.state)
+
+            await until_equal(seen, agreed)
 
             await place.start()
             await lit(page, "connected")

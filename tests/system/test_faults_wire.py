@@ -62,7 +62,7 @@ from reconnect_fsm.loro_protocol import (
     room_header,
 )
 from reconnect_fsm.loro_protocol.fragments import Reassembler
-from reconnect_fsm.room_fsm import FOR_GOOD
+from reconnect_fsm.room_fsm import PERMANENT_REFUSALS
 from reconnect_fsm.status import AttemptFailure, FailureKind
 from reconnect_fsm.testing import leaks, virtual_time
 from reconnect_fsm.testing.virtual_time import VirtualTimeLoop
@@ -1591,8 +1591,7 @@ async def suggest_twice(stage: Wire) -> None:
 
 
 async def waited_for_the_interval(stage: Wire) -> None:
-    while stage.joins < 2:  # noqa: ASYNC110
-        await asyncio.sleep(A_MOMENT)
+    await until(lambda: stage.joins >= 2)
     assert asyncio.get_running_loop().time() - stage.since >= 0.99 * stage.settings.rejoin_interval
 
 
@@ -1721,7 +1720,7 @@ for _status, _name in (
         then=refusal_told,
         **_waits,
     )
-    if _status in FOR_GOOD:
+    if _status in PERMANENT_REFUSALS:
         opened(
             ROOMS,
             f"updates are refused with Ack {_status}, {_name}, again and again: synced() raises UpdatesRefused, "

@@ -241,8 +241,7 @@ async def test_net_dns_a_lookup_that_ends_after_its_loop(system: System) -> None
 
     async def life() -> None:
         asking = asyncio.create_task(Resolver(asyncio.get_running_loop()).resolve("feed.example", 80))
-        while not system.asked:  # noqa: ASYNC110  # a thread of another loop's
-            await asyncio.sleep(0.001)
+        await until(lambda: system.asked)
         asking.cancel()
         await asyncio.wait([asking])
 
