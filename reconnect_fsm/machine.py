@@ -49,6 +49,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 import transitions
@@ -435,11 +436,11 @@ class FSM(Generic[StatusT]):
         options = {"graph_engine": "graphviz", "show_conditions": True, "auto_transitions": False, **options}
         if options["graph_engine"] == "graphviz":
             try:
-                import graphviz  # noqa: F401
+                import_module("graphviz")
             except ModuleNotFoundError as missing:
                 text = "drawing needs the package graphviz: pip install 'reconnect-fsm[diagrams]'"
                 raise ModuleNotFoundError(text, name=missing.name) from missing
-        rows = [{**each, "before": []} for each in _Declaration(cls).transitions()]
+        rows: list[dict[str, Any]] = [{**each, "before": []} for each in _Declaration(cls).transitions()]
         states = [each.name for each in cls.states.values()]
         return GraphMachine(states=states, transitions=rows, initial=cls.initial.name, title=cls.__name__, **options)
 

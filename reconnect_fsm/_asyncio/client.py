@@ -48,7 +48,7 @@ class Client(Connection):
 
     __slots__ = ("_room_fsm", "_room_options", "_rooms")
 
-    _driver_type: ClassVar[type[ClientDriver]] = ClientDriver
+    _driver_type: ClassVar[type[ClientDriver]] = ClientDriver  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,

@@ -427,7 +427,7 @@ class ConnectionDriver(RunsEffects):
 
     def fire(self, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Fire an event in the machine, and run the effects."""
-        self.dispatcher.fire(self, event, *args, **kwargs)
+        self.dispatcher.fire(self, event, *args, **kwargs)  # pyright: ignore[reportArgumentType] - `name` is the class's
 
     def event_done(self, event: str, old_state: str) -> None:
         """An event of the machine is complete."""
@@ -515,7 +515,7 @@ class ConnectionDriver(RunsEffects):
             else:
                 for _ in self.received(data) or ():
                     yield
-                    if socket.content is None:
+                    if socket.content is None:  # pyright: ignore[reportUnnecessaryComparison] - emptied meanwhile
                         return
             yield
             if len(data) > BYTES_A_STEP:  # it takes long: the loop has its turn the sooner

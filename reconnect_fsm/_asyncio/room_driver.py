@@ -766,7 +766,7 @@ class Rooms:
         args = arguments(effect)
         for room in self:
             if self.admission.hears(room, number):
-                self.dispatcher.fire(room, event, *args)
+                self.dispatcher.fire(room, event, *args)  # pyright: ignore[reportArgumentType]
                 yield
 
     def _queue_all(self, number: int, why: str, link: Link) -> Iterator[None]:
@@ -860,6 +860,8 @@ class Rooms:
                 return room.session.reassemble(DocUpdateFragment(room.crdt_type, room.name, *body))
             case MessageType.JOIN_REQUEST | MessageType.LEAVE:
                 logger.debug("dropped a %s: only clients send those", MessageType(code).name)
+            case _:
+                pass  # fragments, and no session that they could belong to
         return None
 
     @property

@@ -472,7 +472,7 @@ def read_ack(frame: bytes, at: int) -> tuple[int, UpdateStatusCode]:
     if len(frame) != at + 9:
         _fail_at_end(frame, at, "Ack", ref_id=8, status=1)
     ref_id, status = _unpack_ack(frame, at)
-    return ref_id, _UPDATE_STATUS_CODES[status]
+    return ref_id, _UPDATE_STATUS_CODES[status]  # pyright: ignore[reportUnknownVariableType]
 
 
 def _read_bytes(frame: bytes, at: int, what: str) -> tuple[bytes, int]:
