@@ -581,9 +581,9 @@ class ClientFSM(FSM[ClientStatus]):
         if self.retry_in is not None:
             number = f"retry {self.attempt}" if self.attempt else "the next attempt"
             return f"{number} comes after a wait of {self.retry_in:.1f} s"
-        if self.states[self.state] in self.DIALING:
+        if "dial" in self.states[self.state].enter:
             return "an attempt is under way"
-        return "it waits to hear that there is a network again" if not self.online else "it goes on"
+        return "it waits to hear that there is a network again" if not self.online else f"it is {self.state}"
 
     def notify_rooms(self, event: str) -> None:
         """A room hears one thing per transition, the last: being stopped says more than having lost the connection."""

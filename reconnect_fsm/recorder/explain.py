@@ -18,6 +18,16 @@ disconnected           Stopped 4.0 s ago, for good: closed by this program. conn
 refused                Stopped 4.0 s ago, for good: closed with code 4401. That says not to come back. …
 error                  Stopped 4.0 s ago, in error: … Trying again will not help before that is put right. Then …
 =====================  =============================================================================================
+
+A subclass may add states. Of one it says what can be known: its name and ``doc``, the attempt or timer that its effects
+began, where the timer leads, and the events of the subclass that lead on:
+
+=====================  =============================================================================================
+added: with a timer    Not connected, and reconnecting for 12 s, in the state updating: closed with code 4503. … The
+                       next attempt, retry 1, is in 48 s: the state updating decides how long it waits. …
+added: with nothing    Not connected, and reconnecting for 12 s, in the state held: … What is alive in held: nothing.
+                       Events that lead on: released (to retrying), … retry_now() tries now.
+=====================  =============================================================================================
 """
 
 from __future__ import annotations
@@ -31,11 +41,13 @@ from typing import Final, Protocol
 
 from reconnect_fsm._steps import Step
 from reconnect_fsm.client_fsm import ClientFSM
-from reconnect_fsm.effects import Dial
+from reconnect_fsm.effects import CancelDial, Dial, Release
+from reconnect_fsm.errors import is_fault
+from reconnect_fsm.machine import Event
 from reconnect_fsm.recorder.format import shortened
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
-from reconnect_fsm.status import ClientStatus, RoomStatus
+from reconnect_fsm.status import ClientStatus, RoomStatus, StopKind
 
 __all__ = ["ExplainedRoom", "Explanation", "duration", "explanation"]
 
@@ -44,6 +56,7 @@ MAX_REASONS: Final = 5  # of rooms
 MAX_NAMES: Final = 3  # of rooms with the same reason
 TINY: Final = 1e-6  # seconds, by which two sums of the same times may differ
 MAX_REASON: Final = 240  # characters
+CAUSED: Final = ("socket_opened", "dial_failed", "socket_closed", "pong_missed", "timer_fired")  # by what is alive
 STATE_AND_REASON: Final = attrgetter("fsm.state", "fsm.reason")  # of a room
 
 
@@ -128,18 +141,19 @@ def _since(fsm: ClientFSM, own: Sequence[Step]) -> tuple[float, bool]:
 def _summary(fsm: ClientFSM, lasts: str, latency: float | None) -> str:
     """The status, since when, and why."""
     why = _sentence(fsm.reason)
+    where = f", in the state {fsm.state}" if _is_added(fsm) else ""
     match fsm.status:
         case ClientStatus.CONNECTED:
             ping = "" if latency is None else f" The last ping took {latency * 1000:.3g} ms there and back."
-            return f"Connected for {lasts}.{ping}"
+            return f"Connected for {lasts}{where}.{ping}"
         case ClientStatus.CONNECTING:
-            return f"Connecting for {lasts}: {why}"
+            return f"Connecting for {lasts}{where}: {why}"
         case ClientStatus.RECONNECTING:
-            return f"Not connected, and reconnecting for {lasts}: {why}"
+            return f"Not connected, and reconnecting for {lasts}{where}: {why}"
         case ClientStatus.DISCONNECTED:
-            return f"Stopped {lasts} ago, for good: {why}"
+            return f"Stopped {lasts} ago, for good{where}: {why}"
         case ClientStatus.ERROR:
-            return f"Stopped {lasts} ago, in error: {why}"
+            return f"Stopped {lasts} ago, in error{where}: {why}"
 
 
 def _next(
@@ -147,45 +161,124 @@ def _next(
 ) -> tuple[str, str]:
     """What comes next, when, and why then; and what the program can do about it."""
     if fsm.status is ClientStatus.DISCONNECTED:
-        return _verdict(fsm, own), "connect() or retry_now() starts it again."
-    if fsm.status is ClientStatus.ERROR:
-        return "Trying again will not help before that is put right.", "Then connect() or retry_now() starts it again."
+        coming, remedy = _verdict(fsm), _remedy(fsm, "{} starts it again.")
+    elif fsm.status is ClientStatus.ERROR:
+        coming = "Trying again will not help before that is put right."
+        remedy = _remedy(fsm, "Then {} starts it again.")
+    else:
+        coming, remedy = _going_on(fsm, own, now, left, connect_timeout)
+    added = _added_state(fsm) if _is_added(fsm) else ""
+    return f"{coming} {added}".strip(), remedy
+
+
+def _going_on(
+    fsm: ClientFSM, own: Sequence[Step], now: float, left: float | None, connect_timeout: float
+) -> tuple[str, str]:
+    """The same of a client that is not stopped."""
     failed = f"It has failed {_times(fsm.attempt)} in a row." if fsm.attempt else ""
     coming = remedy = ""
-    if fsm.states[fsm.state] in fsm.DIALING:
-        began = next((step[0] for step in reversed(own) if any(type(each) is Dial for each in step[9])), now)
+    began = _dialing_since(fsm, own, now)
+    if began is not None:
         attempt = f"Retry {fsm.attempt}" if fsm.attempt else "An attempt"
         coming = f"{attempt} is under way, and may take {duration(connect_timeout - (now - began))} more."
-    elif fsm.status is ClientStatus.CONNECTED:
+    elif fsm.state == ClientFSM.connected.name:
         if failed and left is not None:
             coming = f"The connection counts as stable in {duration(left)}, and that is forgotten then."
-    elif left is not None and fsm.retry_in is not None:
-        bound = "" if fsm.policy.max_attempts is None else f" of at most {fsm.policy.max_attempts}"
-        number = f", retry {fsm.attempt}{bound}," if fsm.attempt else ""
-        since = "after the last one failed" if fsm.attempt else "after the network came back"
-        coming = (
-            f"The next attempt{number} is in {duration(left)}, "
-            f"{duration(fsm.retry_in)} {since}: {_why_then(fsm, now + left - fsm.retry_in)}."
-        )
-        remedy = "retry_now() makes it now."
-    elif not fsm.online:
-        coming = "It waits to hear that there is a network again, and tries at once then."
-        remedy = "retry_now() tries now."
     elif left is not None:
-        coming = f"Something is due in {duration(left)}."
-    return f"{failed} {coming}".strip(), remedy
+        coming, remedy = _timer(fsm, now, left)
+    elif not fsm.online and _target(fsm, ClientFSM.went_online) is not None:
+        coming = "It waits to hear that there is a network again, and tries at once then."
+        remedy = _retry(fsm, "{} tries now.")
+    else:
+        remedy = _retry(fsm, "{} tries now.")
+    return f"{failed} {coming}".strip(), remedy if fsm.status is not ClientStatus.CONNECTED else ""
 
 
-def _verdict(fsm: ClientFSM, own: Sequence[Step]) -> str:
+def _dialing_since(fsm: ClientFSM, own: Sequence[Step], now: float) -> float | None:
+    """When the attempt that is under way began; None if there is none."""
+    for at, _, _, event, _, _, _, _, _, effects, _ in reversed(own):
+        for kind in map(type, reversed(effects)):
+            if kind is Dial:
+                return at
+            if kind in (CancelDial, Release):
+                return None
+        if event in ("socket_opened", "dial_failed"):
+            return None
+    return now if fsm.states[fsm.state] in fsm.DIALING else None  # the log no longer has its beginning
+
+
+def _timer(fsm: ClientFSM, now: float, left: float) -> tuple[str, str]:
+    """What its timer leads to, when, and why then; and what the program can do about it."""
+    target = _target(fsm, ClientFSM.timer_fired)
+    if target is None or "dial" not in fsm.states[target].enter:
+        leads = "" if target is None else f", and leads to {target}"
+        return f"Its timer fires in {duration(left)}{leads}.", _retry(fsm, "{} tries now.")
+    bound = "" if fsm.policy.max_attempts is None else f" of at most {fsm.policy.max_attempts}"
+    number = f", retry {fsm.attempt}{bound}," if fsm.attempt else ""
+    is_backoff = "start_retry_timer" in fsm.states[fsm.state].enter
+    if is_backoff and type(fsm).start_retry_timer is ClientFSM.start_retry_timer and fsm.retry_in is not None:
+        begin = f"it entered {fsm.state}" if _is_added(fsm) else "the network came back"
+        since = "the last one failed" if fsm.attempt else begin
+        why = f", {duration(fsm.retry_in)} after {since}: {_why_then(fsm, now + left - fsm.retry_in)}"
+    else:
+        who = f"the state {fsm.state}" if _is_added(fsm) else type(fsm).__name__
+        why = f": {who} decides how long it waits"
+    return f"The next attempt{number} is in {duration(left)}{why}.", _retry(fsm, "{} makes it now.")
+
+
+def _is_added(fsm: ClientFSM) -> bool:
+    """Whether a subclass added its present state."""
+    return fsm.state not in ClientFSM.states
+
+
+def _added_state(fsm: ClientFSM) -> str:
+    """What is known of a state that a subclass added: what is alive in it, and which events lead on."""
+    ours = {each.__name__ for each in ClientFSM.__mro__}
+    targets: dict[str, list[str]] = {}
+    for rule in fsm.rules:
+        leads_on = rule.source == fsm.state and rule.target not in (None, fsm.state)
+        if leads_on and rule.declared_in not in ours and rule.event not in CAUSED:
+            targets.setdefault(rule.event, []).append(str(rule.target))
+    leads = [f"{event} (to {' or '.join(dict.fromkeys(each))})" for event, each in targets.items()]
+    doc = fsm.states[fsm.state].doc
+    alive = f"What is alive in {fsm.state}: {_sentence(doc)}" if doc else ""
+    return " ".join(part for part in (alive, f"Events that lead on: {', '.join(leads)}." if leads else "") if part)
+
+
+def _target(fsm: ClientFSM, event: Event[...]) -> str | None:
+    """The state to which the event would lead now; None if to none, or if a guard of a subclass raises."""
+    rules = (rule for rule in fsm.rules if rule.event == event.name and rule.source == fsm.state)
+    try:
+        found = next((rule for rule in rules if rule.passes(fsm)), None)
+    except BaseException as error:  # the user's code: see is_fault
+        if not is_fault(error):
+            raise
+        return None
+    return None if found is None else found.target
+
+
+def _remedy(fsm: ClientFSM, text: str) -> str:
+    """The calls that lead on from a stop."""
+    calls = {"connect()": ClientFSM.connect_requested, "retry_now()": ClientFSM.retry_requested}
+    leading = [call for call, event in calls.items() if _target(fsm, event) is not None]
+    return text.format(" or ".join(leading)) if leading else ""
+
+
+def _retry(fsm: ClientFSM, text: str) -> str:
+    return text.format("retry_now()") if _target(fsm, ClientFSM.retry_requested) is not None else ""
+
+
+def _verdict(fsm: ClientFSM) -> str:
     """Why it does not try again, if the program did not stop it."""
-    event = next((event for _, _, _, event, _, old, new, *_ in reversed(own) if old != new), "")
-    if event not in ("socket_closed", "dial_failed", "pong_missed", "went_offline"):
-        return ""
-    if not fsm.policy.enabled:
-        return "The policy says not to retry."
-    if fsm.policy.max_attempts is not None and fsm.attempt >= fsm.policy.max_attempts:
-        return f"It has failed {_times(fsm.attempt + 1)} in a row, and max_attempts is {fsm.policy.max_attempts}."
-    return "That says not to come back."
+    match fsm.stop_kind:
+        case StopKind.RETRYING_OFF:
+            return "The policy says not to retry."
+        case StopKind.ATTEMPTS_USED_UP:
+            return f"It has failed {_times(fsm.attempt + 1)} in a row, and max_attempts is {fsm.policy.max_attempts}."
+        case StopKind.REFUSED:
+            return "That says not to come back."
+        case _:
+            return ""
 
 
 def _why_then(fsm: ClientFSM, began: float) -> str:

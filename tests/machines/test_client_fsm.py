@@ -728,7 +728,7 @@ def test_off_2_what_is_known_already_ends_no_pause_of_a_users_own() -> None:
     fsm.sent_to_sleep()
     assert fsm.went_online(101.0) == []
     assert fsm.state == "paused"
-    assert [then for _, then in outages(fsm.outage_lasted())] == ["it goes on"]
+    assert [then for _, then in outages(fsm.outage_lasted())] == ["it is paused"]
 
 
 def test_off_2_a_user_may_go_on_trying_offline() -> None:
@@ -1421,6 +1421,23 @@ def test_d_heard_a_user_changes_how_many_failures_are_an_outage() -> None:
     fsm = Anxious(RetryPolicy(jitter=0))
     assert outages(fsm.connect_requested()) == []
     assert outages(fsm.dial_failed(REFUSED)) == [("connection refused", "retry 1 comes after a wait of 0.5 s")]
+
+
+def test_d_heard_a_report_names_the_state_that_a_user_adds() -> None:
+    """D-HEARD: unless an attempt is under way in it."""
+
+    class Careful(ClientFSM):
+        probing = state(ClientStatus.RECONNECTING, like=ClientFSM.retrying, enter="dial", exit="cancel_dial")
+        held = state(ClientStatus.RECONNECTING, like=ClientFSM.paused)
+
+        @event(row(ANY, to=probing))
+        def looked(self) -> None: ...
+
+    fsm = Careful(RetryPolicy())
+    fsm.looked()
+    assert [then for _, then in outages(fsm.outage_lasted())] == ["an attempt is under way"]
+    fsm.jump_to(Careful.held)
+    assert [then for _, then in outages(fsm.outage_lasted())] == ["it is held"]
 
 
 def test_d_heard_what_is_closed_and_started_again_is_another_outage() -> None:
