@@ -1436,6 +1436,7 @@ def test_d_heard_a_report_names_the_state_that_a_user_adds() -> None:
     fsm = Careful(RetryPolicy())
     fsm.looked()
     assert [then for _, then in outages(fsm.outage_lasted())] == ["an attempt is under way"]
+    fsm = Careful(RetryPolicy())
     fsm.jump_to(Careful.held)
     assert [then for _, then in outages(fsm.outage_lasted())] == ["it is held"]
 
