@@ -23,6 +23,7 @@ from reconnect_fsm._asyncio.listeners import Listeners
 from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm._asyncio.room_session import IncomingFragments, RoomSession
 from reconnect_fsm._asyncio.room_watch import RoomWatch, evaluate
+from reconnect_fsm._asyncio.slots import EMPTY, Slot
 from reconnect_fsm._asyncio.timers import Timer, TimerQueue
 from reconnect_fsm._asyncio.user_code import UserCodeFailed, call_user, notify_user
 from reconnect_fsm._redaction import READ, Redaction
@@ -180,7 +181,6 @@ class RoomDriver(RunsEffects):
         "_credentials",
         "_detach",
         "_listeners",
-        "_request_number",
         "_timer",
         "adaptor",
         "auth",
@@ -239,8 +239,7 @@ class RoomDriver(RunsEffects):
         self._listeners: Listeners[StatusChange[RoomStatus]] | None = None
         self._detach: Callable[[], None] | None = None
         self._timer: Timer | None = None
-        self._credentials: asyncio.Task[None] | None = None
-        self._request_number = 0
+        self._credentials: Slot[asyncio.Task[None] | BaseException] = EMPTY  # that are asked for, or why there are none
 
     def __repr__(self) -> str:
         return f"<RoomDriver {self.name!r} {self.fsm.state}>"
@@ -462,8 +461,6 @@ class RoomDriver(RunsEffects):
             self._timer = None
 
     def _timer_fired(self, timer: Timer) -> None:
-        if timer is not self._timer:  # it was stopped while this waited for its turn
-            return
         admission = self.rooms.admission
         if admission.is_requested(self):  # the server had its time
             self._timer = None
@@ -476,7 +473,7 @@ class RoomDriver(RunsEffects):
         """It is its turn: there is a connection, or its time to wait is over, if it was asked for before."""
         if timer is None:
             self.rooms.dispatcher.fire(self, RoomFSM.connection_opened, why)
-        elif timer is self._timer:  # else it was stopped while this waited for its turn
+        elif not timer.is_cancelled:  # while it waited for its turn
             self._timer = None
             self.rooms.dispatcher.fire(self, RoomFSM.timer_fired)
 
@@ -487,60 +484,62 @@ class RoomDriver(RunsEffects):
         """D-INTENT: auth and version are taken now, not when join was called."""
         self._abandon_request()
         self.rooms.admission.begin_request(self)
-        auth = self.auth
-        if not isinstance(auth, bytes):
-            given: Any
-            try:
-                given = ask(f"the auth function of room {self.name!r}", auth)
-            except UserCodeFailed as failed:
-                # Posted: an effect never fires an event itself.
-                self.rooms.dispatcher.post(self._credentials_failed, self._request_number, failed.error)
-                return
-            if inspect.isawaitable(given):
-                asking = self._await_credentials(self._request_number, effect, given)
-                self._credentials = self.rooms.loop.create_task(asking, name="reconnect_fsm credentials")
-                if inspect.iscoroutine(given):  # one that was cancelled before its first step would warn
-                    self._credentials.add_done_callback(lambda _: given.close())
-                return
-            if isinstance(given, Unauthorized):
-                self.rooms.dispatcher.post(self._credentials_failed, self._request_number, given)
-                return
-            auth = given
-        self._send_join_request(effect, auth)
+        if isinstance(self.auth, bytes):
+            self._send_join_request(effect, self.auth)
+        else:
+            self._ask_for_credentials(effect, self.auth)
 
-    async def _await_credentials(self, asked: int, request: RequestJoin, given: Awaitable[bytes]) -> None:
+    def _ask_for_credentials(self, request: RequestJoin, function: Callable[[], bytes | Awaitable[bytes]]) -> None:
+        """Call the auth function. What comes of it is posted: an effect never fires an event itself."""
+        slot = self._credentials = Slot()
+        given: Any
+        try:
+            given = ask(f"the auth function of room {self.name!r}", function)
+        except UserCodeFailed as failed:
+            self.rooms.dispatcher.post(slot.run, self._on_no_credentials, slot.fill(failed.error))
+            return
+        if inspect.isawaitable(given):
+            loop = self.rooms.loop
+            task = loop.create_task(self._await_credentials(slot, request, given), name="reconnect_fsm credentials")
+            slot.fill(task)
+            if inspect.iscoroutine(given):  # one that was cancelled before its first step would warn
+                task.add_done_callback(lambda _: given.close())
+        elif isinstance(given, Unauthorized):
+            self.rooms.dispatcher.post(slot.run, self._on_no_credentials, slot.fill(given))
+        else:
+            self._send_join_request(request, given)
+
+    async def _await_credentials(self, slot: Slot[Any], request: RequestJoin, given: Awaitable[bytes]) -> None:
         """Returns nothing: asyncio's debug log shows the results of tasks, and these are secrets."""
         post = self.rooms.dispatcher.post
         try:
             auth = await wait_for_answer(f"the auth function of room {self.name!r}", given)
         except UserCodeFailed as failed:
-            post(self._credentials_failed, asked, failed.error)
+            post(slot.run, self._on_no_credentials, failed.error)
             return
         if isinstance(auth, Unauthorized):
-            post(self._credentials_failed, asked, auth)
+            post(slot.run, self._on_no_credentials, auth)
         else:
-            post(self._credentials_came, asked, request, auth)
+            post(slot.run, self._on_credentials, request, auth)
 
-    def _credentials_came(self, asked: int, request: RequestJoin, auth: object) -> None:
-        if asked == self._request_number:
-            self._credentials = None
-            self._send_join_request(request, auth)
+    def _on_credentials(self, request: RequestJoin, auth: object) -> None:
+        self._credentials.empty()
+        self._send_join_request(request, auth)
 
-    def _credentials_failed(self, asked: int, error: BaseException) -> None:
-        if asked == self._request_number:
-            self._credentials = None
-            what = f"the auth function raised {names_of(error)}"
-            is_unauthorized = isinstance(error, Unauthorized)
-            self.rooms.dispatcher.fire(self, RoomFSM.credentials_failed, what, is_unauthorized)
+    def _on_no_credentials(self, error: BaseException) -> None:
+        self._credentials.empty()
+        what = f"the auth function raised {names_of(error)}"
+        self.rooms.dispatcher.fire(self, RoomFSM.credentials_failed, what, isinstance(error, Unauthorized))
 
     @runs(AbandonRequest)
     def _abandon_request(self, _: AbandonRequest | None = None) -> None:
-        self._request_number += 1
-        if self._credentials is not None:
-            self._credentials.cancel()
-            self.rooms.own_task(self._credentials)
-            self._credentials = None
         self.rooms.admission.end_request(self)
+        if self._credentials is not EMPTY:
+            task = self._credentials.empty()
+            self._credentials = EMPTY
+            if isinstance(task, asyncio.Task):
+                task.cancel()
+                self.rooms.own_task(task)
 
     def _send_join_request(self, request: RequestJoin, auth: object) -> None:
         rooms = self.rooms
@@ -621,7 +620,8 @@ class RoomDriver(RunsEffects):
 
     def forget_loop(self) -> None:
         """The event loop has ended, and with it the tasks, timers and waiters."""
-        self._credentials = self._timer = None
+        self._credentials.empty()
+        self._credentials, self._timer = EMPTY, None
         if self.session is not None:
             self.session.forget_timers()
         if self.watch is not None:

@@ -435,12 +435,11 @@ class RoomSession:
         if interval is not None:
             self._renewal = self._rooms.call_later(max(float(interval), MIN_RENEWAL), self._renew)
 
-    def _renew(self, timer: Timer) -> None:
-        if timer is self._renewal:
-            self._renewal = None
-            adaptor: Any = self._room.adaptor
-            notify_user(f"the adaptor of room {self._room.name!r}, told to renew,", adaptor.renew)
-            self._set_renewal()
+    def _renew(self, _: Timer) -> None:
+        self._renewal = None
+        adaptor: Any = self._room.adaptor
+        notify_user(f"the adaptor of room {self._room.name!r}, told to renew,", adaptor.renew)
+        self._set_renewal()
 
     def _stop_renewal(self) -> None:
         if self._renewal is not None:
@@ -539,9 +538,8 @@ class IncomingFragments:
             self._timer = self._rooms.call_at(at, self._timer_fired)
 
     def _timer_fired(self, timer: Timer) -> None:
-        if timer is self._timer:
-            self._expire(max(self._rooms.now(), timer.when))
-            self._set_timer()
+        self._expire(max(self._rooms.now(), timer.when))
+        self._set_timer()
 
     def _expire(self, now: float) -> None:
         for refusal in self._reassembler.expire(now):

@@ -14,23 +14,39 @@ SLICE: Final = 128  # that run before the event loop gets its turn
 
 
 class Timer:
-    """One thing that is due at a time, unless it is cancelled."""
+    """Calls a function at a time, unless it is cancelled: also if it has fired, and the call waits for its turn."""
 
-    __slots__ = ("args", "job", "slack", "when")
+    __slots__ = ("_args", "_job", "has_fired", "is_cancelled", "slack", "when")
 
     def __init__(self, when: float, job: Callable[..., None], args: tuple[Any, ...], slack: float) -> None:
         self.when = when
         """When it is due. The clock may say a little less when it runs: asyncio may run a timer early."""
-        self.job: Callable[..., None] | None = job
-        self.args = args
         self.slack = slack
+        """Seconds that it may fire before."""
+        self.has_fired = False
+        """Whether its time has come."""
+        self.is_cancelled = False
+        """Whether its owner cancelled it."""
+        self._job: Callable[..., None] | None = job
+        self._args = args
+
+    def run(self) -> None:
+        """Make the call, unless it was cancelled by now (law 4)."""
+        if self._job is not None:
+            job, self._job = self._job, None
+            job(self, *self._args)
+
+    def cancel(self) -> None:
+        """Do not make the call; let go of what it would be given."""
+        self.is_cancelled = True
+        self._job, self._args = None, ()
 
 
 class TimerQueue:
     """A heap of deadlines of one event loop. Times are the loop's, in seconds."""
 
     def __init__(self, run: Callable[..., None]) -> None:
-        """``run(job, deadline, *args)`` is called for each deadline that has come."""
+        """``run(timer.run)`` is called when a timer fires."""
         self._run = run
         self._heap: list[tuple[float, int, Timer]] = []
         self._count = 0  # of all there ever were: keeps those of the same time in order
@@ -79,15 +95,16 @@ class TimerQueue:
 
     def cancel(self, deadline: Timer) -> None:
         """It is not to run; cancelling what has run or was cancelled does nothing."""
-        if deadline.job is None:
+        if deadline.has_fired or deadline.is_cancelled:
+            deadline.cancel()
             return
-        deadline.job, deadline.args = None, ()
+        deadline.cancel()
         self._live -= 1
         if self._live == 0:  # the last one: nothing may be left behind
             self._heap.clear()
             self._stop_timer()
         elif len(self._heap) > 8 * self._live + 64:  # cancelled ones are dropped when they fall due, or are too many
-            self._heap = [entry for entry in self._heap if entry[2].job is not None]
+            self._heap = [entry for entry in self._heap if not entry[2].is_cancelled]
             heapq.heapify(self._heap)
 
     def _stop_timer(self) -> None:
@@ -108,10 +125,10 @@ class TimerQueue:
             while left and self._heap and self._heap[0][0] - self._heap[0][2].slack <= now:
                 left -= 1
                 _, _, deadline = heapq.heappop(self._heap)
-                job, deadline.job = deadline.job, None
-                if job is not None:
+                if not deadline.is_cancelled:
+                    deadline.has_fired = True
                     self._live -= 1
-                    self._run(job, deadline, *deadline.args)
+                    self._run(deadline.run)
         finally:  # whatever one of them did, the others come in their time
             if left:
                 self._set_timer(loop)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from doubles import EmptyAdaptor
 from kit import client_of, until
 from reconnect_fsm import Client, JoinRefused, Room, RoomStatus, Unauthorized
-from reconnect_fsm._asyncio.join_limiter import JoinLimiter
+from reconnect_fsm._asyncio.join_limiter import Admission, AnswersDue, JoinLimiter
 from reconnect_fsm.loro_protocol import (
     CrdtType,
     JoinError,
@@ -127,6 +127,139 @@ def test_it_is_a_sorted_list_with_a_bound(most: int | None, steps: list[tuple[st
         assert limiter.in_flight == busy
         assert all(limiter.queues.values()), "an empty queue is kept"
         assert sum(map(len, limiter.queues.values())) == len(waiting)
+
+
+# -------------------------------------------------------------------------------------------- which rooms hear of what
+
+
+class Applicant:
+    """A room that asks for nothing else."""
+
+    def __init__(self, priority: int = 0) -> None:
+        self.joined_after = 0
+        self.priority = priority
+
+
+def admitted(admission: Admission[Applicant]) -> list[Applicant]:
+    """The rooms whose turn it is, if no request ever ends."""
+    return [room for room, _ in iter(admission.next_turn, None)]
+
+
+def test_a_room_hears_of_what_is_announced_after_it_was_joined() -> None:
+    """Not of what was announced before and the others hear of only now."""
+    admission: Admission[Applicant] = Admission(None)
+    early, late = Applicant(), Applicant()
+    admission.add(early)
+    first = admission.announce()
+    admission.add(late)
+    second = admission.announce()
+    assert [admission.hears(room, first) for room in (early, late)] == [True, False]
+    assert [admission.hears(room, second) for room in (early, late)] == [True, True]
+
+
+def test_each_room_is_queued_once_for_a_connection() -> None:
+    """By the announcement if it was joined before the rooms began to hear of it, by `add` if after; never by both."""
+    admission: Admission[Applicant] = Admission(None)
+    before, between, after = Applicant(), Applicant(), Applicant()
+    admission.add(before)
+    opened = admission.announce()
+    admission.add(between)
+    admission.begin(opened, "connected")
+    lost = admission.announce()  # nothing is done about it yet
+    admission.add(after)
+    for room in (before, between, after):
+        if not admission.missed_by(room, opened):
+            admission.enqueue(room)
+    assert admitted(admission) == [before, between]
+    admission.begin(lost, None)
+    admission.add(Applicant())
+    assert admitted(admission) == []
+    admission.begin(admission.announce(), "connected again")
+    admission.add(after)
+    assert admitted(admission) == [after]
+
+
+def test_turns_are_claimed_once_while_there_are_any() -> None:
+    """Who claims them takes them to the end; then they can be claimed again."""
+    admission: Admission[Applicant] = Admission(1)
+    one, two = Applicant(), Applicant()
+    admission.begin(admission.announce(), "connected")
+    assert not admission.claim_turns()
+    for room in (one, two):
+        admission.enqueue(room)
+    assert [admission.claim_turns(), admission.claim_turns()] == [True, False]
+    assert admission.next_turn() == (one, None)
+    admission.begin_request(one)
+    assert admission.next_turn() is None
+    assert [admission.is_waiting(one), admission.is_waiting(two)] == [False, True]
+    assert [admission.is_requested(one), admission.is_requested(two)] == [True, False]
+    assert not admission.claim_turns()
+    admission.end_request(one)
+    assert admission.claim_turns()
+    assert admission.next_turn() == (two, None)
+
+
+def test_with_the_loop_what_was_scheduled_in_it_is_gone() -> None:
+    """Turns can be claimed in the next loop, once there is a connection; no announcement is still to be heard of."""
+    admission: Admission[Applicant] = Admission(None)
+    admission.begin(admission.announce(), "connected")
+    admission.enqueue(Applicant())
+    assert admission.claim_turns()
+    admission.announce()
+    admission.forget_loop()
+    assert admission.opened is None
+    room = Applicant()
+    admission.add(room)
+    admission.begin(admission.announce(), "connected")
+    admission.add(room)
+    assert admission.claim_turns()
+    assert admitted(admission) == [room]
+
+
+# ------------------------------------------------------------------------------------------------------ whose answer
+
+
+def test_d_leave_answers_for_a_room_that_was_left_come_first_and_are_dropped() -> None:
+    """D-LEAVE: as many as there were requests; those of rooms with other names are not touched."""
+    answers = AnswersDue()
+    for header in (b"r", b"r", b"s"):
+        answers.expect(header, is_tracked=True)
+    answers.disown(b"r")
+    assert answers
+    answers.expect(b"r", is_tracked=True)
+    assert [answers.take(b"r") for _ in range(3)] == [False, False, True]
+    assert not answers
+    assert answers.take(b"s")
+    answers.disown(b"s")
+    assert not answers
+
+
+def test_d_leave_a_request_of_a_room_that_is_about_to_leave_counts_as_its_own() -> None:
+    """It is no longer tracked, and another room of that name may be."""
+    answers = AnswersDue()
+    answers.expect(b"r", is_tracked=False)
+    answers.expect(b"r", is_tracked=True)
+    assert [answers.take(b"r"), answers.take(b"r"), answers.take(b"r")] == [False, True, True]
+
+
+def test_an_answer_to_nothing_is_for_the_tracked_room() -> None:
+    """A server may send a JoinError whenever it likes: the machine decides."""
+    answers = AnswersDue()
+    assert answers.take(b"r")
+    answers.disown(b"r")
+    assert not answers
+
+
+def test_with_the_connection_all_answers_are_gone() -> None:
+    """Those of the next are for the rooms of that time."""
+    answers = AnswersDue()
+    answers.expect(b"r", is_tracked=True)
+    answers.disown(b"r")
+    answers.expect(b"r", is_tracked=True)
+    answers.clear()
+    assert not answers
+    answers.disown(b"r")
+    assert answers.take(b"r")
 
 
 # ------------------------------------------------------------------------------------------------------------- a server

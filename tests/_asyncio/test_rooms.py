@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import itertools
+import json
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -57,7 +59,8 @@ from reconnect_fsm.loro_protocol import (
     encode,
     split,
 )
-from reconnect_fsm.machine import event, ignore, row
+from reconnect_fsm.machine import event, ignore, row, state
+from reconnect_fsm.recorder import replay
 from reconnect_fsm.testing import EmbeddedServer, leaks
 from reconnect_fsm.testing.virtual_time import run
 
@@ -1937,6 +1940,49 @@ def test_a_client_can_be_used_in_one_loop_after_another() -> None:
 
     run(life)
     run(life)
+
+
+# ------------------------------------------------------------------------------------------- machines of the user's own
+
+
+class Viewing(RoomFSM):
+    """Has a state of its own for rooms that may only be read."""
+
+    __slots__ = ()
+
+    viewing = state(RoomStatus.JOINED, enter=RoomFSM.begin_session, like=RoomFSM.joined, doc="updates flow to us only")
+
+    def is_read_only(self) -> bool:
+        """The server lets us read, and no more."""
+        return self.permission == "read"
+
+    join_accepted = RoomFSM.join_accepted.first(row(RoomFSM.REQUESTING, to=viewing, when=is_read_only))
+
+
+async def test_a_users_machine_decides_on_what_the_answer_says(manual: ManualServer) -> None:
+    """What the server answers is told to the machine, which may go elsewhere; the session is as in `joined`."""
+    adaptor = Notebook()
+    file = io.StringIO()
+    async with client_of(manual.url, room_fsm=Viewing) as client:
+        client.record(file)
+        room = client.join("r", adaptor)
+        peer = await manual.peer()
+        await peer.let_in(b"theirs", "read")
+        await room
+        assert (room.state, room.status, room.permission) == ("viewing", RoomStatus.JOINED, "read")
+        await peer.send(DocUpdate(CrdtType.ELO, "r", (b"from others",), 1))
+        await until(lambda: adaptor.applied == [b"from others"])
+        resynced = asyncio.create_task(room.resync())
+        await peer.let_in(b"more", "write")
+        await resynced
+        assert (room.state, room.permission) == ("joined", "write")
+    steps = [json.loads(line) for line in file.getvalue().splitlines()[1:-1]]
+    told = [step["args"] for step in steps if step["event"] == "join_accepted"]
+    assert [args[0] for args in told] == ["read", "write"]
+    assert [bytes.fromhex(args[1]["hex"]) for args in told] == [b"theirs", b"more"]
+    assert replay(file.getvalue().splitlines(), room_fsm=Viewing).divergences == ()
+    (other,) = replay(file.getvalue().splitlines()).divergences
+    assert (other.machine, other.event) == ("r", "join_accepted")
 
 
 # ------------------------------------------------------------------------------------------------------------- secrets

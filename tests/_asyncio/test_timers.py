@@ -72,6 +72,28 @@ async def test_there_is_one_timer_however_many_deadlines() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_a_timer_that_is_cancelled_while_its_call_waits_in_a_queue_does_nothing() -> None:
+    """Law 4: the owner need not ask whether the call belongs to its present timer; that one fired counts once."""
+    loop, seen, waiting = asyncio.get_running_loop(), list[str](), list[Callable[[], None]]()
+    queue = TimerQueue(waiting.append)
+    first = queue.call_later(loop, 1, lambda _: seen.append("first"))
+    queue.call_later(loop, 1, lambda _: seen.append("second"))
+    queue.call_later(loop, 5, lambda _: seen.append("third"))
+    await asyncio.sleep(2)
+    assert (len(waiting), len(queue), first.has_fired, first.is_cancelled) == (2, 1, True, False)
+    queue.cancel(first)
+    queue.cancel(first)
+    assert (len(queue), first.is_cancelled) == (1, True)
+    for call in waiting:
+        call()
+        call()
+    assert seen == ["second"]
+    await asyncio.sleep(4)
+    waiting[-1]()
+    assert (seen, len(queue)) == (["second", "third"], 0)
+
+
+@pytest.mark.virtual_time
 async def test_a_cancelled_deadline_does_not_come() -> None:
     """Whether it is the first, in the middle or the last; cancelling twice, or what has come, does nothing."""
     log = Log()

@@ -28,6 +28,7 @@ from reconnect_fsm import Client, ClientFSM, ClientStopped, CloseInfo, Connectio
 from reconnect_fsm._asyncio.awaitables import LazyCoroutine
 from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.dispatcher import MAX_OLDER_STEPS, MAX_STEPS, Dispatcher
+from reconnect_fsm._redaction import Redaction
 from reconnect_fsm.diagrams.timeline import sequence
 from reconnect_fsm.effects import CloseSocket, Effect, FailWaiters, NotifyRooms, StartTimer, VersionChoice
 from reconnect_fsm.keepalive import Keepalive
@@ -173,6 +174,52 @@ def test_rooms_with_the_same_id_are_told_apart() -> None:
     run.tell("join_requested", room=RoomFSM(), name="a (2)")
     assert [step["machine"] for step in run.steps] == ["a", "a (2)", "a (3)", "client (2)", "a (2) (2)"]
     assert replay(run.lines).divergences == ()
+
+
+def test_what_a_server_answers_to_a_join_is_written_but_for_what_may_be_secret() -> None:
+    """Versions are, so that a machine that decides on them can be replayed; what is the application's own never is.
+
+    Nor is a version in which the server says back a secret, or that is very long.
+    """
+    redaction = Redaction()
+    redaction.learn(b"hunter2-hunter2")
+    run = Run()
+    run.recording.close()
+    file = io.StringIO()
+    recorder = Recorder(header_data(ClientFSM, run.policy), redaction, hide_rooms=False)
+    Recording(run.dispatcher, recorder, file, max_bytes=10**6)
+    versions = [b"\x00\xff", b"", b"-hunter2-hunter2-", bytes(201)]
+    for number, version in enumerate(versions):
+        name, room = f"room {number}", RoomFSM(run.policy)
+        run.tell("join_requested", room=room, name=name)
+        run.tell("connection_opened", "connected", room=room, name=name)
+        run.tell("join_accepted", "read", version, b"a token", room=room, name=name)
+        run.tell("evicted", JoinRefused(1, "come back"), 100.0, room=room, name=name)
+        run.tell("join_refused", JoinRefused(1, "version unknown"), 101.0, version, room=room, name=name)
+    steps = [json.loads(line) for line in file.getvalue().splitlines()[1:]]
+    written = [{"is": "bytes", "hex": "00ff"}, {"is": "bytes", "hex": ""}, {"opaque": "<bytes>"}, {"opaque": "<bytes>"}]
+    answers = [step for step in steps if step["event"] == "join_accepted"]
+    assert [step["args"] for step in answers] == [["read", each, {"opaque": "<bytes>"}] for each in written]
+    effects = [effect for step in answers for effect in step["effects"] if effect["is"] == "Synchronise"]
+    assert effects == [{"is": "Synchronise", "permission": "read", "version": each} for each in written]
+    requests = [effect for step in steps[1:] for effect in step["effects"] if effect["is"] == "RequestJoin"]
+    assert [each["server_version"] for each in requests if "server_version" in each] == [written[0], *written[2:]]
+    assert b"a token".hex() not in file.getvalue()
+    assert b"hunter2".hex() not in file.getvalue()
+    assert replay(file.getvalue().splitlines()).divergences == ()
+
+
+def test_what_a_machine_remembers_of_an_answer_is_written_alike() -> None:
+    """A recording that begins in a session."""
+    run, room = Run(), RoomFSM()
+    run.tell("join_requested", room=room)
+    run.tell("connection_opened", "connected", room=room)
+    run.tell("join_accepted", "read", b"v", b"a token", room=room)
+    again = run.again()
+    again.tell("connection_lost", "lost", room=room)
+    (memory,) = [step["memory"] for step in again.steps]
+    assert (memory["permission"], memory["server_version"]) == ("read", {"is": "bytes", "hex": "76"})
+    assert memory["extra"] == {"opaque": "<bytes>"}
 
 
 def test_ids_of_rooms_can_be_hidden() -> None:
