@@ -21,7 +21,7 @@ from loro import LoroDoc
 
 import loss
 from figures import Figures, soak
-from kit import PATIENCE, until_equal
+from kit import PATIENCE, until
 from loss import Ledger, LostError, Peer, Schedule, StoringAdaptor, converge, impatient, run_schedule
 from node_peers import NodeClient, NodeServer, requires_node, skip_without_node
 from reconnect_fsm import Client
@@ -413,7 +413,7 @@ async def kill_peer(kills: int, path: Path, seed: int) -> Counter[str]:
                     for _ in range(random.randrange(1, 8)):
                         asked.append(f"<a{len(asked)}>")
                         process.stdin.write(f"{asked[-1]}\n".encode())
-                    await until_equal(lambda: len(stored) > already, True, within=PATIENCE, every=0.005)  # noqa: B023
+                    await until(lambda: len(stored) > already)  # noqa: B023
                     if random.random() < 0.5:
                         server.reset_all()
                     await asyncio.sleep(random.choice([0.0, 0.01, 0.1]))
