@@ -67,7 +67,7 @@ coverage: $(DEV) ## the tests, with every branch of the pure half covered, and 9
 
 diagrams: $(DEV) ## draw diagrams/ anew from the machines
 	$(BIN)/python -m reconnect_fsm diagrams diagrams
-	cp diagrams/client_fsm.svg diagrams/room_fsm.svg reconnect_fsm/diagrams/pictures/
+	cp diagrams/client_fsm.svg diagrams/heartbeat_fsm.svg diagrams/room_fsm.svg reconnect_fsm/diagrams/pictures/
 
 # The bytes of an SVG depend on the version of Graphviz; what it is drawn from does not.
 diagrams-drift: $(DEV) ## fail if diagrams/ is not what the machines say

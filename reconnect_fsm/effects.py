@@ -19,6 +19,7 @@ __all__ = [
     "AnnounceConnected",
     "CancelDial",
     "CloseSocket",
+    "DeclareDead",
     "Dial",
     "DiscardUnsent",
     "Effect",
@@ -28,10 +29,12 @@ __all__ = [
     "NotifyRooms",
     "NotifyStatus",
     "Release",
+    "ReportLatency",
     "ReportOutage",
     "ReportRecovery",
     "RequestJoin",
     "SendLeave",
+    "SendPing",
     "StartKeepalive",
     "StartOutageTimer",
     "StartTimer",
@@ -235,3 +238,26 @@ class NotifyError(Effect):
     """Notify the error listeners: the room has ended, or the server has refused updates for good."""
 
     error: Exception
+
+
+# The heartbeat's
+
+
+class SendPing(Effect):
+    """Send a ping, and fire `ping_sent` (LIVE-1)."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeclareDead(Effect):
+    """The connection is dead, in these words (LIVE-2)."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLatency(Effect):
+    """Tell the latency listeners the round trip of a ping, in seconds (OBS-3)."""
+
+    seconds: float

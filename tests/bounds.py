@@ -213,7 +213,7 @@ SECTIONS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "bytes a second that are a sign of life before they become a message",
-            "reconnect_fsm.keepalive.LEAST_RATE",
+            "reconnect_fsm.keepalive.MIN_RATE",
             "fewer are none: whoever drips them is dead",
             "test_what_never_becomes_a_message_is_no_sign_of_life",
             "bytes",

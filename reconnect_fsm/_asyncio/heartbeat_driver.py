@@ -1,4 +1,4 @@
-"""Pings on one socket: asks the `Heartbeat` when its timer fires, and does what it says (LIVE-1, LIVE-2)."""
+"""The driver of a `HeartbeatFSM`: fires its events, and runs its effects on one socket (LIVE-1, LIVE-2)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from reconnect_fsm._asyncio.dispatcher import Dispatcher
 from reconnect_fsm._asyncio.slots import EMPTY, Slot
 from reconnect_fsm._asyncio.timers import Timer, TimerQueue
 from reconnect_fsm._asyncio.transport.socket import Socket
-from reconnect_fsm.keepalive import PING, Counters, Heartbeat, Keepalive, KeepaliveAction
+from reconnect_fsm.effects import DeclareDead, ReportLatency
+from reconnect_fsm.heartbeat_fsm import HeartbeatFSM
+from reconnect_fsm.keepalive import PING, Counters, Keepalive
 from reconnect_fsm.status import CloseInfo, FaultKind
 
 __all__ = ["HeartbeatDriver", "HeartbeatOwner"]
@@ -44,7 +46,7 @@ class HeartbeatDriver:
         self._owner = owner
         self._keepalive = keepalive
         self._socket = socket
-        self._heartbeat = Heartbeat(keepalive, owner.now(), socket.counters())
+        self._heartbeat = HeartbeatFSM(keepalive, owner.now(), socket.counters())
         self._timer: Slot[Timer] = EMPTY
         self._set_timer()
 
@@ -59,14 +61,15 @@ class HeartbeatDriver:
 
     def ponged(self) -> float | None:
         """A pong has come. Returns the round trip in seconds, if it is known."""
-        round_trip = self._heartbeat.ponged(self._owner.now())
-        if round_trip is not None:
-            self._set_timer()
-        return round_trip
+        for effect in self._heartbeat.pong_received(self._owner.now()):
+            if isinstance(effect, ReportLatency):
+                self._set_timer()
+                return effect.seconds
+        return None
 
     def ping(self) -> None:
         """Send a ping now, unless one that may still be answered is in flight."""
-        if not self._heartbeat.in_flight or self._heartbeat.is_overdue(self._owner.now()):
+        if self._heartbeat.ping_requested(self._owner.now()):
             self._send_ping(self._socket.counters())
 
     def stop(self) -> None:
@@ -89,26 +92,16 @@ class HeartbeatDriver:
     def _tick(self, due: float) -> None:
         heartbeat, socket = self._heartbeat, self._socket
         now, counters = max(self._owner.now(), due), socket.counters()  # asyncio may run a timer a little early
-        action = heartbeat.tick(now, counters, socket.is_reading(counters) and not self._owner.dispatcher.has_work)
-        if action is KeepaliveAction.DEAD:
-            socket.blame()
-            info = CloseInfo(1006, self._why_dead(now), socket.lasted, fault=FaultKind.LIVENESS)
-            self._owner.pong_missed(info)
-        elif action is KeepaliveAction.PING:
+        is_reading = socket.is_reading(counters) and not self._owner.dispatcher.has_work
+        for effect in heartbeat.ticked(now, counters, is_reading):
+            if isinstance(effect, DeclareDead):
+                socket.blame()
+                self._owner.pong_missed(CloseInfo(1006, effect.why, socket.lasted, fault=FaultKind.LIVENESS))
+                return
             self._send_ping(counters)
-        else:
-            self._set_timer()
-
-    def _why_dead(self, now: float) -> str:
-        heartbeat = self._heartbeat
-        if heartbeat.is_deaf(now) and not heartbeat.is_silent:
-            return f"the server has read nothing for {heartbeat.stuck_for(now):.0f} s: the connection is dead"
-        why = f"no answer to a ping within {self._keepalive.timeout:g} s: the connection is dead"
-        if not heartbeat.was_ever_answered:
-            why += " (or this server does not answer the text 'ping' with 'pong'; see Keepalive)"
-        return why
+        self._set_timer()
 
     def _send_ping(self, counters: Counters | None) -> None:
-        self._heartbeat.sent(self._owner.now(), counters)
+        self._heartbeat.ping_sent(self._owner.now(), counters)
         self._set_timer()
         self._socket.send_urgent(PING)

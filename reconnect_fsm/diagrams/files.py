@@ -15,6 +15,7 @@ from reconnect_fsm.diagrams.as_mermaid import mermaid
 from reconnect_fsm.diagrams.as_statuses import statuses_dot, statuses_svg
 from reconnect_fsm.diagrams.ink import escaped
 from reconnect_fsm.diagrams.plan import Machine
+from reconnect_fsm.heartbeat_fsm import HeartbeatFSM
 from reconnect_fsm.machine import FSM
 from reconnect_fsm.room_fsm import RoomFSM
 
@@ -23,7 +24,7 @@ __all__ = ["load", "main_machines", "picture", "write"]
 
 def main_machines() -> list[Machine]:
     """The machines whose pictures this project keeps in ``diagrams/``."""
-    return [ClientFSM, RoomFSM]
+    return [ClientFSM, RoomFSM, HeartbeatFSM]
 
 
 def stem(cls: Machine) -> str:

@@ -37,15 +37,22 @@ BOX: Final = INK.fill
 MARK: Final = Colour("#fbdff0", "#a31d6e", "#451233", "#ff8ccf")
 """What a subclass adds or overrides."""
 GREEN: Final = Colour("#d6f5df", "#187a43", "#0f3220", "#5fd38d")
+BLUE: Final = Colour("#dbeafe", "#1d5fd0", "#102a52", "#7fb4ff")
+AMBER: Final = Colour("#fdebc8", "#a04c08", "#3d2906", "#f2b05a")
+RED: Final = Colour("#fde0de", "#b9261c", "#47171a", "#ff9a91")
 COLOURS: Final = {
-    "connecting": Colour("#dbeafe", "#1d5fd0", "#102a52", "#7fb4ff"),
+    "connecting": BLUE,
     "connected": GREEN,
     "joined": GREEN,
-    "reconnecting": Colour("#fdebc8", "#a04c08", "#3d2906", "#f2b05a"),
+    "reconnecting": AMBER,
     "disconnected": Colour("#e6e8ec", "#57606a", "#2a313a", "#adb8c4"),
-    "error": Colour("#fde0de", "#b9261c", "#47171a", "#ff9a91"),
+    "error": RED,
+    "alive": GREEN,
+    "asked": BLUE,
+    "doubted": AMBER,
+    "dead": RED,
 }
-"""By public status."""
+"""By status."""
 SPARE: Final = (Colour("#ebe3fd", "#6a3fc8", "#2d2050", "#bfa5ff"), Colour("#d3f2f0", "#0d6f69", "#0b3432", "#55d3c8"))
 """For statuses that only a user's own machine has."""
 

@@ -50,6 +50,7 @@ from reconnect_fsm.diagrams.ink import (
     wrapped,
 )
 from reconnect_fsm.diagrams.plan import ADDED, OVERRIDDEN, Changes
+from reconnect_fsm.heartbeat_fsm import HeartbeatFSM
 from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, Rule, event, ignore, row, state
 from reconnect_fsm.room_fsm import RoomFSM
 from reconnect_fsm.status import ClientStatus
@@ -181,7 +182,7 @@ class ShiftsFSM(FSM[str]):
     def bell_rang(self) -> None: ...
 
 
-MACHINES: list[Machine] = [ClientFSM, RoomFSM, CarefulFSM, LiftFSM, GateFSM, ShiftsFSM]
+MACHINES: list[Machine] = [ClientFSM, RoomFSM, HeartbeatFSM, CarefulFSM, LiftFSM, GateFSM, ShiftsFSM]
 each_machine = pytest.mark.parametrize("cls", MACHINES, ids=lambda cls: cls.__name__)
 
 
@@ -258,6 +259,12 @@ class Drawing:
         match = re.search(r"from ((\w+, )*\w+)", words)
         return set(match[1].split(", ")) if match else set()
 
+    @staticmethod
+    def sources_of_arrow(tail: str, texts: Iterable[str]) -> set[str]:
+        """The state where an arrow begins, and those that its words "also from …" mean."""
+        also = re.search(r"also from ((\w+, )*\w+)", " ".join(texts))
+        return {tail, *(also[1].split(", ") if also else [])}
+
 
 def is_drawn(rule: Rule, drawing: Drawing, states: list[str]) -> bool:
     """True if the full picture shows all of the rule: from where, on what, if what, to where, doing what, and why."""
@@ -282,7 +289,8 @@ def is_drawn(rule: Rule, drawing: Drawing, states: list[str]) -> bool:
         if wanted <= set(pieces(text)) and rule.source in drawing.sources(pieces(text), rule.target, states):
             return drawing.leads(f"to {rule.target}", rule.target)
     return any(
-        (rule.source, rule.target) == (tail, head) and wanted <= set(texts) for tail, head, texts in drawing.arrows
+        rule.target == head and wanted <= set(texts) and rule.source in drawing.sources_of_arrow(tail, texts)
+        for tail, head, texts in drawing.arrows
     )
 
 
@@ -351,9 +359,7 @@ def test_the_overview_leads_wherever_the_machine_can_go(cls: Machine) -> None:
             for texts in [head, *rest]:
                 shown |= {(source, name[3:], texts[0]) for source in drawing.sources(texts, name[3:], states)}
     for tail, target, texts in drawing.arrows:
-        also = re.search(r"also from (.*)", " ".join(texts))
-        sources = {tail, *(also[1].split(", ") if also else [])}
-        shown |= {(source, target, text) for source in sources for text in texts}
+        shown |= {(source, target, text) for source in drawing.sources_of_arrow(tail, texts) for text in texts}
     moves = {(r.source, r.target, r.event) for r in rules_of(cls) if r.target not in (None, r.source)}
     assert moves - shown == set()
 
@@ -814,7 +820,7 @@ def test_the_kept_files_are_up_to_date(cls: Machine, ending: str, tmp_path: Path
 @pytest.mark.parametrize(("ending", "detail"), [(".svg", "overview"), ("_full.svg", "full")])
 def test_the_kept_pictures_are_up_to_date(cls: Machine, ending: str, detail: Any) -> None:
     """They are checked for what does not depend on the version of Graphviz: content, and what they are made of."""
-    stem = {ClientFSM: "client_fsm", RoomFSM: "room_fsm"}[cls]
+    stem = {ClientFSM: "client_fsm", RoomFSM: "room_fsm", HeartbeatFSM: "heartbeat_fsm"}[cls]
     text = (KEPT / f"{stem}{ending}").read_text(encoding="utf-8")
     check_svg(text, cls)
     assert f'data-digest="{digest(cls, detail)}"' in text, (
@@ -822,7 +828,7 @@ def test_the_kept_pictures_are_up_to_date(cls: Machine, ending: str, detail: Any
     )
 
 
-@pytest.mark.parametrize("name", ["client_fsm.svg", "room_fsm.svg"])
+@pytest.mark.parametrize("name", ["client_fsm.svg", "room_fsm.svg", "heartbeat_fsm.svg"])
 def test_the_pictures_in_the_package_are_the_kept_ones(name: str) -> None:
     """What a user's page shows is what diagrams/ shows."""
     assert (SHIPPED / name).read_bytes() == (KEPT / name).read_bytes(), "run `make diagrams`"

@@ -163,11 +163,11 @@ mutants.PATIENCE = 1
 mutants.warm_up()
 mutants.judge_all(
     [
-        change("a comment", "from enum", "# nothing\\nfrom enum"),
-        change("a wrong result", "return round_trip", "return 0.25 + round_trip"),
-        change("an endless loop", "return round_trip", "while True: pass"),
-        change("no module", "from enum", "raise ImportError\\nfrom enum"),
-        change("an exit", "return round_trip", "import os; os._exit(0)"),
+        change("a comment", "from typing", "# nothing\\nfrom typing"),
+        change("a wrong result", "return max(MIN_RATE", "return 0.25 * max(MIN_RATE"),
+        change("an endless loop", "return max(MIN_RATE * seconds, MIN_BYTES)", "while True: pass"),
+        change("no module", "from typing", "raise ImportError\\nfrom typing"),
+        change("an exit", "return max(MIN_RATE * seconds, MIN_BYTES)", "import os; os._exit(0)"),
         change("a table that says the same", "to=error, ", "to='error', ", "client_fsm.py", "tables"),
         change("a table that says less", "to=error, ", "to=paused, ", "client_fsm.py", "tables"),
         change("a table that is refused", "to=error, ", "to='terror', ", "client_fsm.py", "tables"),

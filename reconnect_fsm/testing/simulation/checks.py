@@ -27,7 +27,7 @@ from reconnect_fsm._asyncio.room import Room, driver_of
 from reconnect_fsm._asyncio.transport.socket import Socket
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.errors import ClientStopped, JoinRefused, NotConnected, ProtocolError, RoomLeft
-from reconnect_fsm.keepalive import LEAST_RATE, PING, PONG
+from reconnect_fsm.keepalive import MIN_RATE, PING, PONG
 from reconnect_fsm.loro_protocol import DocUpdate, JoinResponseOk, decode
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.status import ClientStatus, CloseInfo, RoomStatus, StateChange, StatusChange
@@ -74,7 +74,7 @@ INVARIANTS: Final = {
 
 FAILURES: Final = ("socket_closed", "pong_missed", "dial_failed")
 STOPPED = (ClientStatus.DISCONNECTED, ClientStatus.ERROR)
-FAIR_RATE: Final = 4 * LEAST_RATE  # bytes a second
+FAIR_RATE: Final = 4 * MIN_RATE  # bytes a second
 MANY_ROOMS: Final = 50
 SLACK: Final = 1.0  # seconds; for what takes a few round trips on a slow link
 GRACE: Final = 2.0  # seconds; LIVE-2: after a stall of our own loop
