@@ -943,7 +943,7 @@ def test_the_table_is_sound() -> None:
     found = check_machine(
         HeartbeatFSM,
         make=lambda cls: cls(CONFIG, 0.0),
-        facts={
+        arguments={
             "ticked": [(20.0, Counters()), (30.0, STUCK, False), (500.0,)],
             "ping_sent": [(20.0, Counters())],
             "pong_received": [(21.0,)],
