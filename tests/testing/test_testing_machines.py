@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from random import Random, SystemRandom
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from reconnect_fsm import ClientFSM, ClientStatus, RoomFSM, RoomStatus
 from reconnect_fsm.effects import Dial, Effect, StartTimer
 from reconnect_fsm.machine import ANY, FSM, OTHERWISE, STAY, event, ignore, row, state
-from reconnect_fsm.retry import RetryPolicy
+from reconnect_fsm.retry import SYSTEM, RetryPolicy
 from reconnect_fsm.testing.machines import (
     MAX_LISTED,
     ClientWatch,
@@ -544,7 +544,7 @@ def test_a_policy_of_ones_own_may_be_tried_too() -> None:
 
 
 @pytest.mark.parametrize("cls", [ClientFSM, RoomFSM])
-@pytest.mark.parametrize("source", [Random(7), SystemRandom()], ids=["seeded", "the system's"])
+@pytest.mark.parametrize("source", [Random(7), SYSTEM], ids=["seeded", "the system's"])
 def test_waits_may_be_drawn(cls: type[ClientFSM | RoomFSM], source: Random) -> None:
     """Each copy of a machine has its own source of chance: the same event has the same effects."""
     check_machine(cls, make=lambda cls: cls(RetryPolicy(random=source)))
