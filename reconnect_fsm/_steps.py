@@ -65,7 +65,7 @@ def named_context(fsm: ClientFSM | RoomFSM, memory: Context) -> dict[str, Any]:
 
 NOTHING: Final = object()
 # The state is told besides; the policy is no memory; the rest is of the moment.
-NOT_CONTEXT: Final = frozenset({"state", "policy", "emit", "_effects", "__dict__", "__weakref__"})
+NOT_CONTEXT: Final = frozenset({"state", "policy", "emit", "is_driven", "_effects", "__dict__", "__weakref__"})
 
 
 SLOTS: Final[WeakKeyDictionary[Any, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]]] = WeakKeyDictionary()

@@ -79,6 +79,7 @@ class ClientFSM(FSM[ClientStatus]):
         "closing",
         "failure",
         "fault_in_event",
+        "is_driven",
         "loss",
         "not_before",
         "now",
@@ -153,6 +154,8 @@ class ClientFSM(FSM[ClientStatus]):
     def __init__(self, policy: RetryPolicy | None = None) -> None:
         super().__init__()
         self.policy = policy or RetryPolicy()
+        self.is_driven = False
+        """Whether a client drives it: then the client alone fires its events, for it runs the effects."""
         self.online = True
         """What the network source last reported; until it reports, we assume the best."""
         self.attempt = 0
@@ -593,7 +596,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.emit(NotifyRooms(event, self.pending_reason, self.pending_cause, stop))
 
     def fire_faulted(self, reason: str) -> list[Effect]:
-        return self.faulted(reason, True)
+        return self.events["faulted"].fire(self, reason, True)
 
     def last_resort(self, reason: str, old: ClientStatus) -> list[Effect]:
         self.pending_reason = self.reason = reason

@@ -327,7 +327,16 @@ class Event(Generic[P]):
     @overload
     def __get__(self, fsm: FSM[Any], owner: type) -> Callable[P, list[Effect]]: ...
     def __get__(self, fsm: FSM[Any] | None, owner: type) -> Event[P] | Callable[P, list[Effect]]:
-        return self if fsm is None else partial(self.fire, fsm)
+        if fsm is None:
+            return self
+        return partial(self._refuse if getattr(fsm, "is_driven", False) else self.fire, fsm)
+
+    def _refuse(self, fsm: FSM[Any], /, *_: P.args, **__: P.kwargs) -> list[Effect]:
+        event = f"{type(fsm).__name__}.{self.name}"
+        raise RuntimeError(
+            f"client.machine is for reading: nothing would run the effects of {self.name}. Fire an event of your own "
+            f"with client.tell({event}, ...); the client fires the others itself"
+        )
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -254,6 +254,8 @@ async def connections(session: aiohttp.ClientSession) -> None:
         assert_type(await connection.wait_connected(), None)
         assert_type(await connection.ready(), None)
         connection.tell(Patient.token_expired, 60.0, "soon")
+        assert_type(connection.machine, ClientFSM)
+        assert_type(connection.machine.may(Patient.token_expired), bool)
         assert_type(await connection.ping(timeout=1), float)
         await connection.send("text")
         await connection.send(b"bytes")

@@ -138,6 +138,15 @@ class Connection:
         return self._driver.fsm.cause
 
     @property
+    def machine(self) -> ClientFSM:
+        """The live machine, an instance of the class given as ``fsm=``, for reading.
+
+        ``client.machine.may(MyFSM.metered_changed)`` says whether an event would lead anywhere. An event is fired with
+        `tell`; called on the machine itself it raises RuntimeError.
+        """
+        return self._driver.fsm
+
+    @property
     def latency(self) -> float | None:
         """The last round trip of a ping, in seconds; None before the first (OBS-3)."""
         return self._driver.latency

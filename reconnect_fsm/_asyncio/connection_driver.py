@@ -176,6 +176,7 @@ class ConnectionDriver(RunsEffects):
         self.settings = settings
         self.fsm = fsm
         """The machine."""
+        fsm.is_driven = True
         self.dispatcher = Dispatcher()
         """Fires the events of all machines of the client."""
         self.redaction = Redaction()

@@ -24,6 +24,7 @@ Method = TypeVar("Method", bound=Callable[..., None])
 
 MAX_STEPS: Final = 400  # of the log
 MAX_OLDER_STEPS: Final = 100  # of the client's own, older than those, which the steps of its rooms must not push out
+NO_STEPS: Final[deque[Step]] = deque()  # never written to; an empty deque takes 600 bytes, and connections are many
 
 
 class Subject(Protocol):
@@ -51,12 +52,13 @@ class Subject(Protocol):
 class Dispatcher(EventQueue):
     """Fires events, each to its end, and keeps the last steps that the machines took."""
 
-    __slots__ = ("_older", "_recent", "now", "observers", "sink")
+    __slots__ = ("_older", "_oldest", "_recent", "now", "observers", "sink")
 
     def __init__(self) -> None:
         super().__init__()
-        self._recent: deque[Step] = deque()  # the last of all machines
-        self._older: deque[Step] = deque(maxlen=MAX_OLDER_STEPS)  # of the client's own, those before
+        self._recent: list[Step] = []  # the last of all machines: a ring, once there are so many
+        self._oldest = 0  # where in the ring the oldest is
+        self._older: deque[Step] = NO_STEPS  # of the client's own, those before
         self.now = 0.0
         """When the last event fired, in the loop's seconds."""
         self.sink: StepSink | None = None
@@ -67,7 +69,7 @@ class Dispatcher(EventQueue):
     @property
     def log(self) -> list[Step]:
         """The last `MAX_STEPS` steps, and before those the last `MAX_OLDER_STEPS` of the client's own."""
-        return [*self._older, *self._recent]
+        return [*self._older, *self._recent[self._oldest :], *self._recent[: self._oldest]]
 
     def fire(self, subject: Subject, event: Event[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Fire an event in the subject's machine and run the effects. The only place where either happens.
@@ -89,9 +91,7 @@ class Dispatcher(EventQueue):
         if (loop := self.loop or _running_loop()) is not None:
             self.now = loop.time()
         step = (self.now, subject.name, fsm, name, given, old, fsm.state, fsm.reason, fsm.attempt, effects, context)
-        self._recent.append(step)
-        if len(self._recent) > MAX_STEPS:
-            self._forget_one()
+        self._remember(step)
         if self.sink is not None:
             notify_user("the recorder", self.sink.step, step)
         if self.observers:
@@ -111,11 +111,18 @@ class Dispatcher(EventQueue):
         """Fire the event now, or as soon as the one under way is complete (law 1)."""
         self.post(self.fire, subject, event, *(event.arguments(*args, **kwargs) if kwargs else args))
 
-    def _forget_one(self) -> None:
-        """One for one: if many were let go at once, Python would search through the new ones for garbage."""
-        step = self._recent.popleft()
-        if not step[1]:
-            self._older.append(step)
+    def _remember(self, step: Step) -> None:
+        """Forget one for it: if many were let go at once, Python would search through the new ones for garbage."""
+        recent, place = self._recent, self._oldest
+        if len(recent) < MAX_STEPS:
+            recent.append(step)
+            return
+        if not recent[place][1]:
+            if self._older is NO_STEPS:
+                self._older = deque(maxlen=MAX_OLDER_STEPS)
+            self._older.append(recent[place])
+        recent[place] = step
+        self._oldest = (place + 1) % MAX_STEPS
 
     def end_recording(self) -> None:
         """A recording ends with the client, if not before."""

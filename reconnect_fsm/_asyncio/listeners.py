@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from types import FunctionType
 from typing import Generic, TypeVar
 
@@ -22,7 +23,7 @@ class Listeners(FaultCounter, Generic[T]):
     def __init__(self, what: str) -> None:
         self.faults = 0
         self._name = what
-        self._what: What = ("a callback of {}", what)
+        self._what = _in_the_log(what)
         self._callbacks: tuple[tuple[object, Callable[[T], object]], ...] = ()  # each with a token of its own
 
     def __bool__(self) -> bool:
@@ -50,6 +51,11 @@ class Listeners(FaultCounter, Generic[T]):
         """Call every callback; one that raises is reported and harms nothing (D-GUARD)."""
         for _, callback in self._callbacks:
             notify_user(self._what, callback, news, counter=self)
+
+
+@cache  # listeners are many, and their names few
+def _in_the_log(name: str) -> What:
+    return "a callback of {}", name
 
 
 def _is_coroutine_function(callback: Callable[..., object]) -> bool:

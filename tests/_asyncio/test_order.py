@@ -20,7 +20,6 @@ from yarl import URL
 from doubles import Notebook
 from kit import until
 from reconnect_fsm import Client, ClientFSM, ClientStopped, Connection, Keepalive, NotConnected, RetryPolicy, RoomFSM
-from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm._asyncio.room import Room
 from reconnect_fsm.loro_protocol import CrdtType, DocUpdate, JoinRequest, JoinResponseOk, Leave, decode, encode
 from reconnect_fsm.machine import ANY, STAY, event, row
@@ -518,11 +517,31 @@ async def test_d_now_tell_has_acted_when_it_returns() -> None:
     client = Client("ws://127.0.0.1:9", fsm=Metered, retry=QUICK)
     async with client:
         client.tell(Metered.metered_changed, True)
-        assert connection_driver_of(client).fsm.metered is True  # type: ignore[attr-defined]
+        assert client.machine.metered is True  # type: ignore[attr-defined]
         await asyncio.to_thread(client.tell, Metered.metered_changed, metered=False)
         await asyncio.sleep(0)
-        assert connection_driver_of(client).fsm.metered is False  # type: ignore[attr-defined]
+        assert client.machine.metered is False  # type: ignore[attr-defined]
         assert "start_requested" in [each.event for each in client.transitions()]
+
+
+async def test_the_machine_of_a_client_is_for_reading() -> None:
+    """It is the live one. An event that it fired itself would have no effects: that raises, and changes nothing."""
+    client = Client("ws://127.0.0.1:9", fsm=Metered, retry=QUICK)
+    machine = client.machine
+    assert isinstance(machine, Metered)
+    assert (machine.state, machine.may(Metered.metered_changed)) == ("disconnected", True)
+    with pytest.raises(AttributeError):
+        client.machine = Metered()  # type: ignore[misc]
+    async with client:
+        assert client.machine is machine
+        assert machine.state == client.state == "connecting"
+        client.tell(Metered.metered_changed, True)
+        with pytest.raises(RuntimeError, match=r"client\.tell\(Metered\.metered_changed, \.\.\.\)"):
+            machine.metered_changed(False)
+        with pytest.raises(RuntimeError, match="is for reading"):
+            machine.close_requested()
+        assert (machine.metered, machine.state) == (True, "connecting")
+    assert Metered().metered_changed(True) == []  # one of the program's own, that no client drives
 
 
 class ByName(ClientFSM):
