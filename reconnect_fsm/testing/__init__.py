@@ -1,19 +1,19 @@
-"""The means by which this library is tested, for programs built on it; ``docs/testing.md`` shows them at work.
+"""Tools that test this library, for programs that use it. ``docs/testing.md`` shows how.
 
 ================  ======================================================================================================
-`check_machine`   a subclass of a machine, tried exhaustively from its declaration alone (`machines`)
-`EmbeddedServer`  a Loro server in this process, which misbehaves when told to (`reconnect_fsm.testing.embedded_server`)
-`ScriptedServer`  the same, misbehaving by a script (`server`)
+`check_machine`   tries a subclass of a machine exhaustively, from its declaration alone (`machines`)
+`EmbeddedServer`  a Loro server in this process, which misbehaves on request (`reconnect_fsm.testing.embedded_server`)
+`ScriptedServer`  the same server, which misbehaves by a script (`server`)
 `ChaosProxy`      a TCP proxy that spoils the network before any real server (`proxy`)
-`simulate`        clients against a seeded nemesis, for simulated hours (`simulation`)
-`many_schedules`  one scenario under many orders of what is ready; `every_schedule`, under all of them
+`simulate`        runs clients against a seeded nemesis, for simulated hours (`simulation`)
+`many_schedules`  runs one scenario with many orders of the ready callbacks; `every_schedule`: with all of them
 `virtual_time`    a loop whose clock jumps, and whose sockets are in memory
-`leaks`           what a test leaves behind
+`leaks`           finds what a test leaves behind
 `pytest_plugin`   the fixture ``no_leaks`` and the marker ``virtual_time``
 ================  ======================================================================================================
 
-The names are imported when they are first used: the first four and `leaks` need nothing but the library itself. What
-the rest need is in ``pip install 'reconnect-fsm[testing]'``; `simulate` needs ``reconnect-fsm[loro]`` too.
+The names are imported when they are first used: the first four and `leaks` need only the library itself. The others
+need ``pip install 'reconnect-fsm[testing]'``; `simulate` needs ``reconnect-fsm[loro]``, too.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def __dir__() -> list[str]:
 
 @contextmanager
 def needs(what: str, extra: str | None = None) -> Generator[None, None, None]:
-    """Say what to install (``extra``, if that is more), if something is missing that is imported in here."""
+    """Say which extra to install if an import in this block finds no module."""
     try:
         yield
     except ModuleNotFoundError as missing:

@@ -1,20 +1,20 @@
-"""A Loro syncing server in this process, for tests, trials and the demo; it misbehaves when told to.
+"""A Loro syncing server in this process, for tests, trials and the demo; it misbehaves on request.
 
 It answers as the reference server does (npm ``loro-websocket``): the text frame ``ping`` with ``pong``; a JoinRequest
 with a JoinResponseOk and what the client lacks, or with a JoinError; updates with an Ack, and the other members of the
 room get them; a frame that is no message with close code 1002. It differs where the reference fails: a state or update
-of up to 16 MiB travels in fragments, fragments are checked, every CRDT type has rooms, and a room id that is too long,
-or an answer sent by a client, costs that client its connection (1002) and not the server its life. It also sends
-RoomErrors when told to; they put the members out of the room.
+of up to 16 MiB is sent in fragments, fragments are checked, every CRDT type has rooms, and a room id that is too long,
+or an answer that a client sends, closes that client's connection (1002) and does not end the server. On request it also
+sends RoomErrors, which put the members out of the room.
 
 A ``%LOR`` room is a real ``LoroDoc`` if the ``loro`` package is installed: versions are compared, and a client gets
-what it lacks. Any other room is a log of updates, and whoever joins gets all of it. ``%EPH`` and ``%YAW`` rooms are
-forgotten when the last member is gone, and so is any room that nothing was put in.
+what it lacks. Any other room is a log of updates, and each client that joins gets all of it. ``%EPH`` and ``%YAW``
+rooms are forgotten when the last member has left, and so is any room that holds nothing.
 
 Every bound is a class attribute of `EmbeddedServer`: lower it in a subclass. Two things have none: the number of
 connections, and what clients put in a ``%LOR`` document.
 
-No authority on anything: it has no persistence, no rate limits, and no access control but ``authenticate``.
+It is no server for production: it has no persistence, no rate limits, and no access control but ``authenticate``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 __all__ = ["Authenticate", "EmbeddedServer", "ServerStats"]
 
 Authenticate: TypeAlias = Callable[[str, CrdtType, bytes], "Permission | Awaitable[Permission | None] | None"]
-"""``authenticate(room_id, crdt, auth)``: what the client may do in the room, or None for nothing. Plain or async."""
+"""``authenticate(room_id, crdt, auth)``: the client's permission in the room, or None to refuse it. Plain or async."""
 
 RoomKey: TypeAlias = tuple[CrdtType, str]
 
@@ -82,16 +82,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class ServerStats:
-    """What came in since the server object was made. Counts only; yours to reset."""
+    """What was received since the server object was made; you may reset the counts."""
 
     attempts: int = 0
-    """HTTP requests, whatever became of them: also those refused, or not answered."""
+    """HTTP requests, also those that were refused or not answered."""
     connects: int = 0
     """Upgrades to WebSocket, also those dropped at once."""
     joins: int = 0
     """JoinRequests, also those ignored or refused."""
     updates: int = 0
-    """Batches of updates that were whole and that the client was permitted to send."""
+    """Batches of updates that were complete, and that the client was permitted to send."""
     pings: int = 0
     """Text frames ``ping``."""
 
@@ -100,32 +100,32 @@ class EmbeddedServer:
     """A server on ``host`` and ``port`` (0: any free one), with ``ssl`` for ``wss``; use it with ``async with``.
 
     Everything runs in the loop that started it, and there are no threads: call it from there. ``authenticate`` is asked
-    at each join. It may be async, and the connection handles nothing else meanwhile. If it raises, that is logged and
+    at each join. It may be async; meanwhile the connection handles nothing else. If it raises, that is logged and
     answered with a JoinError. A ``LoroDoc`` is made at the first update of a room.
     """
 
     MAX_FRAME_BYTES: ClassVar[int] = MAX_MESSAGE_SIZE + 64 * 1024
-    """Largest frame read; a larger one costs the connection (close code 1009).
+    """Most bytes of a frame that is read; a larger one closes the connection (code 1009).
 
-    The slack is for the answer to an update a little too large: Ack ``PAYLOAD_TOO_LARGE``.
+    It is above the limit of the protocol, so that an update a little too large is answered: Ack ``PAYLOAD_TOO_LARGE``.
     """
     MAX_ROOMS: ClassVar[int] = 1_000_000
     """Most rooms; a join of one more is refused."""
     MAX_ROOMS_PER_CONNECTION: ClassVar[int] = 100_000
     """Most rooms that one connection may be in; a join of one more is refused."""
     MAX_FRAGMENTED_ROOMS: ClassVar[int] = 16
-    """Most rooms per connection with fragments under way (each bounded by `Reassembler`); then ``RATE_LIMITED``."""
+    """Most rooms of a connection that receive fragments (each bounded by `Reassembler`); then ``RATE_LIMITED``."""
     MAX_LOG_BYTES: ClassVar[int] = 16 * 1024 * 1024
-    """Most that the log of a room may hold, counting 64 bytes for each update beside its own.
+    """Most bytes in the log of a room, with 64 bytes for each update besides its own.
 
-    Then a ``%EPH`` or ``%YAW`` room lets go of the oldest, and any other refuses updates: ``PAYLOAD_TOO_LARGE``.
+    Then a ``%EPH`` or ``%YAW`` room drops the oldest updates, and any other refuses new ones: ``PAYLOAD_TOO_LARGE``.
     """
     MAX_BACKLOG_BYTES: ClassVar[int] = 64 * 1024 * 1024
-    """Most that may wait for a client that does not read; then its connection is aborted."""
+    """Most bytes that may wait for a client that does not read; then its connection is aborted."""
     READ_PAUSE_BYTES: ClassVar[int] = 4 * 1024 * 1024
-    """While more than this waits for a client, nothing more is read from it."""
+    """While more bytes than this wait for a client, nothing is read from it."""
     MAX_HELD_ACKS: ClassVar[int] = 100_000
-    """Most acks kept back by `hold_acks`; then the oldest are lost."""
+    """Most acks that `hold_acks` keeps back; then the oldest are lost."""
     CLOSE_TIMEOUT: ClassVar[float] = 2.0
     """Seconds for a client to answer a close frame; then its connection is aborted."""
 
@@ -139,9 +139,9 @@ class EmbeddedServer:
     ) -> None:
         self.stats = ServerStats()
         self.drop_on_accept = False
-        """While True, each upgrade is answered, and the TCP connection then closed without a close frame."""
+        """While True, each upgrade is answered, and then the TCP connection is closed without a close frame."""
         self.ignore_joins = False
-        """While True, JoinRequests are not answered, then or later."""
+        """While True, JoinRequests are not answered, not even later."""
         self.hold_acks = False
         """While True, acks are kept back until `release_acks`."""
         self._host = host
@@ -150,7 +150,7 @@ class EmbeddedServer:
         self._ssl = ssl
         self._has_loro = find_spec("loro") is not None
         self._rooms: dict[RoomKey, _Room] = {}
-        self._batch_ids = itertools.count(1 << 63)  # clients count, or draw lots: out of the way of the former
+        self._batch_ids = itertools.count(1 << 63)  # clients count, or choose at random: not among those that count
         self._held_acks: deque[tuple[ServerConnection, bytes]] = deque(maxlen=self.MAX_HELD_ACKS)
         self._refusal: tuple[int, Mapping[str, str]] | None = None
         self._listener: asyncio.Server | None = None
@@ -173,7 +173,7 @@ class EmbeddedServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listens; after a `stop`, on the same port and with the rooms that were kept.
+        """Listen; after a `stop`, on the same port and with the rooms that were kept.
 
         Raises OSError if the port is taken, RuntimeError if the server is started already.
         """
@@ -195,12 +195,12 @@ class EmbeddedServer:
         )
 
     async def stop(self, code: int = 1001, reason: str = "Server stopping") -> None:
-        """Stops listening and closes every connection; nothing is left of them then. Rooms and settings are kept.
+        """Stop listening and close every connection; nothing is left of them afterwards. Rooms and settings are kept.
 
         A client has `CLOSE_TIMEOUT` seconds to answer the close frame. A frozen server sends none: it aborts all
         connections, and is thawed. Does nothing if the server is not started. Raises ValueError as `close_all` does.
         """
-        close_payload(code, reason)  # refused before anything is torn down
+        close_payload(code, reason)  # refused before anything is closed
         listener, server = self._listener, self._web
         if listener is None or server is None:
             return
@@ -258,11 +258,11 @@ class EmbeddedServer:
         return contents.doc
 
     def has_room(self, room_id: str, crdt: CrdtType = CrdtType.LORO) -> bool:
-        """Whether there is such a room: one that was joined, or asked for with `document`, and not forgotten."""
+        """Whether there is such a room: it was joined, or made by `document`, and was not forgotten."""
         return (crdt, room_id) in self._rooms
 
     def forget(self) -> None:
-        """Drops all rooms, and who is in them: who goes on sending there gets Ack ``PERMISSION_DENIED``."""
+        """Drop all rooms and their members: a client that still sends there gets Ack ``PERMISSION_DENIED``."""
         for connection in self._connections:
             connection.rooms.clear()
             connection.incoming.clear()
@@ -271,10 +271,10 @@ class EmbeddedServer:
     # How to misbehave ---------------------------------------------------------------------------------------------
 
     async def close_all(self, code: int = 1000, reason: str = "") -> None:
-        """Sends every client a close frame, and waits until they are gone: at most about `CLOSE_TIMEOUT` seconds.
+        """Send every client a close frame, and wait until they are gone: at most about `CLOSE_TIMEOUT` seconds.
 
-        ``code`` may be any number of 16 bits, sensible or not. Raises ValueError for another, or a reason of more than
-        123 bytes; RuntimeError while frozen.
+        ``code`` may be any number of 16 bits, whether it makes sense or not. Raises ValueError for another, or for a
+        reason of more than 123 bytes; RuntimeError while frozen.
         """
         payload = close_payload(code, reason)
         if not self._thawed.is_set():
@@ -286,15 +286,15 @@ class EmbeddedServer:
             await asyncio.wait({connection.task for connection in closing}, timeout=2 * self.CLOSE_TIMEOUT)
 
     def reset_all(self) -> None:
-        """Ends every TCP connection with a reset (RST), also those whose upgrade was not answered yet."""
+        """Reset every TCP connection (RST), also those whose upgrade was not answered yet."""
         for protocol in self._web.connections if self._web is not None else ():
             if (transport := protocol.transport) is not None:
                 reset_connection(transport)
 
     def freeze(self) -> None:
-        """Makes every connection half-open: nothing is read, answered or sent, and TCP stays as it is.
+        """Make every connection half-open: nothing is read, answered or sent, and TCP connections stay open.
 
-        TCP connections are still accepted; their upgrade is not answered. Lasts until `thaw` or `stop`.
+        New TCP connections are accepted, but their upgrade is not answered. Lasts until `thaw` or `stop`.
         """
         self._thawed.clear()
         for connection in self._connections:
@@ -303,24 +303,24 @@ class EmbeddedServer:
                 self._paused.append(connection.transport)
 
     def thaw(self) -> None:
-        """Ends `freeze`: what came meanwhile is handled now."""
+        """End `freeze`: what came meanwhile is handled now."""
         for transport in self._paused:
             transport.resume_reading()
         self._paused.clear()
         self._thawed.set()
 
     def refuse_upgrades(self, status: int | None, headers: Mapping[str, str] | None = None) -> None:
-        """Answers each upgrade with this HTTP status and these headers from now on; None: upgrades again."""
+        """Answer each upgrade with this HTTP status and these headers from now on; None: accept upgrades again."""
         self._refusal = None if status is None else (status, dict(headers or {}))
 
     def release_acks(self) -> None:
-        """Sends the acks that `hold_acks` kept back, in order."""
+        """Send the acks that `hold_acks` kept back, in order."""
         while self._held_acks:
             connection, frame = self._held_acks.popleft()
             connection.send(WSMsgType.BINARY, frame)
 
     async def send(self, room_id: str, crdt: CrdtType, message: Message) -> int:
-        """Sends a message to every member of a room, behind what is on its way already; returns how many there are.
+        """Send a message to every member of a room, behind what is queued already; return how many there are.
 
         A RoomError puts them out of the room. Raises `ProtocolError` for a message that cannot be encoded.
         """
@@ -335,7 +335,7 @@ class EmbeddedServer:
         return len(members)
 
     async def send_raw(self, data: bytes | str) -> int:
-        """Sends a binary or text frame to every client; returns how many there are."""
+        """Send a binary or text frame to every client; return how many there are."""
         opcode, raw = (WSMsgType.TEXT, data.encode()) if isinstance(data, str) else (WSMsgType.BINARY, data)
         receivers = list(self._connections)
         for connection in receivers:
@@ -451,7 +451,7 @@ class EmbeddedServer:
         return permission
 
     def _admit(self, connection: ServerConnection, request: JoinRequest, permission: Permission) -> JoinError | None:
-        """Lets the client in, or says why not."""
+        """Accept the client, or refuse it."""
         crdt, room_id = key = request.crdt, request.room_id
         more = len(connection.rooms) + (key not in connection.rooms) > self.MAX_ROOMS_PER_CONNECTION
         if more or len(self._rooms) + (key not in self._rooms) > self.MAX_ROOMS:
@@ -558,9 +558,9 @@ class EmbeddedServer:
 
 
 class ServerConnection:
-    """One WebSocket: reads, writes, and does the closing handshake. What a message means is the server's business.
+    """One WebSocket: reads, writes, and does the closing handshake. The server handles the messages.
 
-    What is sent is queued, and written by a task of its own, so that handling a message never waits for a slow reader.
+    Frames are queued, and a task of its own writes them, so handling a message never waits for a slow reader.
     """
 
     def __init__(
@@ -582,7 +582,7 @@ class ServerConnection:
         self._fragment_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Serves the client until the connection has ended, whoever ended it."""
+        """Serve the client until the connection has ended."""
         writer = asyncio.create_task(self._write(), name="embedded server: writer")
         try:
             if await self._read():
@@ -598,7 +598,7 @@ class ServerConnection:
             await asyncio.wait({writer})
 
     async def _read(self) -> bool:
-        """Whether the client closed properly; False if the connection is lost."""
+        """Whether the client did the closing handshake; False if the connection is lost."""
         handled = 0
         while True:
             message = await self._ws.receive()
@@ -649,7 +649,7 @@ class ServerConnection:
                 if written % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         except ConnectionError:
-            pass  # the reader hears of it too
+            pass  # the reader fails, too
         finally:
             self._closing = True
             self._outgoing.clear()
@@ -657,7 +657,7 @@ class ServerConnection:
             self._drained.set()
 
     def send(self, opcode: WSMsgType, data: bytes) -> None:
-        """Queues a frame; does nothing once the connection is closing."""
+        """Queue a frame; do nothing once the connection is closing."""
         if self._closing:
             return
         self._outgoing.append((opcode, data))
@@ -668,12 +668,12 @@ class ServerConnection:
             self.transport.abort()
 
     def send_all(self, frames: Iterable[bytes]) -> None:
-        """Queues binary frames."""
+        """Queue binary frames."""
         for frame in frames:
             self.send(WSMsgType.BINARY, frame)
 
     def close(self, payload: bytes) -> None:
-        """Queues a close frame, the last that is sent, and gives the client `CLOSE_TIMEOUT` seconds to answer it."""
+        """Queue a close frame, which is the last frame, and give the client `CLOSE_TIMEOUT` seconds to answer it."""
         if self._closing:
             return
         self.send(WSMsgType.CLOSE, payload)
@@ -692,7 +692,7 @@ class ServerConnection:
             self._server._drop_if_idle(room)
 
     def reassembler(self, key: RoomKey) -> Reassembler | None:
-        """The one of this room; None if there are too many already, and none of them is idle."""
+        """The reassembler of this room; None if there are too many, and none is idle."""
         found = self.incoming.get(key)
         if found is not None:
             return found
@@ -703,7 +703,7 @@ class ServerConnection:
         return self.incoming.setdefault(key, Reassembler())
 
     def watch_fragments(self) -> None:
-        """Looks again when the time of the oldest batch is over. All get the same, so a new one is never first."""
+        """Expire batches when the time of the oldest is over. All have the same time, so a new one is never first."""
         deadlines = [when for each in self.incoming.values() if (when := each.next_deadline()) is not None]
         if deadlines and self._fragment_timer is None:
             due = min(deadlines)
@@ -716,7 +716,7 @@ class ServerConnection:
 
 
 def reset_connection(transport: asyncio.Transport) -> None:
-    """Tear a TCP connection down: an RST."""
+    """Reset a TCP connection: an RST."""
     connection = transport.get_extra_info("socket")
     if isinstance(connection.fileno(), int):  # else it is one in memory (reconnect_fsm.testing.virtual_time)
         with suppress(OSError):  # closed already
@@ -737,7 +737,7 @@ def close_payload(code: int, reason: str = "") -> bytes:
 
 
 class _Room:
-    """Who is in it, and what."""
+    """A room: its members and its content."""
 
     __slots__ = ("contents", "crdt", "members", "room_id")
 
@@ -791,7 +791,7 @@ class _Document:
         return UpdateStatusCode.OK
 
     def catch_up(self, version: bytes) -> tuple[bytes, list[bytes]]:
-        """Our version, and what a client with theirs lacks. Raises `_VersionUnknownError`."""
+        """The version here, and what a client at its version lacks. Raises `_VersionUnknownError`."""
         from loro import VersionVector
 
         from reconnect_fsm.adaptors.history import updates_lacking
@@ -817,7 +817,7 @@ def _is_from_loro(error: BaseException) -> bool:
 
 
 class _Log:
-    """Updates as they came, for whoever joins. Beyond ``limit`` bytes the oldest go, or new ones are refused."""
+    """Updates as they came, for clients that join. Over ``limit`` bytes the oldest are dropped, or new ones refused."""
 
     __slots__ = ("_limit", "_oldest_go", "_size", "_updates")
 

@@ -1,4 +1,4 @@
-"""What many clients do to one server that loses them all: the curve of connects, and how long until they are back.
+"""Many clients that lose one server at once: the curve of their connects, and how long until they are back.
 
 ::
 
@@ -7,15 +7,15 @@
     print(draw_text({"ours": run}))
 
 Each client is a real `ClientFSM` with a real `RetryPolicy`. An event queue in simulated time stands for the driver: it
-runs the effects (`Dial` asks the simulated server, `StartTimer` makes an event) and tells the machine the facts. So
-what is measured is what clients do, attempt limits, the reset of the backoff and Retry-After included, and a subclass
-of either can be tried before it meets a server. No loop, no socket, no clock; the same seed gives the same run.
+runs the effects (`Dial` asks the simulated server, `StartTimer` schedules an event) and fires the machine's events. So
+this measures what clients really do, with attempt limits, the reset of the backoff and Retry-After, and a subclass of
+either can be tried before it meets a server. No loop, no socket, no clock; the same seed gives the same run.
 
 The simulated world: all clients have been connected for an hour when, at time 0, every connection is lost at once. The
-network takes no time. For ``outage`` seconds nobody gets in. Then the server accepts ``accepts_per_second``, one after
-the other; ``backlog`` attempts may wait for their turn, and what comes beyond that is refused, which costs the server
-nothing. An attempt that waits for longer than ``connect_timeout`` is given up by the client, but not by the server,
-which does not know and spends its turn on it.
+network takes no time. For ``outage`` seconds the server accepts no attempt. Then it accepts ``accepts_per_second``, one
+after the other. ``backlog`` attempts may wait for their turn; further ones are refused, which costs the server nothing.
+A client gives up an attempt that waits for longer than ``connect_timeout``. The server does not know that, and spends
+its time on the attempt all the same.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ BIN: Final = 0.1
 
 BACKLOG: Final = 128  # what aiohttp.web passes to listen()
 EARLIER: Final = 3600.0  # seconds that the clients have been connected when the connections are lost
-MOST_FACTS: Final = 10_000  # a client; far above what an hour of retries takes, far below a loop without end
+MAX_EVENTS: Final = 10_000  # of a client; far more than an hour of retries takes, far fewer than a loop without end
 
 REFUSED: Final = AttemptFailure(FailureKind.NETWORK, "connection refused")
 TIMED_OUT: Final = AttemptFailure(FailureKind.NETWORK, "no answer in time")
 RESET: Final = CloseInfo(1006)
 
 PolicyFactory: TypeAlias = Callable[[Random], RetryPolicy]
-"""Makes the policy of one client; all of them draw from the same seeded source, which it is given."""
+"""Makes the policy of one client from a seeded source of randomness, which all clients share."""
 
 Rejection: TypeAlias = AttemptFailure | Callable[[float], AttemptFailure] | None
-"""How an attempt ends that is not let in: so, or as this function of the time says, or by the client's own timeout."""
+"""How a rejected attempt ends: with this failure, or the one that a function of the time returns; None: by timeout."""
 
 
 # ------------------------------------------------------------------------------------------------- formulas to compare
@@ -84,7 +84,7 @@ class _Formula(RetryPolicy):
 
 @dataclass(frozen=True)
 class ReferenceFormula(_Formula):
-    """The reference JavaScript client's: the cap comes after the jitter, so that from the 7th attempt all wait as long.
+    """The reference JavaScript client's: the cap comes after the jitter, so from the 7th attempt all wait equally long.
 
     ``computeBackoffDelay`` of npm loro-websocket 0.6.2; whole milliseconds.
     """
@@ -121,7 +121,7 @@ class EqualJitter(_Formula):
 
 @dataclass(frozen=True)
 class DecorrelatedJitter(_Formula):
-    """Anything from ``base`` to three times the wait before, capped. It remembers: each client needs its own."""
+    """Anything from ``base`` to three times the last wait, capped. It has memory: each client needs its own."""
 
     previous: list[float] = field(default_factory=list[float], init=False, repr=False, compare=False)
 
@@ -142,7 +142,7 @@ POLICIES: Final[Mapping[str, PolicyFactory]] = MappingProxyType(
         "decorrelated": lambda random: DecorrelatedJitter(random=random),
     }
 )
-"""The default policy, and the formulas that it is compared with, by name; all from 0.5 s to 15 s."""
+"""The default policy and the formulas to compare it with, by name; all from 0.5 s to 15 s."""
 
 
 # ------------------------------------------------------------------------------------------------------ the simulation
@@ -154,16 +154,16 @@ class HerdRun:
 
     clients: int
     outage: float
-    """Seconds for which nobody got in."""
+    """Seconds in which the server accepted no attempt."""
     accepts_per_second: float | None
     attempts: tuple[int, ...]
     """Attempts that began."""
     accepted: tuple[int, ...]
     """Attempts that the server accepted."""
     refused: tuple[int, ...]
-    """Attempts that failed: refused, or given up by the client because nobody answered in time."""
+    """Attempts that failed: refused, or given up by the client because no answer came in time."""
     timed_out: int
-    """How many of those that failed were given up because nobody answered in time."""
+    """How many of the failed attempts were given up because no answer came in time."""
     back: Sequence[float]
     """When each client that came back was accepted, in order."""
     statuses: Mapping[ClientStatus, int]
@@ -214,17 +214,17 @@ def simulate_herd(
     Parameters:
         policy_factory: makes the policy of each client; see `POLICIES`.
         clients: how many.
-        outage: seconds for which nobody gets in; 0 is a blip, in which the server was never down.
+        outage: seconds in which the server accepts no attempt; with 0 it was never down.
         accepts_per_second: how many the server accepts, one after the other; None: all, at once.
         backlog: how many attempts may wait to be accepted; more are refused.
         while_down: how an attempt ends during the outage.
-        over_capacity: how an attempt ends that finds the backlog full; a 503 with Retry-After, for instance, is
+        over_capacity: how an attempt ends when the backlog is full; a 503 with Retry-After, for instance, is
             ``AttemptFailure(FailureKind.ANSWER, "503", http_status=503, retry_after=10)``.
         loss: how the connections end.
         connect_timeout: seconds after which a client gives an attempt up.
         fsm: the class of the machines.
         seed: of all chance.
-        at_most: simulated seconds after the loss; whoever is not back then is left out.
+        at_most: simulated seconds after the loss; clients that are not back then are left out.
 
     Raises ValueError for numbers that make no sense, RuntimeError if clients retry without any time passing, and
     whatever a policy or a machine raises.
@@ -255,7 +255,7 @@ def simulate_herd(
 
 
 class _Server:
-    """Answers an attempt, once and for all, in the moment in which it is made."""
+    """Decides about an attempt in the moment in which it is made."""
 
     def __init__(
         self, outage: float, per_second: float | None, backlog: int, while_down: Rejection, over_capacity: Rejection
@@ -268,7 +268,7 @@ class _Server:
         self.free_at = outage  # when it has accepted all that wait
 
     def answer(self, now: float) -> float | Rejection:
-        """When an attempt made now is accepted, in seconds from now; or how it ends instead."""
+        """In how many seconds an attempt of now is accepted; or how it ends instead."""
         if now < 0:
             return 0.0
         if now < self.outage:
@@ -284,13 +284,13 @@ class _Server:
 
 
 class _Client:
-    """One machine, and what its effects have set going."""
+    """One machine, and what its effects have started."""
 
     __slots__ = ("dial", "fsm", "has_socket", "is_back", "timer")
 
     def __init__(self, fsm: ClientFSM) -> None:
         self.fsm = fsm
-        self.timer = self.dial = 0  # the number of the event that will tell it of the end; 0: there is none
+        self.timer = self.dial = 0  # the number of the event that ends it; 0: there is none
         self.has_socket = self.is_back = False
 
 
@@ -304,7 +304,7 @@ class _Herd:
         self.at_most = at_most
         self.now = -EARLIER
         self.numbers = 0  # the events scheduled so far; those of the same time come in this order
-        self.facts_left = MOST_FACTS * max(len(clients), 1)
+        self.events_left = MAX_EVENTS * max(len(clients), 1)
         self.queue: list[tuple[float, int, _Client, Callable[[_Client], None]]] = []
         bins = int(at_most / BIN) + 2
         self.attempts, self.accepted, self.refused = [0] * bins, [0] * bins, [0] * bins
@@ -338,11 +338,11 @@ class _Herd:
         self.now = end
 
     def tell(self, client: _Client, effects: list[Effect]) -> None:
-        """Run what a machine asked for when it was told a fact."""
-        self.facts_left -= 1
-        if self.facts_left < 0:
+        """Run the effects of an event."""
+        self.events_left -= 1
+        if self.events_left < 0:
             raise RuntimeError(
-                f"the clients were told {MOST_FACTS:,} facts each within {self.now + EARLIER:,.1f} simulated seconds: "
+                f"each client had {MAX_EVENTS:,} events within {self.now + EARLIER:,.1f} simulated seconds: "
                 "the policy's delay() hardly waits, or the machine asks for something again and again. "
                 "Make it wait longer, or simulate for a shorter time (at_most)"
             )
@@ -458,9 +458,9 @@ class _Scales:
         edges = [each * self.bins // width for each in range(width + 1)]
         return [max(counts[first : max(end, first + 1)], default=0) for first, end in pairwise(edges)]
 
-    def ticks(self, most: int) -> list[float]:
-        """Round times, no more than about ``most`` of them."""
-        step = next((each for each in STEPS if self.seconds / each <= most), self.seconds)
+    def ticks(self, limit: int) -> list[float]:
+        """Round times, about ``limit`` of them at most."""
+        step = next((each for each in STEPS if self.seconds / each <= limit), self.seconds)
         return [each * step for each in range(int(self.seconds / step + 1e-9) + 1)]
 
 

@@ -6,9 +6,10 @@ The fixture ``no_leaks`` checks a test with these functions; a test may also cal
     ...
     assert await leaks.left_over(before) == []
 
-What is found is a plain dict from the thing itself to a description, so "left over" is a difference of two of them. The
-loop's own books are private, but stable: all of CPython's selector loops, and the virtual one, keep these. Of other
-loops, only the tasks are looked at. File descriptors are looked at where there is ``/proc`` or ``/dev/fd``.
+The functions return a plain dict from each thing to a description, so what is left over is the difference of two of
+them. The attributes of the loop that they read are private, but stable: all of CPython's selector loops, and the
+virtual one, have them. Of other loops only the tasks are checked. File descriptors are checked where there is ``/proc``
+or ``/dev/fd``.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def in_process() -> Found:
 
 
 def in_loop() -> Found:
-    """The tasks, timers and transports of the running loop, and what else it watches; not the task that asks."""
+    """The tasks, timers and transports of the running loop, and what else it watches; not the calling task."""
     loop: Any = asyncio.get_running_loop()
     found: Found = {}
     for task in asyncio.all_tasks(loop):
@@ -74,10 +75,10 @@ def in_loop() -> Found:
 
 
 async def left_over(before: Found) -> list[str]:
-    """Descriptions of what is there now and was not there before, once all that is on its way out has gone.
+    """Descriptions of what is there now and was not there before, once what is about to end has ended.
 
-    The loop gets a few passes, in which no time goes by: what a timer or a task of its own would end later is a leak.
-    File descriptors and threads get half a second more, for those which the kernel or another thread ends.
+    The loop gets a few passes, in which no time passes: what a timer or a task would end later is a leak. File
+    descriptors and threads get half a second more, as the kernel or another thread may have to end them.
     """
     in_loop_still = _new(before, in_loop())
     for _ in range(PASSES):
@@ -102,7 +103,7 @@ def left_over_without_loop(before: Found) -> list[str]:
 
 
 def describe(left: list[str]) -> str:
-    """What a failing test says."""
+    """The message of a failing test."""
     return "\n  ".join([f"{len(left)} left over:", *left])
 
 

@@ -1,20 +1,20 @@
-"""A TCP proxy that spoils the network between a client and any server: yours, in whatever program it runs.
+"""A TCP proxy that spoils the network between a client and any server, in whatever program that runs.
 
 ::
 
     async with ChaosProxy("ws://127.0.0.1:8000/") as proxy, Client(proxy.url) as client:
-        proxy.delay(0.2, jitter=0.1)          # both ways, for all connections, present and to come
-        proxy.stall(Direction.DOWN)           # nothing more comes from the server
+        proxy.delay(0.2, jitter=0.1)          # both ways, for all connections, present and future
+        proxy.stall(Direction.DOWN)           # nothing more arrives from the server
         proxy.heal()
-        proxy.reset()                         # an RST on the connections that there are
+        proxy.reset()                         # an RST on each open connection
         assert proxy.counts.resets == 1
 
-It knows nothing of what it carries, so TLS passes through: the client must then trust the server's certificate for the
-proxy's host. Present connections and those to come are treated alike, and what is set stays until it is set anew or
-`heal` is called; `reset`, `cut` and `half_close` are done once, to the connections that there are.
+It does not look into what it carries, so TLS passes through: the client must then trust the server's certificate for
+the proxy's host. Conditions hold for present and future connections, until they are set again or `heal` is called.
+`reset`, `cut` and `half_close` act once, on the open connections.
 
-It holds at most `ChaosProxy.BUFFER` bytes in each direction of a connection; then it reads no more, and the sender
-feels it as on a real network. It works under real and under virtual time. Its randomness, that of jitter, has a seed.
+It holds at most `ChaosProxy.BUFFER` bytes in each direction of a connection; then it reads no more, and the sender is
+slowed down as on a real network. It works under real and under virtual time. The randomness of jitter has a seed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TICK: Final = 0.02  # seconds' worth of bytes that a bandwidth lets through at a
 
 
 class Direction(Flag):
-    """Which way bytes go."""
+    """The direction in which bytes flow."""
 
     UP = 1
     """From the client to the server."""
@@ -53,10 +53,10 @@ class Direction(Flag):
 
 @dataclass
 class Counts:
-    """What happened since the proxy was made; yours to reset."""
+    """What happened since the proxy was made; you may reset the counts."""
 
     connections: int = 0
-    """Connections that were accepted. Those refused nobody can count."""
+    """Connections that were accepted; refused ones cannot be counted."""
     unreachable: int = 0
     """Those for which the server could not be reached; the client got an RST."""
     bytes_up: int = 0
@@ -67,11 +67,11 @@ class Counts:
     stalls: int = 0
     """Times that a direction of a connection held bytes back because of a stall."""
     resets: int = 0
-    """Connections that we tore down: by `reset`, by `truncate`, or after a black hole."""
+    """Connections that the proxy reset: by `reset`, by `truncate`, or after a black hole."""
     cuts: int = 0
-    """Connections that we closed: by `cut` or `truncate`."""
+    """Connections that the proxy closed: by `cut` or `truncate`."""
     half_closes: int = 0
-    """Connections of which we closed one direction."""
+    """Connections of which the proxy closed one direction."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ChaosProxy:
     """
 
     BUFFER: ClassVar[int] = 256 * 1024
-    """Most bytes held in one direction of one connection, give or take a chunk and what the loop buffers."""
+    """Most bytes held in one direction of one connection; a chunk and the loop's buffers may come on top."""
 
     def __init__(self, upstream: str | URL, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0) -> None:
         self._upstream = URL(upstream)
@@ -134,9 +134,9 @@ class ChaosProxy:
         await self._listen()
 
     async def stop(self) -> None:
-        """Stop listening and tear every connection down; nothing is left of them then.
+        """Stop listening and reset every connection; nothing is left of them afterwards.
 
-        Raises OSError if the port was taken by others between `refuse` and `heal`.
+        Raises OSError if another program took the port between `refuse` and `heal`.
         """
         if self._server is None:
             return
@@ -156,7 +156,7 @@ class ChaosProxy:
 
     @property
     def url(self) -> str:
-        """Where a client connects to: the server's URL with our host and port. Raises RuntimeError without a port."""
+        """Where a client connects to: the server's URL with this host and port. Raises RuntimeError without a port."""
         return str(self._upstream.with_host(self._host).with_port(started(self._port)))
 
     @property
@@ -172,7 +172,7 @@ class ChaosProxy:
     # Conditions, which last
 
     def delay(self, seconds: float, *, jitter: float = 0.0, direction: Direction = Direction.BOTH) -> None:
-        """Everything comes so much later, give or take ``jitter`` seconds; never out of order."""
+        """Everything arrives so many seconds later, plus or minus ``jitter``; never out of order."""
         self._set(direction, delay=not_negative("delay", seconds), jitter=not_negative("jitter", jitter))
 
     def bandwidth(self, bytes_per_second: float, *, direction: Direction = Direction.BOTH) -> None:
@@ -188,13 +188,13 @@ class ChaosProxy:
         self._set(direction, piece=min(size, CHUNK), every=not_negative("every", every))
 
     def stall(self, direction: Direction = Direction.BOTH) -> None:
-        """Nothing comes through any more; it is kept, and comes when it is healed. Connections are accepted still."""
+        """Nothing passes; it is kept until `heal`. Connections are still accepted."""
         self._set(direction, stalled=True)
 
     def black_hole(self, direction: Direction = Direction.BOTH) -> None:
-        """Nothing comes through any more, and what is sent is lost; so is the news that a connection is closed.
+        """Nothing passes, and what is sent is lost, also the FIN or RST of a connection.
 
-        Connections are accepted still. When it is healed, those that lost something are reset.
+        Connections are still accepted. `heal` resets those that lost something.
         """
         self._set(direction, black_hole=True)
 
@@ -210,13 +210,13 @@ class ChaosProxy:
         self._set(direction, truncate_after=after, truncate_with_reset=reset)
 
     def refuse(self) -> None:
-        """Nobody listens any more: attempts are refused by the kernel. Present connections stay."""
+        """Do not listen: the kernel refuses attempts. Open connections stay open."""
         self._listens = False
         if self._server is not None:
             self._server.close()
 
     def heal(self) -> None:
-        """Everything is as it was, and listens again."""
+        """End all conditions, and listen again."""
         holes = [direction for direction, each in self._conditions.items() if each.black_hole]
         for connection in list(self._connections):
             if any(pipe.lossy for direction in holes for pipe in connection.pipes(direction)):
@@ -234,15 +234,15 @@ class ChaosProxy:
     # Done once
 
     def reset(self) -> int:
-        """Tear down the connections that there are, both ends: RSTs. Returns how many there were."""
+        """Reset both ends of the open connections, with RSTs. Return how many there were."""
         return self._end_all("resets", reset_connection)
 
     def cut(self) -> int:
-        """Close the connections that there are, both ends: FINs. What is under way is lost. Returns how many."""
+        """Close both ends of the open connections, with FINs. What is on its way is lost. Return how many."""
         return self._end_all("cuts", _close)
 
     def half_close(self, direction: Direction = Direction.DOWN) -> int:
-        """Send a FIN in this direction on the connections that there are; the other way goes on. Returns how many.
+        """Send a FIN in this direction on the open connections; the other direction stays open. Return how many.
 
         What is sent in this direction afterwards is lost.
         """
@@ -275,7 +275,7 @@ class ChaosProxy:
         self._tell()
 
     def _tell(self) -> None:
-        """Wake all who wait for something that may have changed."""
+        """Wake all tasks that wait for a change of conditions."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -367,7 +367,7 @@ class _Chunk:
     jitter: float
     """Of the jitter in force, from -1 to 1."""
     reset: bool = False
-    """The sender is done because its connection was torn down."""
+    """The sender is done because its connection was reset."""
 
 
 class _Pipe:
@@ -386,7 +386,7 @@ class _Pipe:
         after = proxy._conditions[direction].truncate_after
         self.limit = after
         self.lossy = False
-        """Something that was to be passed on never will be."""
+        """Something was lost that should have been passed on."""
         self._proxy = proxy
         self._connection = connection
         self._direction = direction
@@ -404,7 +404,7 @@ class _Pipe:
         return self._proxy._conditions[self._direction]
 
     async def read(self) -> None:
-        """Take what comes, until it ends."""
+        """Read until the end."""
         while True:
             while self._held >= self._proxy.BUFFER:
                 self._moved.clear()
@@ -460,14 +460,14 @@ class _Pipe:
             return
         if self._conditions.black_hole:
             self.lossy = True
-            await asyncio.Event().wait()  # nobody hears of it; heal() resets the connection
+            await asyncio.Event().wait()  # the peer does not learn of it; heal() resets the connection
         if reset:
             self._connection.end(reset_connection)
         else:
             self._write_eof()
 
     async def _deal_with(self, data: bytes) -> bytes | None:
-        """Pass on, or drop, what may go at once. Returns what is left; None if that was the end."""
+        """Pass on, or drop, what may pass now. Return what is left; None if that was the end."""
         conditions = self._conditions
         if self._half_closed:
             return b""
@@ -506,7 +506,7 @@ class _Pipe:
                 self._sink.write_eof()
 
     def half_close(self) -> None:
-        """Send a FIN; what comes afterwards is dropped."""
+        """Send a FIN; further bytes are dropped."""
         if not self._half_closed:
             self._half_closed = True
             self._write_eof()

@@ -1,4 +1,4 @@
-"""What pytest needs for tests of programs that stay connected. Turn it on in the ``conftest.py`` at the root::
+"""Fixtures and a marker for tests of programs that stay connected. Turn it on in the ``conftest.py`` at the root::
 
     pytest_plugins = ["reconnect_fsm.testing.pytest_plugin"]
 
@@ -58,7 +58,7 @@ def no_leaks(request: pytest.FixtureRequest, _no_leaks_in_process: leaks.Found) 
 def _no_leaks_in_process() -> Iterator[leaks.Found]:
     known = leaks.in_process()
     yield known
-    gc.collect()  # what was dropped unclosed complains now, and not during a later test
+    gc.collect()  # what was dropped unclosed warns now, and not during a later test
     if left := leaks.left_over_without_loop(known):
         pytest.fail(leaks.describe(left), pytrace=False)
 
@@ -83,7 +83,7 @@ def _in_memory_connections(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> Generator[None, LoopFactories | None, LoopFactories]:
-    """Choose the loop of a marked test; the others keep the one that they would have had."""
+    """Choose the loop of a marked test; other tests keep theirs."""
     others = yield
     if item.get_closest_marker("virtual_time"):
         return {"virtual": virtual_time.VirtualTimeLoop}

@@ -1,4 +1,4 @@
-"""Schedules: the same scenario again and again, with what is ready run in another order each time.
+"""Schedules: one scenario many times, each time with another order of the ready callbacks.
 
 A whole test::
 
@@ -10,12 +10,12 @@ A whole test::
     def test_no_race_loses_anything() -> None:
         many_schedules(scenario, seeds=range(1000))
 
-A failure names its seed, and ``many_schedules(scenario, seeds=[17])`` runs that schedule again. For a tiny scenario
-`every_schedule` leaves nothing to chance: it runs every order that differs from asyncio's own in a few places. Both
-make event loops: call them from a plain function, not from an async test.
+A failure names its seed, and ``many_schedules(scenario, seeds=[17])`` runs that schedule again. For a small scenario
+`every_schedule` runs every order that differs from asyncio's own in a few places. Both make event loops: call them from
+a plain function, not from an async test.
 
-What may change places. A program may rely on what asyncio promises, and on nothing else. So the order in which these
-became ready is kept, however they are mixed with others:
+What may change places: a program may rely on what asyncio promises, and on nothing else. So the order in which these
+became ready is kept, with others in between:
 
 - plain ``call_soon`` callbacks, among themselves: "called in the order in which they are registered". The calls of a
   protocol are among them (``connection_made``, ``connection_lost``);
@@ -23,10 +23,10 @@ became ready is kept, however they are mixed with others:
 - what one transport has to read and write, so that ``data_received`` gets the bytes in order;
 - a task that yields with ``sleep(0)``, or is about to begin, after the plain callbacks that were there before it.
 
-All else is chance in a real program, which no clock or version of Python promises: which of several tasks goes first,
-how many turns of the loop it takes until one is woken, whether a timer runs before or after a frame of the same moment.
-So any of them may go first here, and may be kept waiting while others run; up to `ShuffledLoop.PATIENCE` of them, so
-that whoever polls gets to see the end of it. Time goes by only when nothing is ready, as on any virtual loop.
+All else is chance in a real program: which of several tasks runs first, how many turns of the loop it takes to wake
+one, whether a timer runs before or after a frame of the same moment. So any of them may run first here, and may wait
+while others run; while at most `ShuffledLoop.PATIENCE` others run, so that polling comes to an end. Time passes only
+when nothing is ready, as on any virtual loop.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ _Departures: TypeAlias = tuple[tuple[int, int], ...]  # the number of the choice
 
 _PLAIN: Final = "plain callbacks"
 _NOT_REPEATABLE: Final = "the scenario took another course under the same choices: it is not repeatable"
-_PASSES: Final = 20  # of the loop, for what is on its way out
+_PASSES: Final = 20  # of the loop, for what is about to end
 _RESTLESSNESS: Final = (0.1, 0.4, 1.0)  # how often the order is left: rarely, so that the rest is as usual, or always
 
 
 class ShuffledLoop(VirtualTimeLoop):
-    """A loop with virtual time that runs what is ready in an order of its own, the same for the same seed.
+    """A loop with virtual time that runs the ready callbacks in an order of its own, the same for the same seed.
 
-    ``choose`` takes the place of the seed: it is told how many callbacks could go first, two or more, and returns the
-    index of the one that does.
+    ``choose`` takes the place of the seed: it gets the number of callbacks that could run first, two or more, and
+    returns the index of the one that does.
     """
 
     PATIENCE: ClassVar[int] = 100
     """How many others may run before a callback that is ready."""
     LIMIT: ClassVar[int] = 1_000_000
-    """How many callbacks may run in all: a run that spins is to fail, not to hang."""
+    """How many callbacks may run in all: a run without end fails instead of hanging."""
 
     def __init__(self, seed: int = 0, *, choose: Choose | None = None) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class ShuffledLoop(VirtualTimeLoop):
         self._ready.shuffling = False
 
     def at_rest(self, check: Callable[[], object]) -> None:
-        """Call the function each time when nothing is ready: the place for invariants. What it raises ends the run."""
+        """Call the function each time when nothing is ready, to check invariants. What it raises ends the run."""
         self._at_rest = check
 
     def _run_once(self) -> None:
@@ -108,8 +108,8 @@ class ShuffledLoop(VirtualTimeLoop):
 def many_schedules(scenario: Scenario, seeds: Iterable[int] = range(1000)) -> Explored:
     """Run ``scenario()`` once for each seed, each on a loop of its own.
 
-    A schedule fails if the scenario raises, if it leaves a task, timer or transport behind, or if something raised
-    where nobody could hear it. Raises what the scenario raised, with a note of the seed, or AssertionError.
+    A schedule fails if the scenario raises, if it leaves a task, timer or transport behind, or if an exception was
+    raised that no code could catch. Raises what the scenario raised, with a note of the seed, or AssertionError.
     """
     check_call("many_schedules", scenario)
     if not isinstance(seeds, Iterable):
@@ -125,9 +125,9 @@ def many_schedules(scenario: Scenario, seeds: Iterable[int] = range(1000)) -> Ex
 def every_schedule(scenario: Scenario, *, departures: int = 2, at_most: int = 100_000) -> Explored:
     """Run ``scenario()`` in every order that leaves asyncio's own in no more than ``departures`` places.
 
-    A departure is one step at which not the callback runs that was ready first, of those that may run. Most races need
-    one or two. Schedules with few departures come first, so that the first failure is a simple one. Stops after
-    ``at_most`` schedules; ``complete`` tells whether it did not.
+    A departure is a step that runs another callback than the first ready one of those that may run. Most races need one
+    or two. Schedules with few departures come first, so that the first failure is a simple one. Stops after ``at_most``
+    schedules; ``complete`` is False then.
 
     Raises as `many_schedules` does, with a note that says which schedule, and RuntimeError for a scenario that takes
     another course under the same choices: one with real time, unseeded chance, or sets of objects in it.
@@ -219,9 +219,9 @@ def _cancel_everything(loop: ShuffledLoop) -> None:
 
 
 def _by_seed(seed: int) -> Choose:
-    """Chance, of a different temper for different seeds: it departs rarely or often; for anyone, or for the newest.
+    """Chooses at random, in another way for each seed: it departs rarely or often, to any callback or to the newest.
 
-    Whoever is always overtaken by the newest is kept waiting until all that follows from the others has happened.
+    A callback that is always overtaken by the newest waits until everything that follows from the others has happened.
     """
     random = Random(seed)
     restlessness, newest_first = random.choice(_RESTLESSNESS), random.random() < 0.25
@@ -261,7 +261,7 @@ def _name(scenario: Scenario) -> str:
 
 
 class _Ready:
-    """Takes the place of the loop's queue of ready callbacks: all of a deque that asyncio uses of it."""
+    """Takes the place of the loop's queue of ready callbacks: the part of a deque that asyncio uses."""
 
     def __init__(self, choose: Choose, patience: int) -> None:
         self._choose = choose

@@ -1,4 +1,4 @@
-"""A Loro syncing server that misbehaves by a script: what to do to each of the next connection attempts in turn.
+"""A Loro syncing server that misbehaves by a script, which has one entry for each of the next connection attempts.
 
 ::
 
@@ -6,15 +6,15 @@
     async with ScriptedServer(script) as server, Client(server.url) as client:
         ...
         server.inflict(Reset())          # on the connections that are open now
-        server.follow(StopListening(2.0))       # from now on, this is the script
+        server.follow(StopListening(2.0))    # from now on, this is the script
         assert [played.act for played in server.played] == [...]
 
 An entry is one misbehaviour, several of them in a tuple, or None for none. When the script is used up, the server
-behaves well. It is an `EmbeddedServer`, and can be told all that one can. It works under real time, with TLS, and under
-virtual time alike. What a misbehaviour does is said where it is defined, below.
+behaves well. It is an `EmbeddedServer`, with all that one can do. It works under real time, with TLS, and under virtual
+time. What each misbehaviour does is said where it is defined, below.
 
-``at`` counts the bytes that the server sends over the connection, the answer to the upgrade among them, but not what
-TLS adds: ``Stall(at=40)`` is in the middle of that answer. ``after`` counts seconds from the answered upgrade, or from
+``at`` counts the bytes that the server sends over the connection, with the answer to the upgrade, but without what TLS
+adds: ``Stall(at=40)`` is in the middle of that answer. ``after`` counts seconds from the answered upgrade, or from
 the call of `ScriptedServer.inflict`.
 """
 
@@ -80,7 +80,7 @@ __all__ = [
 
 
 class Misbehaviour:
-    """The base of all: a frozen value, which prints as it is written."""
+    """The base class of all: a frozen value, which prints as it is written."""
 
     def __repr__(self) -> str:
         said: list[str] = []
@@ -98,7 +98,7 @@ class Misbehaviour:
 
 @dataclass(frozen=True, repr=False)
 class Well(Misbehaviour):
-    """No misbehaviour. Inflicted, it ends the others: what was stalled goes on, and pongs and acks come again."""
+    """No misbehaviour. Inflicted, it ends the others: stalled bytes flow, and pongs and acks are sent again."""
 
 
 # Instead of a connection
@@ -126,7 +126,7 @@ class Answer(Misbehaviour):
 
 @dataclass(frozen=True, repr=False)
 class RawAnswer(Misbehaviour):
-    """Answers the upgrade with these bytes, and hangs up."""
+    """Answers the upgrade with these bytes and closes the TCP connection."""
 
     data: bytes
 
@@ -136,7 +136,7 @@ class RawAnswer(Misbehaviour):
 
 @dataclass(frozen=True, repr=False)
 class Stall(Misbehaviour):
-    """Half-open: from there on nothing is sent, read or answered, and TCP stays as it is."""
+    """Half-open: from then on nothing is sent, read or answered, and the TCP connection stays open."""
 
     at: int | None = None
     after: float = 0.0
@@ -144,7 +144,7 @@ class Stall(Misbehaviour):
 
 @dataclass(frozen=True, repr=False)
 class Reset(Misbehaviour):
-    """Tears the TCP connection down: an RST. In memory, under virtual time, it cannot be told from `HangUp`."""
+    """Resets the TCP connection: an RST. In memory, under virtual time, it looks like `HangUp`."""
 
     at: int | None = None
     after: float = 0.0
@@ -152,7 +152,7 @@ class Reset(Misbehaviour):
 
 @dataclass(frozen=True, repr=False)
 class HangUp(Misbehaviour):
-    """Closes the TCP connection, without a close frame: a FIN."""
+    """Closes the TCP connection with a FIN, without a close frame."""
 
     at: int | None = None
     after: float = 0.0
@@ -172,7 +172,7 @@ class Close(Misbehaviour):
 
 @dataclass(frozen=True, repr=False)
 class Send(Misbehaviour):
-    """Sends a binary (bytes) or a text message (str), sensible or not."""
+    """Sends a binary (bytes) or a text message (str), which need not make sense."""
 
     data: bytes | str
     after: float = 0.0
@@ -180,7 +180,7 @@ class Send(Misbehaviour):
 
 @dataclass(frozen=True, repr=False)
 class Bytes(Misbehaviour):
-    """Puts bytes on the wire as they are, between two frames; malformed frames, say."""
+    """Writes bytes as they are between two frames; malformed frames, for instance."""
 
     data: bytes
     after: float = 0.0
@@ -217,7 +217,7 @@ class NoJoinAnswer(Misbehaviour):
 
 @dataclass(frozen=True, repr=False)
 class RoomFails(Misbehaviour):
-    """Puts the client out of each room that it joins, this one or any, ``after`` so many seconds: a RoomError.
+    """Sends a RoomError to each room that the client joins, this one or any, ``after`` so many seconds.
 
     Inflicted, it does so to the rooms that are joined now.
     """
@@ -252,7 +252,7 @@ class Played:
     """The number of the accepted connection attempt, from 1; for a `StopListening`, of the last one before it."""
     act: Misbehaviour
     time: float
-    """When it did so first, by the loop's clock."""
+    """When it first took effect, by the loop's clock."""
     times: int = 1
     """How often: `SlowAcks` once for each ack."""
 
@@ -268,7 +268,7 @@ class ScriptedServer(EmbeddedServer):
     """
 
     MAX_LATE: int = 100_000
-    """Most late pongs, acks and the like under way on one connection; then more of them are lost."""
+    """Most late pongs, acks and the like that wait on one connection; further ones are lost."""
 
     def __init__(
         self,
@@ -283,7 +283,7 @@ class ScriptedServer(EmbeddedServer):
         self.played: list[Played] = []
         """What took effect, in order."""
         self.accepted = 0
-        """How many connection attempts were accepted; those that were refused nobody can count."""
+        """How many connection attempts were accepted; refused ones cannot be counted."""
         if isinstance(script, Misbehaviour):
             raise TypeError(f"a script is a list of entries: [{script!r}]")
         self._script = deque(map(_entry, script))
@@ -299,18 +299,18 @@ class ScriptedServer(EmbeddedServer):
         return list(self._script)
 
     def follow(self, *entries: Entry) -> None:
-        """Makes this the script of the attempts to come; without entries, it behaves well. Raises as the class does."""
+        """Make this the script of future attempts; without entries it behaves well. Raises as the class does."""
         self._script = deque(map(_entry, entries))
         self._look_ahead_soon()
 
     def inflict(self, *acts: Misbehaviour) -> int:
-        """Does this to all connections that are open now; returns how many there are.
+        """Do this to all connections that are open now; return how many there are.
 
-        ``at`` and ``after`` count from now. Raises ValueError for what is for attempts to come.
+        ``at`` and ``after`` count from now. Raises ValueError for a misbehaviour of future attempts.
         """
         for act in _entry(acts):
             if isinstance(act, _AT_THE_ATTEMPT):
-                raise ValueError(f"{act!r} is for a connection attempt to come: follow() takes it, inflict() does not")
+                raise ValueError(f"{act!r} is for a future connection attempt: follow() takes it, inflict() does not")
         attempts = list(self._attempts)
         for attempt in attempts:
             attempt.inflict(acts)
@@ -326,10 +326,10 @@ class ScriptedServer(EmbeddedServer):
 
     async def start(self) -> None:
         await super().start()
-        self._look_ahead()  # at once: nobody can have come yet
+        self._look_ahead()  # at once: no connection can have come yet
 
     async def stop(self, code: int = 1001, reason: str = "Server stopping") -> None:
-        """As `EmbeddedServer.stop`; what is stalled is aborted."""
+        """As `EmbeddedServer.stop`; stalled connections are aborted."""
         close_payload(code, reason)
         try:
             if self._reopening is not None:
@@ -355,7 +355,7 @@ class ScriptedServer(EmbeddedServer):
             self._begin_to_refuse()
 
     def _look_ahead_soon(self) -> None:
-        """Likewise, once the loop has dealt with a connection that it is accepting: it must not find us gone."""
+        """The same, once the loop has handled a connection that it is accepting, which must find the listener."""
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._look_ahead)
 
@@ -498,7 +498,7 @@ def _check_numbers(act: Misbehaviour) -> None:
 
 
 class _Attempt(asyncio.Protocol):
-    """One TCP connection that was accepted: stands between the transport and aiohttp, and does what is to be done."""
+    """One accepted TCP connection: stands between the transport and aiohttp, and misbehaves."""
 
     wire: _Wire
 
@@ -513,7 +513,7 @@ class _Attempt(asyncio.Protocol):
         self._connection: ServerConnection | None = None
         self._timers: set[asyncio.TimerHandle] = set()
 
-    # What the transport tells
+    # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.wire = _Wire(self, cast(asyncio.Transport, transport))
@@ -542,10 +542,10 @@ class _Attempt(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.wire.flow(full=False)
 
-    # What is to be done
+    # Misbehaving
 
     def find(self, kind: type[_T]) -> _T | None:
-        """The misbehaviour of this kind that is in force; the one that came last."""
+        """The misbehaviour of this kind that is in force: the latest."""
         return next((act for act in reversed(self.acts) if isinstance(act, kind)), None)
 
     def note(self, act: Misbehaviour) -> None:
@@ -621,7 +621,7 @@ class _Attempt(asyncio.Protocol):
         self.note(act)
 
     def evicted(self, act: RoomFails, key: RoomKey) -> None:
-        """Put the client out of a room, if it is in it still."""
+        """Put the client out of a room, if it is still in it."""
         connection = self._connection
         if connection is not None and key in connection.rooms and act.room_id in (None, key[1]):
             self.note(act)
@@ -645,7 +645,7 @@ def _attempt(transport: asyncio.BaseTransport | None) -> _Attempt:
 
 
 class _Wire(asyncio.Transport):
-    """The transport that aiohttp sees: counts what is sent, and stops where it is told to."""
+    """The transport that aiohttp sees: it counts what is sent, and stops at the marks."""
 
     def __init__(self, attempt: _Attempt, real: asyncio.Transport) -> None:
         super().__init__()
@@ -676,7 +676,7 @@ class _Wire(asyncio.Transport):
             self.flow(full=self._full)
 
     def go_on(self) -> None:
-        """Send what was held back, forget all marks, and read again."""
+        """Send what was held back, drop all marks, and read again."""
         self._marks.clear()
         if not self.is_stalled or self._real.is_closing():
             return
@@ -696,7 +696,7 @@ class _Wire(asyncio.Transport):
         reset_connection(self._real)
 
     def flow(self, *, full: bool) -> None:
-        """Tell aiohttp whether it may write on."""
+        """Tell aiohttp whether it may write more."""
         self._full = full
         wanted = full or self.is_stalled
         if wanted != self._inner_paused:

@@ -11,10 +11,10 @@ or one run after another, each on a loop of its own, such as the examples of a H
     def test_something(...) -> None:
         assert run(scenario) == ...
 
-Time goes by only when everybody waits, and then at once. Waiting for what can never happen is a ``SleepForeverError``,
-and so is any single wait of 24 hours or more; but while something goes on for ever, such as the pings of a client, such
-a wait never ends unless it has a timeout. There is no TLS and no resolver: use ``ws://`` and a numeric address (or
-``localhost``, which is 127.0.0.1).
+Time passes only when every task waits, and then at once. Waiting for what can never happen raises
+``SleepForeverError``, and so does any single wait of 24 hours or more. But while something repeats for ever, such as
+the pings of a client, such a wait never ends unless it has a timeout. There is no TLS and no resolver: use ``ws://``
+and a numeric address, or ``localhost``, which is 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class VirtualTimeLoop(async_solipsism.EventLoop):  # type: ignore[misc]  # it is
         try:
             super()._run_once()
         except async_solipsism.SleepForeverError as error:
-            error.add_note("everything waits for something that never comes, or for 24 hours or more")
+            error.add_note("every task waits for something that never comes, or for 24 hours or more")
             raise
 
 
@@ -98,7 +98,7 @@ def check_call(who: str, main: object = run) -> None:
     """Raise TypeError unless ``main`` can be called, and RuntimeError where a loop is running already."""
     if not callable(main):
         if inspect.iscoroutine(main):
-            main.close()  # else it complains that nobody awaited it
+            main.close()  # else it warns that it was never awaited
         raise TypeError(f"{who} takes the function itself, uncalled, as in {who}(scenario); not {main!r}")
     if asyncio._get_running_loop() is not None:
         raise RuntimeError(f"{who} makes event loops of its own: call it from a plain function, not from an async one")

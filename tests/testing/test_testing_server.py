@@ -122,7 +122,7 @@ def test_an_entry_that_cannot_be_is_refused_where_it_is_given(entry: Any, error:
 @pytest.mark.parametrize("act", [Answer(503), RawAnswer(b""), StopListening(1)])
 def test_what_is_for_an_attempt_cannot_be_inflicted(act: Misbehaviour) -> None:
     """It is too late for it."""
-    with pytest.raises(ValueError, match="is for a connection attempt to come"):
+    with pytest.raises(ValueError, match="is for a future connection attempt"):
         ScriptedServer().inflict(act)
 
 
