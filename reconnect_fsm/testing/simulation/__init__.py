@@ -8,9 +8,9 @@ runs ten simulated hours in some seconds, and raises `Violation` if one of the `
 
     python -m reconnect_fsm.testing.simulation --seed 7 --hours 10 --fsm my_package.machines:MyFSM
 
-A run is a sequence of episodes. In each there is a storm, in which faults and users' calls come at random; then the
-network becomes good and everything must settle within a bound; then there is a long calm, in which nothing may happen
-of itself. Whatever happens is a function of the seed: every event goes into a trace, whose digest is the same on every
+A run is a sequence of episodes. Each begins with a storm, in which faults and users' calls come at random. Then the
+network becomes good, and everything must settle within a bound. Then there is a long calm, in which nothing may happen
+by itself. Everything is a function of the seed: every event goes into a trace, whose digest is the same on every
 machine, in every process, and on every version of Python.
 """
 
@@ -57,10 +57,10 @@ def simulate(
     """Simulate so many hours, on an event loop of its own (so not from an async test); return what happened.
 
     Parameters:
-        seed: all that happens is a function of it, and of the other arguments.
-        hours: of virtual time, more or less: the last episode is brought to its end.
+        seed: everything that happens is a function of it and of the other arguments.
+        hours: of virtual time, at least: the last episode is run to its end.
         clients: how many there are, each with a network link of its own.
-        client: makes a client of an address and of the options of `Client`; change them, or make one of your own class.
+        client: makes a client from an address and the options of `Client`; it may change them, or use a class of yours.
         fsm: the class of the clients' machines.
         room_fsm: the class of the rooms' machines.
         adaptor: makes the adaptor of a document.

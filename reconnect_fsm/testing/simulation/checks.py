@@ -1,8 +1,8 @@
 """What must hold at every step of a simulation, whatever the network, the server and the program do.
 
-`INVARIANTS` names it all. A `Witness` watches one client: it hears what the client's listeners hear, counts what is
-alive by itself, and compares the two after every pass of the event loop (`Witness.check_step`) and more closely
-whenever everybody waits (`Witness.check_quiet`), for then nothing is half done.
+`INVARIANTS` names everything. A `Witness` watches one client: it listens as the client's listeners do, counts what is
+alive by itself, and compares the two after every pass of the event loop (`Witness.check_step`), and more closely
+whenever all tasks wait (`Witness.check_quiet`), as nothing is half done then.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ INVARIANTS: Final = {
     "fatal-is-final": "After a close or an answer that its machine calls fatal, a client is stopped.",
     "wait-in-range": "A wait is at least 0 and at most the policy's cap, or 5 minutes if the server asked for it.",
     "wait-is-kept": "The next attempt is made when the announced wait is over; neither sooner nor later.",
-    "backoff-grows": "The waits grow as the policy says, until a stable connection, a person or the network ends that.",
-    "all-is-told": "Every change is told once and in order: each `connected` is followed by exactly one loss.",
-    "no-status-twice": "No status is told twice in a row, of a client or of a room.",
-    "status-is-true": "What was told last is the status, and what is alive fits it: a socket if connected, else none.",
-    "never-wedged": "A client on its way has a dial or a timer, unless it is offline; its queue is never stuck.",
-    "rooms-first": "When listeners hear of a loss or a stop, no room counts as joined any more.",
-    "room-is-true": "A room's status was told, and fits the client's: joined only if connected, tracked until over.",
-    "room-never-wedged": "A tracked room of a connected client is joined, or a timer will see to it.",
-    "half-open-noticed": "A connection on which nothing comes is given up within interval + timeout + grace.",
+    "backoff-grows": "The waits grow as the policy says, until a stable connection, a user or the network resets them.",
+    "all-is-told": "Every change is notified once and in order: each `connected` is followed by exactly one loss.",
+    "no-status-twice": "No status is notified twice in a row, of a client or of a room.",
+    "status-is-true": "The last notified status is true, and what is alive fits it: a socket if connected, else none.",
+    "never-wedged": "A client not stopped has a dial, timer or socket, unless it is offline; its queue is never stuck.",
+    "rooms-first": "When listeners are called with a loss or a stop, no room counts as joined any more.",
+    "room-is-true": "A room's status was notified and fits the client's: joined only if connected, tracked to its end.",
+    "room-never-wedged": "A tracked room of a connected client is joined, or has a timer.",
+    "half-open-noticed": "A connection on which nothing arrives is given up within interval + timeout + grace.",
     "good-network-holds": "On a good network no connection is lost and no client changes its state.",
-    "operations-end": "Every operation ends, or what it waits for has not come about.",
+    "operations-end": "Every operation ends, unless what it waits for has not happened.",
     "errors-as-documented": "Operations raise what they are documented to raise; CancelledError only if cancelled.",
-    "let-go-in-time": "What was let go is closed in time: sockets, sessions and tasks do not pile up.",
+    "let-go-in-time": "What is no longer used is closed in time: sockets, sessions and tasks do not pile up.",
     "settles-in-time": "On a good network, every client is connected and every tracked room joined within a bound.",
     "documents-converge": "Then all documents of a room are equal, the server's too, within a bound.",
     "no-edit-lost": "At the end every edit of every client is in every document.",
-    "order-kept": "What a server sends on a connection is heard in that order, without gaps.",
-    "nothing-dropped": "All that came before a server's close is heard before the close is told.",
-    "calls-act": "When a call returns, it has acted: the status says so, and nothing waits behind it.",
-    "synced-is-true": "A room that is synced has a server that has all of its document.",
-    "no-false-death": "No connection is called dead while bytes move at a rate worth the name.",
-    "no-secret-shown": "No secret is in anything that is told, logged, explained or recorded.",
-    "faults-are-told": "What the user's code raises is logged with its traceback and reaches the loop's handler.",
-    "no-error-logged": "Nothing is logged as an error that was not done on purpose, and nothing warns.",
-    "time-goes-by": "Nobody keeps the event loop busy for ever.",
+    "order-kept": "What a server sends on a connection is received in that order, without gaps.",
+    "nothing-dropped": "Everything that came before a server's close is received before the close is notified.",
+    "calls-act": "When a call returns, it has acted: the status shows it, and nothing is left in the queue.",
+    "synced-is-true": "When a room is synced, the server has all of its document.",
+    "no-false-death": "No connection is called dead while bytes move at a fair rate.",
+    "no-secret-shown": "No secret is in anything that is notified, logged, explained or recorded.",
+    "faults-are-told": "What the user's code raises is logged with its traceback, and the loop's handler gets it.",
+    "no-error-logged": "Nothing is logged as an error unless it was done on purpose, and nothing warns.",
+    "time-goes-by": "The event loop does not stay busy for ever.",
     "nothing-left": "At the end no task, timer, transport, descriptor or connection is left.",
 }
 """Name, and what it says."""
@@ -92,12 +92,12 @@ class Operation:
     """What it may raise."""
     cancelled: bool = False
     is_due: Callable[[], bool] = bool
-    """Whether it must have ended by now, asked when everybody waits."""
+    """Whether it must have ended by now; called when all tasks wait."""
 
 
 @dataclass
 class RoomBook:
-    """What was told of a room."""
+    """What was notified of a room."""
 
     witness: Witness
     room_id: str
@@ -228,12 +228,12 @@ class Witness:
     # What the user did
 
     def asked_to_connect(self) -> None:
-        """Somebody called `connect`, `retry_now` or `start`."""
+        """`connect`, `retry_now` or `start` was called."""
         self._asked = True
         self._reset_at = self.loop.time()
 
     def told_online(self, online: bool) -> bool:
-        """Somebody called `set_online`; return what was known before."""
+        """`set_online` was called; return what was known before."""
         was_online = self._online
         if online:
             self._reset_at = self.loop.time()
@@ -250,7 +250,7 @@ class Witness:
         """Seconds that are left of the wait that was announced, if any."""
         return 0.0 if self._wait is None else max(self._wait[0] + self._wait[1] - self.loop.time(), 0.0)
 
-    # What it hears
+    # What it is notified of
 
     def _transition(self, change: StateChange) -> None:
         wait = "" if change.retry_in is None else f"; retry {change.attempt} in {change.retry_in:.6f} s"
@@ -355,7 +355,7 @@ class Witness:
         return next((room.id for room in self.client.rooms if room.status is RoomStatus.JOINED), None)
 
     def check_chain(self, who: str, change: StatusChange[Any], told: object) -> None:
-        """A change of status was told; the last before it was this."""
+        """A change of status was notified; the last status before it was this."""
         if change.new == told:
             self.fail("no-status-twice", f"{who}: told {change.new} twice in a row")
         elif change.old != told:
@@ -409,7 +409,7 @@ class Witness:
             self.fail("nothing-dropped", f"{self.name}: {what}")
 
     def applied(self, header: bytes, updates: Sequence[bytes]) -> None:
-        """A room's adaptor is given updates: the next ones that were sent in this session, if they came whole."""
+        """A room's adaptor gets updates: the next ones that were sent in this session, if they came whole."""
         if self._end is None:
             return
         session = self._sessions.setdefault(header, _Session())
@@ -463,7 +463,7 @@ class Witness:
         return len(self.sockets)
 
     def check_step(self) -> None:
-        """After a pass of the event loop."""
+        """Check after a pass of the event loop."""
         if len(self.sockets) + len(self.dials) > 1:
             sockets, dials = self.live_sockets(), self.live_dials()
             if sockets and sockets + dials > 1:
@@ -474,10 +474,10 @@ class Witness:
             self.fail("one-timer", f"{self.name} has {timers} timers of its machine")
 
     def check_quiet(self) -> None:
-        """When everybody waits: nothing is half done."""
+        """Check when all tasks wait: nothing is half done."""
         client, status = self.client, self.client.status
         if self.driver.dispatcher.is_running:
-            self.fail("never-wedged", f"{self.name}: everybody waits, but its queue of facts is not empty")
+            self.fail("never-wedged", f"{self.name}: all tasks wait, but its event queue is not empty")
         if self.told is not status or self.told_state != client.state:
             self.fail(
                 "status-is-true", f"{self.name} is {status} ({client.state}); told {self.told} ({self.told_state})"
@@ -552,7 +552,7 @@ class Witness:
         since = max(self.mute_since, self._connected_at, came_at)
         most = keepalive.interval + keepalive.timeout + GRACE + SLACK + extra
         if self.loop.time() - since > most:
-            self.fail("half-open-noticed", f"{self.name} has been connected to nobody since {since:.6f}")
+            self.fail("half-open-noticed", f"{self.name} has been connected without a peer since {since:.6f}")
 
     def _check_let_go(self) -> None:
         ending = self.driver.teardown.tasks
@@ -561,7 +561,7 @@ class Witness:
             most = 0 if self.client.state in ("waiting", "paused", "disconnected", "error") else 1
             if len(self.link.ends) > most:
                 what = f"{len(self.link.ends)} TCP connections while {self.client.state}"
-                self.fail("let-go-in-time", f"{self.name} has {what}, and nobody is about to close them")
+                self.fail("let-go-in-time", f"{self.name} has {what}, and nothing is about to close them")
             return
         now = self.loop.awake()
         self._ending = {task: self._ending.get(task, now) for task in ending}
@@ -606,7 +606,7 @@ class Witness:
         rooms = self.driver.rooms
         timers = sum(driver_of(room).timers for room in tracked)
         if not rooms.admission.waiting and len(rooms.timers) != timers:  # of who awaits a turn, the timer ran out
-            self.fail("room-never-wedged", f"{self.name}: {len(rooms.timers)} deadlines for {timers} timers of rooms")
+            self.fail("room-never-wedged", f"{self.name}: {len(rooms.timers)} timers for {timers} of its rooms")
 
     # Operations
 

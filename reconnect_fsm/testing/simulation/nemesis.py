@@ -1,8 +1,8 @@
 """What can go wrong in a simulation, and what its users do: every kind, with how often it happens.
 
-A kind is a function that is given the `World` and a source of randomness of its own, draws its parameters from it and
-does its part at once; what takes longer it leaves to the world, which undoes all of it before the network is good
-again. A `Plan` is drawn before anything happens, so that what happens changes nothing in what is still to come.
+A kind is a function of the `World` and of a source of randomness of its own, from which it draws its parameters. It
+acts at once; what lasts longer is undone by the world before the network is good again. The plan of a storm is drawn
+before it begins, so what happens does not change what comes later.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _kind(kinds: dict[str, Kind], weight: float) -> Callable[[Deed], Deed]:
 
 
 def plan(random: Random) -> list[StormStep]:
-    """What happens in one storm. Each has its favourites, some know few kinds, so that rare combinations come too."""
+    """What happens in one storm. Each has favourite kinds, some have few kinds, so rare combinations come, too."""
     kinds = list(KINDS.values())
     if random.random() < 0.5:
         kinds = random.sample(kinds, random.choice((3, 6, 12)))
@@ -229,14 +229,14 @@ def _closing(random: Random) -> tuple[int, str]:
 
 
 def _words(random: Random) -> str:
-    """What a server says, mostly: it may say back what it was told."""
+    """A reason of the server: it may repeat what the client sent."""
     told = f"Bearer {SECRET}", f"c-{SECRET}", f"auth-{SECRET}", f"bearer.{SECRET}", SECRET
     return random.choice(("by the nemesis", *(f"not let in with {each}" for each in told)))
 
 
 @_fault(3)
 def _chatter(world: World, random: Random) -> None:
-    """Texts, some at once, at which the program calls its client; then a close, perhaps."""
+    """Texts, several at once, at which the program calls its client; then a close, perhaps."""
     if random.random() < 0.7:
         user = world.a_user(random)
         deeds = [DEEDS[random.choice(("connect", "go online", "edit", "ping", "join", "send"))] for _ in range(4)]
@@ -304,9 +304,9 @@ def _refuse_the_next_joins(world: World, random: Random) -> None:
 
 @_fault(0.5)
 def _gateway(world: World, random: Random) -> None:
-    """Something between that takes no large messages."""
-    world.server.most_bytes = random.choice((20_000, 70_000))
-    world.undo(random.uniform(1, 60), lambda: setattr(world.server, "most_bytes", None))
+    """A gateway in between takes no large messages."""
+    world.server.max_bytes = random.choice((20_000, 70_000))
+    world.undo(random.uniform(1, 60), lambda: setattr(world.server, "max_bytes", None))
 
 
 # The network
@@ -329,7 +329,7 @@ def _cut(world: World, random: Random) -> None:
 def _slow_link(world: World, random: Random) -> None:
     link = world.a_user(random).link
     link.latency = random.choice((0.001, 0.05, 0.3, 0.3, 2.0, 6.0)) * random.uniform(0.8, 1.2)
-    link.most = random.choice((None, None, 1, 7, 1000))
+    link.max_piece = random.choice((None, None, 1, 7, 1000))
     link.rate = random.choice((None, 1000.0, 5000.0, 20_000.0, 50_000.0))
     world.undo(random.choice((10, 60, 300)) * random.uniform(0.5, 1.5), link.restore)
 
@@ -509,7 +509,7 @@ def _close_and_connect(world: World, random: Random) -> None:
 
 @_call()
 def _two_at_once(world: World, random: Random) -> None:
-    """Two calls with no pass of the event loop in between."""
+    """Two calls without a pass of the event loop in between."""
     user = world.a_user(random)
     for _ in range(2):
         deed = random.choice(tuple(DEEDS))

@@ -1,9 +1,9 @@
 """The network of a simulation: TCP in memory and in virtual time, with latency, and with faults for each client.
 
-Every client has a `Link` of its own, told apart by the loopback address that it connects to: 127.0.0.1, 127.0.0.2 and
-so on all lead to the same servers. What is written arrives after the link's latency, so that a client and a server
-never act on one another within one instant. That is what makes a run independent of how many passes of the event loop
-something takes, which differs from one version of Python to the next.
+Every client has a `Link` of its own, known by the loopback address that it connects to: 127.0.0.1, 127.0.0.2 and so on
+all lead to the same servers. What is written arrives after the link's latency, so a client and a server never affect
+each other within one instant. This makes a run independent of how many passes of the event loop something takes, which
+differs between versions of Python.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from reconnect_fsm.testing.virtual_time import VirtualTimeLoop
 __all__ = ["HOST", "End", "Frame", "Link", "NetworkLoop", "Tape"]
 
 HOST: Final = "127.0.0.1"
-MOST_PIECES: Final = 64  # that what is written at once falls into: a large message byte by byte would take minutes
+MAX_PIECES: Final = 64  # of what is written at once: a large message byte by byte would take minutes
 CAPACITY: Final = 64 * 1024  # bytes that one direction of a connection holds, as the buffers of two kernels would
 DELAYED_ACK: Final = 0.04  # seconds that a kernel waits before it acknowledges what came
 SEGMENT: Final = 500  # bytes that arrive at a time on a link of little bandwidth
-LATENCY: Final = 0.02  # seconds, of a link that nobody has touched
+LATENCY: Final = 0.02  # seconds, of a link without faults
 MAX_PASSES: Final = 50_000  # of the loop within one instant: more than the longest queue takes
 
 
@@ -119,9 +119,9 @@ class Link:
         self.restore()
 
     def restore(self) -> None:
-        """Be a good link: fast, and open; also for what is under way."""
+        """Be a good link: fast and open, also for bytes that are on their way."""
         self.latency = LATENCY
-        self.most: int | None = None
+        self.max_piece: int | None = None
         """Most bytes that arrive at a time, of small messages; None for no limit."""
         self.rate: float | None = None
         """Bytes a second; None for no limit."""
@@ -143,13 +143,13 @@ class Link:
         self._open.set()
 
     def cut(self) -> int:
-        """End every connection with a reset at both ends, as a router does that has forgotten them; say how many."""
+        """Reset every connection at both ends, as a router does that has forgotten them; return how many."""
         for end in tuple(self.ends):
             end.cut()
         return len(self.ends)
 
     async def connect(self, address: tuple[Any, ...]) -> End:
-        """Connect to a server, after one round trip. Raises ConnectionRefusedError if nobody listens."""
+        """Connect to a server, after one round trip. Raises ConnectionRefusedError if no server listens."""
         self.attempts += 1
         self.on_attempt()
         await asyncio.sleep(2 * self.latency)
@@ -197,7 +197,7 @@ class _Pipe:
         self._last = 0.0  # when the last byte arrives
         self._end: float | None = None  # when the end of it arrives
         self.is_reset = False
-        self.abandoned = False  # nobody will read it
+        self.abandoned = False  # it will not be read
 
     def write(self, data: Any) -> int:
         if self._end is not None:
@@ -211,9 +211,9 @@ class _Pipe:
             self.tape.write(taken)
         if not self.abandoned:
             whole = len(taken) if self._link.rate is None else SEGMENT  # with little bandwidth, one after another
-            most = max(self._link.most or whole, len(taken) // MOST_PIECES, 1)
-            for at in range(0, len(taken), most):
-                piece = taken[at : at + most]
+            size = max(self._link.max_piece or whole, len(taken) // MAX_PIECES, 1)
+            for at in range(0, len(taken), size):
+                piece = taken[at : at + size]
                 arrival = self._arrival(len(piece))
                 self._under_way.append((arrival, piece))
                 self._size += len(piece)
@@ -351,9 +351,7 @@ class End(solipsism_socket.Socket):  # type: ignore[misc]  # it is not typed
     def close(self) -> None:
         if self._read_queue is None:
             return
-        self._out.end(
-            reset=self._resets or self._in.has_unread
-        )  # RFC 1122, 4.2.2.13: data that nobody has read is lost
+        self._out.end(reset=self._resets or self._in.has_unread)  # RFC 1122, 4.2.2.13: unread data is lost
         self._in.abandoned = True
         self._read_queue = self._write_queue = None
         self._link.closed(self)
@@ -386,7 +384,7 @@ class End(solipsism_socket.Socket):  # type: ignore[misc]  # it is not typed
 
 
 class _Listener(solipsism_socket.ListenSocket):  # type: ignore[misc]  # it is not typed
-    """A listening socket. Each who waits to be accepted has a future, and the link by which he came."""
+    """A listening socket. Each connection that waits to be accepted has a future and its link."""
 
     def connect(self, link: Link, address: object) -> asyncio.Future[End]:
         waiter: asyncio.Future[End] = asyncio.get_running_loop().create_future()
@@ -410,7 +408,7 @@ class _Listener(solipsism_socket.ListenSocket):  # type: ignore[misc]  # it is n
 
 
 class _Selector(solipsism_selector.Selector):  # type: ignore[misc]  # it is not typed
-    """Lets time go by once nobody has anything to do: until the next timer, or until the next byte arrives."""
+    """Lets time pass when no task has anything to do: until the next timer, or until the next byte arrives."""
 
     def __init__(self, clock: Any, on_quiet: Callable[[], bool]) -> None:
         super().__init__(clock)
@@ -426,7 +424,7 @@ class _Selector(solipsism_selector.Selector):  # type: ignore[misc]  # it is not
             until = min(arrivals) - self.clock.time()
             timeout = until if timeout is None else min(timeout, until)
         if timeout is None:
-            raise SleepForeverError("everybody waits, and nothing is going to happen")
+            raise SleepForeverError("all tasks wait, and nothing is going to happen")
         self.clock.advance(max(timeout, self.clock.resolution))
         return list(super().select(0))
 
@@ -447,22 +445,22 @@ class NetworkLoop(VirtualTimeLoop):
         self.on_step: Callable[[], None] = _nothing
         """Called after every pass of the loop."""
         self.on_quiet: Callable[[], None] = _nothing
-        """Called whenever everybody waits, before time goes by."""
+        """Called whenever all tasks wait, before time passes."""
         self.on_busy: Callable[[], None] = _nothing
-        """Called when no time goes by for `MAX_PASSES` passes."""
+        """Called when no time passes for `MAX_PASSES` passes."""
         self.on_timer: Callable[[asyncio.TimerHandle, tuple[Any, ...]], None] | None = None
         """Called with every new timer and its arguments."""
         self._passes = 0
         self._instant = 0.0
 
     def link(self, host: str) -> Link:
-        """The link of who connects to this address; made at the first call."""
+        """The link of the client that connects to this address; made at the first call."""
         if host not in self.links:
             self.links[host] = Link(self)
         return self.links[host]
 
     def stall(self, seconds: float) -> None:
-        """Block the loop: time goes by, and nothing is done in it."""
+        """Block the loop: time passes, and nothing runs."""
         self._clock.advance(seconds)
         self.stalled += seconds
 

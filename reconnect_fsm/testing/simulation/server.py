@@ -1,4 +1,4 @@
-"""The server of a simulation: the embedded one, or one of yours, which misbehaves in more ways when told to."""
+"""The server of a simulation: the embedded one, or one of yours, which misbehaves in more ways on request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNREADABLE_VERSION: Final = b"\xff\x00"
 
 
 class Misbehaving(EmbeddedServer):
-    """Refuses, damages, forgets to pass on, and answers with whatever it is told to."""
+    """Refuses, damages and loses updates, and answers as it is set to."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -34,20 +34,20 @@ class Misbehaving(EmbeddedServer):
         self.is_limiting = False
         """While True, every batch is refused with RATE_LIMITED."""
         self.harm: deque[str] = deque()
-        """What becomes of the next batches on their way to the others: "damaged" or "lost"."""
+        """What happens to the next batches on their way to the other clients: "damaged" or "lost"."""
         self.join_refusals: deque[JoinErrorCode] = deque()
         """How the next joins are refused."""
         self.words = "by the nemesis"
         """What it says when it refuses."""
-        self.most_bytes: int | None = None
-        """A frame of more costs the connection (1009), as a gateway's bound does; None: `MAX_FRAME_BYTES`."""
+        self.max_bytes: int | None = None
+        """A larger frame closes the connection (1009), as a gateway's limit does; None: `MAX_FRAME_BYTES`."""
 
     def behave(self) -> None:
         """Stop misbehaving."""
         self.refusals.clear()
         self.harm.clear()
         self.join_refusals.clear()
-        self.is_limiting, self.most_bytes = False, None
+        self.is_limiting, self.max_bytes = False, None
 
     @property
     def backlog(self) -> int:
@@ -61,13 +61,13 @@ class Misbehaving(EmbeddedServer):
                 connection.send(WSMsgType.TEXT, text.encode())
 
     def close_each(self, code: int, reason: str) -> None:
-        """Send every client a close frame, behind what was sent in this turn of the loop; wait for nobody."""
+        """Send every client a close frame, behind what was sent in this turn of the loop; do not wait."""
         payload = close_payload(code, reason)
         for connection in tuple(self._connections):
             connection.close(payload)
 
     async def _receive(self, connection: Any, frame: bytes) -> None:
-        if self.most_bytes is not None and len(frame) > self.most_bytes:
+        if self.max_bytes is not None and len(frame) > self.max_bytes:
             connection.close(close_payload(WSCloseCode.MESSAGE_TOO_BIG, "too big"))
         else:
             await super()._receive(connection, frame)

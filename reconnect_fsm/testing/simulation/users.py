@@ -61,7 +61,7 @@ PLACES: Final = (
     "network source",
     "refused",
 )
-"""Where code of a user's is called."""
+"""Where the user's code is called."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ ROOMS: Final = (
 
 
 class Fallible:
-    """An adaptor that raises when told to."""
+    """An adaptor that raises on request."""
 
     def __init__(self, adaptor: Adaptor, user: User, shared: Shared) -> None:
         if adaptor is None:
@@ -170,7 +170,7 @@ IDLE: Final = Idle()
 
 
 class Source:
-    """A network source: it says what it is told, and fails when told to."""
+    """A network source whose answers are set, and which fails on request."""
 
     def __init__(self, user: User) -> None:
         self._user = user
@@ -207,9 +207,9 @@ class User:
         self.link: Link = world.loop.link(self._host)
         self.link.gulp = random.choice((None, 100, 600, 1448))
         self.url_trouble: Exception | float | None = None
-        """What becomes of the next call of the url function: it raises, or it takes so many seconds."""
+        """What the next call of the url function does: it raises this, or takes so many seconds."""
         self.mischief: dict[str, list[Callable[[], None]]] = {place: [] for place in PLACES}
-        """What code of this user's does at each of its next calls."""
+        """What this user's code does at each of its next calls."""
         self._depth = 0  # of calls of that code
         self._deeds = 0  # how often it did something
         self.knows_auth = False
@@ -287,7 +287,7 @@ class User:
 
     @contextmanager
     def called(self, place: str) -> Iterator[None]:
-        """Code of this user's runs, in this place; it may be up to something."""
+        """This user's code runs, in this place: do what is planned for it."""
         self._depth += 1
         try:
             yield
@@ -299,14 +299,14 @@ class User:
             self._depth -= 1
 
     def later(self, do: Callable[[], object]) -> None:
-        """Do it now, or in the next turn of the loop if code of this user's is being called, by loro perhaps."""
+        """Do it now, or in the next turn of the loop if this user's code is being called, by loro perhaps."""
         if self._depth:
             self.world.loop.call_soon(do)
         else:
             do()
 
     def behave(self) -> None:
-        """Be up to nothing any more, on a good link, and have no edits that are not committed."""
+        """Stop all mischief, have a good link, and commit all edits."""
         for deeds in self.mischief.values():
             deeds.clear()
         self.url_trouble = None
@@ -521,7 +521,7 @@ class User:
         return is_over
 
     def bound(self) -> float:
-        """Seconds within which it is connected and its rooms joined, once the network is good."""
+        """The seconds within which it must be connected and its rooms joined, once the network is good."""
         room_fsm = self.world.setting.room_fsm
         settings = self.witness.driver.settings
         policy, keepalive = settings.retry, settings.keepalive
@@ -558,7 +558,7 @@ class User:
 
     @contextmanager
     def _acting(self, what: str, is_done: Callable[[], bool]) -> Iterator[None]:
-        """A call has acted when it returns (D-NOW), but for one within a callback, or whose callbacks call others."""
+        """A call has acted when it returns (D-NOW), unless it is within a callback, or its callbacks make calls."""
         deeds = self._deeds
         yield
         is_told = self._depth > 0 or self._deeds > deeds or self.client.status is ClientStatus.ERROR
@@ -636,7 +636,7 @@ class User:
 
 
 def _options(random: Random) -> dict[str, Any]:
-    """How a client is configured: mostly as by default, for that is how most are."""
+    """How a client is configured: mostly by default, as most are."""
     odd = random.random() < 0.4
     retry = RetryPolicy(random=random)
     if odd:

@@ -38,14 +38,14 @@ __all__ = ["World"]
 
 DOCUMENTS: Final = [(index, shared) for index, shared in enumerate(ROOMS) if shared.document is not None]
 KEPT_EVENTS: Final = 60
-SLOW: Final = 12  # seconds that a slow server thinks about a join: longer than a client waits
-MAX_REPEATS: Final = 5  # while everything settles, of asking for what was refused by what was still on its way
+SLOW: Final = 12  # seconds that a slow server takes for a join: longer than a client waits
+MAX_REPEATS: Final = 5  # of asking again, while everything settles, for what was refused by messages still on their way
 CALM: Final = (600.0, 7200.0)  # seconds: the shortest calm and the longest
 
 
 @dataclass
 class _Raised:
-    """An error that was raised on purpose, and whether it was told of."""
+    """An error that was raised on purpose, and whether it was reported."""
 
     error: BaseException
     where: str
@@ -54,7 +54,7 @@ class _Raised:
 
 
 class World:
-    """One run: the server, its users, and what befalls them."""
+    """One run: the server, its users, and the faults."""
 
     def __init__(self, setting: Setting, trace: TextIO | None = None) -> None:
         self.setting = setting
@@ -64,11 +64,11 @@ class World:
         self.verdict: Permission | type[Sabotage] | str | None = "write"
         """What `authenticate` says."""
         self.needs_rejoin = False
-        """Whether client and server may disagree on who is in which room, which only a rejoin can mend."""
+        """Whether client and server may disagree about the members of a room, which only a rejoin repairs."""
         self.has_refused = False
-        """Whether updates were refused for good, perhaps: they are sent again at a rejoin."""
+        """Whether updates may have been refused for good: they are sent again at a rejoin."""
         self.texts = 0
-        """How many texts the server has said."""
+        """How many texts the server has sent."""
         self.needs_edits = False
         """Whether updates were lost on their way to others."""
         self.loop: NetworkLoop
@@ -143,7 +143,7 @@ class World:
         self.fail("no-error-logged", what)
 
     def _logged(self, record: logging.LogRecord) -> bool:
-        """Whether what was logged is of what was raised on purpose."""
+        """Whether a log record is about an error that was raised on purpose."""
         text = record.getMessage()
         if record.name == "reconnect_fsm" and SECRET in text and all(user.knows(text) for user in self.users):
             self.fail("no-secret-shown", f"it is logged: {text}")
@@ -159,24 +159,24 @@ class World:
             return
         self.fail("no-error-logged", f"the event loop: {context['message']}: {error!r}")
 
-    # What code of the users' raises
+    # What the users' code raises
 
-    def sabotage(self, where: str, error: BaseException | None = None, told: bool = False) -> BaseException:
-        """An error that is raised on purpose, in this place, right now; ``told``: it need not be told of."""
+    def sabotage(self, where: str, error: BaseException | None = None, is_quiet: bool = False) -> BaseException:
+        """An error to raise on purpose in this place; ``is_quiet``: it need not be reported."""
         error = Sabotage(where) if error is None else error
         self.note("nemesis", f"{where} raises {type(error).__name__}")
-        self.raised(error, where, not told)
+        self.raised(error, where, not is_quiet)
         return error
 
     def raised(self, error: BaseException, where: str, is_fault: bool = True) -> None:
-        """An error is raised on purpose. One that is no fault need not be told of."""
+        """An error is raised on purpose. One that is no fault need not be reported."""
         self._times[where] += 1
         is_logged = not is_fault or self._times[where] > 10  # then ever fewer are
         self._raised[id(error)] = _Raised(error, where, is_logged, not is_fault)
         self.report.seen["errors raised by users"] += 1
 
     def _known(self, error: BaseException | None) -> _Raised | None:
-        """What was raised on purpose, if this is it, or was raised from it."""
+        """The record of the error, if it was raised on purpose or from such an error."""
         while error is not None:
             if id(error) in self._raised:
                 return self._raised[id(error)]
@@ -193,7 +193,7 @@ class World:
                     "faults-are-told", f"{each.where} raised {each.error!r}, which is not {' and not '.join(untold)}"
                 )
 
-    # The course of things
+    # The course of a run
 
     async def _main(self) -> None:
         self._violated = self.loop.create_future()
@@ -210,7 +210,7 @@ class World:
             self._violate("nothing-left", leaks.describe(left))
 
     async def _abandon(self) -> None:
-        """End everything somehow: after a violation there is no telling what still works."""
+        """End everything by force: after a violation it is unknown what still works."""
         loop: Any = self.loop
         for _ in range(10):
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -283,7 +283,7 @@ class World:
             kind.do(self, Random(f"{self.setting.seed}: storm {self._episode}, step {step.index}"))
 
     async def _heal(self, absent: Sequence[User]) -> None:
-        """Make the network good, and see whether everything settles in time."""
+        """Make the network good, and check that everything settles in time."""
         self.note("nemesis", "the network becomes good")
         for timer, undo in tuple(self._undoing.items()):
             timer.cancel()
@@ -337,7 +337,7 @@ class World:
         return None
 
     async def _check_operations(self, users: Sequence[User]) -> None:
-        """All is well: whatever was waited for comes about, and the server knows of nobody else."""
+        """All is well: every operation ends, and the server has no other connections."""
         for user in users:
             for index in range(len(ROOMS)):
                 user.synced(index)
@@ -442,7 +442,7 @@ class World:
                 user.check_synced()
 
     def look(self) -> None:
-        """See who can hear nothing of the server at present."""
+        """Note which clients can receive nothing from the server at present."""
         frozen = self._frozen_since is not None
         for user in self.users:
             if not (frozen or user.link.blocked):
@@ -526,7 +526,7 @@ class World:
 
     async def _authenticate(self, room_id: str, crdt: CrdtType, auth: bytes) -> Permission | None:
         if self.verdict is Sabotage:
-            raise self.sabotage("authenticate", told=True)
+            raise self.sabotage("authenticate", is_quiet=True)
         for _ in range(SLOW):
             if self.verdict != "slow":
                 break
@@ -534,12 +534,12 @@ class World:
         return "read" if self.verdict == "read" else None if self.verdict is None else "write"
 
 
-# What is not the seed's, made so
+# Everything that is not a function of the seed, made so
 
 
 @contextmanager
 def _controlled(seed: int) -> Iterator[None]:
-    """Sockets in memory, and no chance but the seed's: aiohttp makes its keys and masks of these numbers."""
+    """Sockets in memory, and no randomness but the seed's: aiohttp makes its keys and masks from these numbers."""
     random = Random(f"{seed}: aiohttp")
     mask = SimpleNamespace(getrandbits=lambda _: 0x5EED)
     with (
@@ -563,7 +563,7 @@ def _collecting_sessions(sessions: list[aiohttp.ClientSession]) -> Iterator[None
 
 @contextmanager
 def _complaints(complain: Callable[[str], None], logged: Callable[[logging.LogRecord], bool]) -> Iterator[list[str]]:
-    """Pass on what is logged as an error, but for what was meant to happen, and collect what warns."""
+    """Pass on what is logged as an error, unless it was meant to happen, and collect warnings."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -587,7 +587,7 @@ def _complaints(complain: Callable[[str], None], logged: Callable[[logging.LogRe
         ):
             warnings.simplefilter("always")
             yield warned
-            gc.collect()  # what was dropped unclosed complains now
+            gc.collect()  # what was dropped unclosed warns now
             warned += [f"{each.category.__name__}: {each.message}" for each in caught]
     finally:
         for logger, (propagate, level, disabled) in zip(loggers, kept, strict=True):
