@@ -1,10 +1,11 @@
 """Events and transitions of ``transitions`` without the parts that machines declared here never use.
 
 A stock trigger makes an `EventData` and a partial, asks of each callback whether it is a name, a property or the path
-of a function, and logs a dozen lines that nobody reads. Here every guard and action is the name of a method that takes
-nothing, and nothing is passed on: a fifth of the time. They are set through the hooks that ``transitions`` has for it.
-What is called, in which order, what is returned and what is raised is the same:
-``tests/machines/test_fast_transitions.py`` compares the two on random machines.
+of a function, and logs a dozen lines. Here every guard and action is the name of a method without parameters, and
+nothing is passed to it: a trigger takes a fifth of the time. The classes are set through the hooks that ``transitions``
+has for it. What is called, in which order, what is returned and what is raised is the same, with two exceptions: a
+guard must return a bool, and a Machine is complete once it is made. ``tests/machines/test_fast_transitions.py``
+compares the two on random machines.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any, cast
 
 import transitions
 
-__all__ = ["FastMachine"]
+from reconnect_fsm.errors import MachineDefinitionError
+
+__all__ = ["FastMachine", "guard_text"]
 
 
 class FastTransition(transitions.Transition):
@@ -27,20 +30,20 @@ class FastTransition(transitions.Transition):
         return tuple((each.func, each.target) for each in conditions)
 
     def leaving(self, machine: transitions.Machine) -> tuple[str, ...]:
-        """What is called before the state is set."""
+        """The methods that are called before the state is set."""
         left = machine.states[self.source].on_exit if self.dest is not None else ()
         called: tuple[Any, ...] = (*self.before, *left)
         return called
 
     def arriving(self, machine: transitions.Machine) -> tuple[str, ...]:
-        """What is called once it is."""
+        """The methods that are called after that."""
         entered = machine.states[self.dest].on_enter if self.dest is not None else ()
         called: tuple[Any, ...] = (*entered, *machine.after_state_change)
         return called
 
 
 class FastEvent(transitions.Event):
-    """An event that is told nothing but the model."""
+    """An event that takes nothing but the model."""
 
     @cached_property
     def plans(self) -> dict[str, list[tuple[tuple[tuple[str, object], ...], tuple[str, ...], Any, tuple[str, ...]]]]:
@@ -61,7 +64,7 @@ class FastEvent(transitions.Event):
                 answer = getattr(model, name)()
                 if answer is not wanted:
                     if type(answer) is not bool:
-                        raise TypeError(f"the guard {name} must return a bool, not {type(answer).__name__}")
+                        raise MachineDefinitionError(guard_text(name, answer))
                     break
             else:
                 for name in leaving:
@@ -79,3 +82,25 @@ class FastMachine(transitions.Machine):
 
     event_cls = FastEvent
     transition_cls = FastTransition
+    is_complete = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.is_complete = True
+
+    def add_transition(self, *args: Any, **options: Any) -> None:
+        """Raises MachineDefinitionError: `FastEvent.plans` would not know it, nor would diagrams and checks."""
+        if self.is_complete:
+            raise MachineDefinitionError(f"{self.name}its table is complete: declare a subclass with more rows")
+        super().add_transition(*args, **options)
+
+    def add_states(self, *args: Any, **options: Any) -> None:
+        """Raises MachineDefinitionError: likewise."""
+        if self.is_complete:
+            raise MachineDefinitionError(f"{self.name}its table is complete: declare a subclass with more states")
+        super().add_states(*args, **options)
+
+
+def guard_text(name: str, answer: object) -> str:
+    """What is wrong with a guard that returned no bool."""
+    return f"the guard {name} must return a bool, not {type(answer).__name__}"

@@ -47,14 +47,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 import transitions
 
-from reconnect_fsm._fast_transitions import FastMachine
+from reconnect_fsm._fast_transitions import FastMachine, guard_text
 from reconnect_fsm.effects import Effect
 from reconnect_fsm.errors import MachineDefinitionError, fault_reason, is_fault
 from reconnect_fsm.status import Cause
@@ -266,8 +266,15 @@ class Rule:
         return tuple(name.removeprefix(NOT) for name in self.when)
 
     def passes(self, fsm: object) -> bool:
-        """Whether all its guards allow it, asked of this machine now."""
-        return self.allows(lambda guard: getattr(fsm, guard)())
+        """Whether all its guards allow it, asked of this machine now. Raises what they raise, as an event would."""
+
+        def answer(guard: str) -> bool:
+            answer: object = getattr(fsm, guard)()
+            if not isinstance(answer, bool):
+                raise MachineDefinitionError(guard_text(guard, answer))
+            return answer
+
+        return self.allows(answer)
 
     def allows(self, answer: Callable[[str], object]) -> bool:
         """Whether the guards allow it, given what each of them answers; none is asked after one that does not."""
@@ -305,12 +312,22 @@ class Event(Generic[P]):
         They decide before everything below them, fatal closes and the attempt limit of `ClientFSM` included. A row that
         says ``before=`` or ``after=`` is put there instead. Raises MachineDefinitionError if there is no such row.
         """
-        layers = [Layer(each.rows, each.declared_in) for each in self.layers]
+        layers = list(self.layers)
         top = [each for each in _rows(rows) if not (each.before or each.after)]
-        for each in rows:
-            if each.before or each.after:
-                _insert(layers, each, self.name)
+        # Each comes right before or right after the inherited row, so that the last one after it is put there first.
+        for each in [*(each for each in rows if each.before), *(each for each in reversed(rows) if each.after)]:
+            _insert(layers, each, self)
         return Event(self.record, (*([Layer(tuple(top))] if top else []), *layers))
+
+    def insert(self, *rows: Row, before: Named = "", after: Named = "") -> Event[P]:
+        """The same event with ``rows`` put, in their order, before or after an inherited row.
+
+        It is named by a guard or a clause of it, as in `row`. Raises MachineDefinitionError if there is no such row,
+        or if not exactly one of ``before`` and ``after`` is given.
+        """
+        if bool(before) == bool(after):
+            raise MachineDefinitionError(f"event {self.name}: insert() takes either before= or after=")
+        return self.first(*(replace(each, before=_name(before), after=_name(after)) for each in _rows(rows)))
 
     def extends(self, other: Event[Any]) -> bool:
         """Whether it has all the rows of the other one, and maybe more."""
@@ -378,7 +395,11 @@ def event(*rows: Row) -> Callable[[Callable[Concatenate[Any, P], None]], Event[P
     """Declare an event by its rows. The method below it stores its arguments, and has the signature of the event."""
 
     def decorate(record: Callable[Concatenate[Any, P], None]) -> Event[P]:
-        return Event(record, (Layer(_rows(rows)),))
+        if any(each.before or each.after or each.silences for each in _rows(rows)):
+            raise MachineDefinitionError(
+                f"event {record.__name__}: before=, after= and silences= name inherited rows, and a new event has none"
+            )
+        return Event(record, (Layer(rows),))
 
     return decorate
 
@@ -528,18 +549,21 @@ def _name(item: object) -> str:
     return item if isinstance(item, str) else str(getattr(item, "__name__", repr(item)))
 
 
-def _insert(layers: list[Layer], new: Row, event: str) -> None:
+def _insert(layers: list[Layer], new: Row, event: Event[...]) -> None:
     """Put a row beside the inherited one that it names: the layer of that row is cut in two."""
     wanted = new.before or new.after
-    places = [(n, i) for n, layer in enumerate(layers) for i, each in enumerate(layer.rows) if _is_named(each, wanted)]
-    if not places:
-        known = {name for layer in layers for each in layer.rows for name in (*each.when, *each.clause.split())}
+    inherited = [each for layer in event.layers for each in layer.rows]
+    named = [each for each in inherited if _is_named(each, wanted)]
+    if not named:
+        known = {name for each in inherited for name in (*each.when, *each.clause.split())}
         raise MachineDefinitionError(
-            f"event {event}: no inherited row has the guard or clause {wanted!r}{_did_you_mean(wanted, sorted(known))}"
+            f"event {event.name}: no inherited row has the guard or clause {wanted!r}"
+            f"{_did_you_mean(wanted, sorted(known))}"
         )
-    number, index = places[0] if new.before else places[-1]
-    index += 0 if new.before else 1
+    neighbour = named[0] if new.before else named[-1]
+    number = next(number for number, layer in enumerate(layers) if neighbour in layer.rows)
     rows, declared_in = layers[number].rows, layers[number].declared_in
+    index = rows.index(neighbour) + (0 if new.before else 1)
     parts = [Layer(rows[:index], declared_in), Layer((new,)), Layer(rows[index:], declared_in)]
     layers[number : number + 1] = [layer for layer in parts if layer.rows]
 
@@ -650,6 +674,8 @@ class _Declaration:
         """Methods that `transitions` would call by their names are not called here, and that would go unnoticed."""
         used = self.used_methods()
         for name in vars(self.cls):
+            if name in MACHINE_CALLBACKS and name not in used and callable(getattr(self.cls, name)):
+                raise self.error(f"{name}() would never be called: override state_changed() or status_changed()")
             kind = next((each for each in CALLBACKS if name.startswith(each)), "")
             of = name.removeprefix(kind)
             known = {"on_": {of}, "to_": self.cls.states}.get(kind[:3], self.cls.events)
@@ -685,8 +711,9 @@ class _Declaration:
         rules: list[Rule] = []
         decided: set[str] = set()
         overrides = _Overrides(self.cls, name)
+        in_layers_above: dict[str, list[set[str]]] = {source: [] for source in self.cls.states}
         for layer in declared.layers:
-            # A layer may overrule the layers below it; a row that cannot be reached within its own layer is a slip.
+            # New rows may silence inherited ones in the layers below; a new row that cannot be reached is a slip.
             above: dict[str, list[set[str]]] = {source: [] for source in self.cls.states}
             for number, each in enumerate(layer.rows, 1):
                 where = f"event {name}, row {number}"
@@ -695,7 +722,12 @@ class _Declaration:
                 target = None if each.target is None else self.state_named(each.target, f"{where}, to")
                 settled = {source for source, guards in above.items() if set() in guards}
                 sources = self.sources(each.source, where, settled)
-                dead = [source for source in sources if any(guards <= set(each.when) for guards in above[source])]
+                higher = in_layers_above if overrides.is_new(each) else {}
+                dead = [
+                    source
+                    for source in sources
+                    if any(guards <= set(each.when) for guards in above[source] + higher.get(source, []))
+                ]
                 if len(dead) == len(sources) or (dead and not isinstance(each.source, Group)):
                     raise self.error(
                         f"{where} can never be reached in {', '.join(dead) or 'any state'}: a row above it passes "
@@ -708,6 +740,8 @@ class _Declaration:
                     if not overrides.silence(each, rule) and source not in decided:
                         rules.append(rule)
             decided |= {source for source, guards in above.items() if set() in guards}
+            for source, guards in above.items():
+                in_layers_above[source] += guards
         if faults := overrides.faults():
             raise self.error(faults[0])
         if open_pairs := [source for source in self.cls.states if source not in decided]:
@@ -780,6 +814,15 @@ CALLBACKS: Final = {
     "to_": "declare an event with a row that leads to {0}",
 }
 """The methods that ``transitions`` knows by their names, and what stands for each here."""
+MACHINE_CALLBACKS: Final = (
+    "prepare_event",
+    "before_state_change",
+    "after_state_change",
+    "finalize_event",
+    "on_exception",
+    "on_final",
+)
+"""The callbacks of a whole Machine in ``transitions``."""
 
 
 class _Overrides:
@@ -794,11 +837,14 @@ class _Overrides:
         self.used: set[tuple[int, str]] = set()  # what a row's `silences=` names, once it was found
         self.unnamed: list[str] = []
 
+    def is_new(self, each: Row) -> bool:
+        return id(each) not in self.inherited
+
     def silence(self, each: Row, rule: Rule) -> bool:
         """Take note of the next rule; True if it is an inherited one that a new one silences."""
         if not self.fired:
             return False
-        if id(each) not in self.inherited:
+        if self.is_new(each):
             self.new.setdefault(rule.source, []).append(each)
             return False
         above = [new for new in self.new.get(rule.source, ()) if set(new.when) <= set(rule.when)]

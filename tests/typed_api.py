@@ -132,6 +132,13 @@ class Patient(ClientFSM):
     timer_fired = ClientFSM.timer_fired.first(
         row(banished, to="retrying", when=[ClientFSM.is_online, "was_kicked"]),
     )
+    pong_missed = ClientFSM.pong_missed.first(
+        row(ClientFSM.connected, to=banished, unless=ClientFSM.is_online, before=ClientFSM.is_offline),
+        row(ClientFSM.connected, to=banished, unless=[was_kicked, "is_online"], after="RETRY-2", silences=ANY),
+    )
+    dial_failed = ClientFSM.dial_failed.insert(
+        row(ClientFSM.DIALING, to=banished, when=was_kicked), after=ClientFSM.are_attempts_used_up
+    )
 
     @event(
         row(ClientFSM.connected, to=ClientFSM.connecting, do=ClientFSM.forget_attempts),
@@ -164,6 +171,9 @@ def machines() -> None:
     assert_type(fsm.connect_requested(reset_backoff=True), list[Effect])
     assert_type(fsm.socket_closed(CloseInfo(1006, "kicked", lasted=3.0)), list[Effect])
     assert_type(fsm.token_expired(60.0, why="soon"), list[Effect])
+    assert_type(fsm.may(Patient.token_expired), bool)
+    assert_type(fsm.may("close_requested"), bool)
+    Patient.to_graph_machine(graph_engine="mermaid").get_graph()
     assert_type(Hasty().status, RoomStatus)
     assert_type(Hasty().evicted(JoinRefused(1, "come back"), 100.0), list[Effect])
     for rule in Patient.rules:

@@ -883,17 +883,12 @@ def _failures(cls: type[ClientFSM], arguments: ArgumentsOf) -> Failures:
 
 def _note_useless_rows(found: Exploration) -> None:
     rules = [rule for rule in found.cls.rules if rule.source in found.paths]
-    for number, rule in enumerate(rules):
-        above = [each for each in rules[:number] if (each.event, each.source) == (rule.event, rule.source)]
-        outdone = [each for each in above if set(each.when) <= set(rule.when)]
+    for rule in rules:
         row = f"the row of {rule.event} from {rule.source}{_when(rule)} never fires: "
-        meant = any(
-            each.declared_in != rule.declared_in for each in outdone
-        )  # by whoever put it above an inherited row
-        if rule in found.possible or rule.is_ignored or meant:
+        if rule in found.possible or rule.is_ignored:
             continue
         if rule not in found.fired:
-            found.note(f"{row}a row above it passes whenever it would", found.paths[rule.source])
+            found.note(f"{row}the rows above it pass whenever it would", found.paths[rule.source])
         else:
             found.note(f"{row}nothing is alive there that could bring it about", found.paths[rule.source])
     for name in found.cls.events:

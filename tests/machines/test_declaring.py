@@ -11,7 +11,7 @@ from transitions.extensions import GraphMachine
 from door import Door, rules, words
 from reconnect_fsm.client_fsm import ClientFSM
 from reconnect_fsm.errors import MachineDefinitionError
-from reconnect_fsm.machine import ANY, FSM, STAY, ignore, row, state
+from reconnect_fsm.machine import ANY, FSM, MACHINE_CALLBACKS, STAY, event, ignore, row, state
 from reconnect_fsm.retry import RetryPolicy
 from reconnect_fsm.room_fsm import RoomFSM
 
@@ -73,6 +73,38 @@ def test_rows_beside_the_same_inherited_one_keep_their_order() -> None:
     assert guards == [("is_locked",), ("is_bent", "is_hard"), ("is_bent",), ("is_bowed",), ("is_hard",), ()]
 
 
+def test_rows_after_the_same_inherited_one_keep_their_order_too() -> None:
+    """Also if they have its guard: only inherited rows are looked for."""
+
+    class Bent(Door):
+        def is_bent(self) -> bool:
+            return True
+
+        def is_old(self) -> bool:
+            return True
+
+        pushed = Door.pushed.first(
+            row(Door.shut, to=Door.gone, when=(is_bent, Door.is_hard), after=Door.is_locked),
+            row(Door.shut, to=Door.ajar, when=is_old, before=Door.is_hard),
+            row(Door.shut, to=Door.wide, when=is_bent, after=Door.is_locked),
+        )
+
+    guards = [when for _, when in when_pushed_shut(Bent)]
+    assert guards == [("is_locked",), ("is_bent", "is_hard"), ("is_bent",), ("is_old",), ("is_hard",), ()]
+
+
+@pytest.mark.parametrize("place", [{"before": "DOOR-1"}, {"after": "DOOR-1"}, {"after": Door.is_hard}])
+def test_a_new_row_below_one_that_always_passes_is_an_error(place: dict[str, Any]) -> None:
+    """Whether that is new or inherited."""
+    with pytest.raises(MachineDefinitionError, match="event pushed, row 1 can never be reached in shut"):
+
+        class Odd(Door):
+            pushed = Door.pushed.first(
+                row(Door.shut, to=Door.gone, when="is_locked", silences="is_locked"),
+                row(Door.shut, to=Door.ajar, when=(Door.is_locked, Door.is_hard), **place),
+            )
+
+
 def test_an_inserted_row_decides_where_it_stands() -> None:
     """After the lock, before force is asked for."""
 
@@ -101,6 +133,56 @@ def test_a_row_beside_one_that_is_not_there(place: dict[str, Any], complaint: st
     """It is said at once, with the name that was meant."""
     with pytest.raises(MachineDefinitionError, match=complaint):
         Door.pushed.first(row(Door.shut, to=Door.gone, when="is_hard", **place))
+
+
+def test_rows_are_inserted_together_in_their_order() -> None:
+    """Beside one inherited row, named by reference, by name or by clause."""
+
+    class Bent(Door):
+        def is_bent(self) -> bool:
+            return True
+
+        def is_old(self) -> bool:
+            return True
+
+        pushed = Door.pushed.insert(
+            row(Door.shut, to=Door.gone, when=is_bent), row(Door.shut, to=Door.ajar, when=is_old), before=Door.is_hard
+        )
+
+    class Bowed(Door):
+        is_bent, is_old = Bent.is_bent, Bent.is_old
+        pushed = Door.pushed.insert(
+            row(Door.shut, to=Door.gone, when=is_bent), row(Door.shut, to=Door.ajar, when=is_old), after="DOOR-1"
+        )
+
+    new = [("gone", ("is_bent",)), ("ajar", ("is_old",))]
+    old = when_pushed_shut(Door)
+    assert when_pushed_shut(Bent) == [old[0], *new, *old[1:]]
+    assert when_pushed_shut(Bowed) == [*old[:2], *new, *old[2:]]
+
+
+@pytest.mark.parametrize(
+    ("place", "complaint"),
+    [
+        ({}, "event pushed: insert\\(\\) takes either before= or after="),
+        ({"before": "is_hard", "after": "is_hard"}, "takes either"),
+        ({"before": "is_hrad"}, "no inherited row has the guard or clause 'is_hrad'"),
+    ],
+)
+def test_rows_are_inserted_at_one_place_that_there_is(place: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(MachineDefinitionError, match=complaint):
+        Door.pushed.insert(row(Door.shut, to=Door.gone, when="is_hard"), **place)
+
+
+@pytest.mark.parametrize(
+    "place", [{"before": "is_hard"}, {"after": "is_hard"}, {"silences": ANY}, {"silences": "DOOR-1"}]
+)
+def test_a_new_event_has_no_inherited_rows(place: dict[str, Any]) -> None:
+    """So that no row of it can stand beside one, or silence one."""
+    with pytest.raises(MachineDefinitionError, match="event heard: before=, after= and silences= name inherited rows"):
+
+        @event(row(Door.shut, to=STAY, **place))
+        def heard(self: Door) -> None: ...
 
 
 # ------------------------------------------------------------------------------------------------------------- silences
@@ -248,8 +330,11 @@ def test_a_guard_that_returns_no_bool_is_an_error(answer: object) -> None:
         knocked = Door.knocked.first(row(Door.shut, to=Door.gone, when="is_vague"))
 
     door = Vague()
-    with pytest.raises(TypeError, match=f"the guard is_vague must return a bool, not {type(answer).__name__}"):
+    complaint = f"the guard is_vague must return a bool, not {type(answer).__name__}"
+    with pytest.raises(MachineDefinitionError, match=complaint):
         door.knocked()
+    with pytest.raises(MachineDefinitionError, match=complaint):
+        door.may(Vague.knocked)
     assert door.state == "shut"
 
 
@@ -273,6 +358,16 @@ def test_a_method_that_transitions_would_call_is_refused(name: str, hint: str) -
     """It would be ignored silently; the hint says what to write."""
     with pytest.raises(MachineDefinitionError, match=rf"Odd: {name}\(\) would never be called: .*{hint}|{hint}"):
         type("Odd", (Door,), {name: lambda self: None})
+
+
+@pytest.mark.parametrize("name", MACHINE_CALLBACKS)
+def test_a_callback_of_a_whole_machine_is_refused(name: str) -> None:
+    """Of ours there are two, with other names; one that a row names is an action like any other."""
+    with pytest.raises(MachineDefinitionError, match=rf"Odd: {name}\(\) would never .* state_changed\(\) or status"):
+        type("Odd", (Door,), {name: lambda self: None})
+    named = row(Door.ajar, to=STAY, do=name, silences=ANY)
+    assert type("Fine", (Door,), {name: lambda self: None, "knocked": Door.knocked.first(named)}).rules
+    assert type("Fine", (Door,), {name: None}).rules
 
 
 @pytest.mark.parametrize("name", ["before_long", "after_all", "to_do", "may_be", "prepare", "is_wide"])
@@ -330,6 +425,20 @@ def test_a_graph_machine_has_all_states_and_rows(fsm: type[FSM[Any]]) -> None:
     assert {(name, source) for name, each in machine.events.items() for source in each.transitions} == pairs
     source = machine.get_graph().source
     assert all(name in source for name in fsm.states)
+
+
+def test_the_machine_of_a_class_is_complete() -> None:
+    """What is added to it would be unknown to diagrams and checks, and to the event after its first trigger."""
+    before = list(Door.machine.states)
+    for add in (
+        lambda: Door.machine.add_transition("pushed", "shut", "gone"),
+        lambda: Door.machine.add_transitions([["pushed", "shut", "gone"]]),
+        lambda: Door.machine.add_states(["new"]),
+        lambda: Door.machine.add_state("new"),
+    ):
+        with pytest.raises(MachineDefinitionError, match="Door: its table is complete: declare a subclass with more"):
+            add()
+    assert list(Door.machine.states) == before
 
 
 def test_a_graph_machine_shows_negated_guards() -> None:

@@ -1,4 +1,4 @@
-"""Lean events and transitions do what those of `transitions` do: the two side by side on random machines."""
+"""Fast events and transitions do what those of `transitions` do: the two side by side on random machines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWERS = (True, True, False)
 
 
 class Model:
-    """Its methods answer, and now and then raise, as a seed has it; it writes down what was called in which state."""
+    """Its methods return what a seed says, and sometimes raise; it keeps what was called in which state."""
 
     def __init__(self, seed: int) -> None:
         self.state = "state_0"
@@ -67,7 +67,7 @@ def make(kind: type[transitions.Machine], seed: int) -> transitions.Machine:
     )
 
 
-def told(machine: transitions.Machine, model: Model, name: str) -> object:
+def outcome(machine: transitions.Machine, model: Model, name: str) -> object:
     """What a trigger returns, or what it raises."""
     try:
         return machine.events[name].trigger(model)
@@ -75,16 +75,16 @@ def told(machine: transitions.Machine, model: Model, name: str) -> object:
         return type(error), str(error)
 
 
-def test_lean_and_stock_agree_on_random_machines() -> None:
+def test_fast_and_stock_agree_on_random_machines() -> None:
     """100,000 triggers: the same calls in the same order and state, the same results, the same exceptions."""
     outcomes: dict[str, int] = {}
     for seed in range(MACHINES):
-        stock, lean = make(transitions.Machine, seed), make(FastMachine, seed)
+        stock, fast = make(transitions.Machine, seed), make(FastMachine, seed)
         ours, theirs = Model(seed), Model(seed)
         names = random.Random(~seed).choices(list(stock.events), k=TRIGGERS)
         for name in names:
-            expected = told(stock, theirs, name)
-            assert told(lean, ours, name) == expected, f"seed {seed}, {name}"
+            expected = outcome(stock, theirs, name)
+            assert outcome(fast, ours, name) == expected, f"seed {seed}, {name}"
             assert (ours.state, ours.calls) == (theirs.state, theirs.calls), f"seed {seed}, {name}"
             kind = expected[0].__name__ if isinstance(expected, tuple) else str(expected)
             outcomes[kind] = outcomes.get(kind, 0) + 1
@@ -95,8 +95,8 @@ def test_lean_and_stock_agree_on_random_machines() -> None:
 
 
 @pytest.mark.parametrize("fsm", [ClientFSM, RoomFSM])
-def test_the_machines_are_lean(fsm: type[Any]) -> None:
-    """The hooks of transitions are in use: each event and each transition is of the lean kind."""
+def test_our_machines_are_fast(fsm: type[Any]) -> None:
+    """The hooks of transitions are in use: each event and each transition is of the fast kind."""
     assert fsm.machine.events
     for event in fsm.machine.events.values():
         assert type(event) is FastEvent
