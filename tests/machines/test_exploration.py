@@ -261,13 +261,13 @@ def test_an_unreachable_state_and_dead_rules_are_found() -> None:
     class Odd(Patient):
         attic = state(ClientStatus.RECONNECTING, like=ClientFSM.paused)
         pong_missed = ClientFSM.pong_missed.first(
-            row(ClientFSM.connected, to=ClientFSM.paused, when=("is_retrying_off", "is_offline"))
-        ).first(row(ClientFSM.connected, to=ClientFSM.paused, when="is_retrying_off", silences="is_retrying_off"))
+            row(ClientFSM.connected, to=ClientFSM.paused, when="is_retrying_off", unless="is_retrying_off")
+        )
 
     found = of_client(Odd)
     assert found.unreachable() == ["attic"]
     dead = [(each.event, each.source, each.when) for each in found.dead_rules() if each.source != "attic"]
-    assert dead == [("pong_missed", "connected", ("is_retrying_off", "is_offline"))]
+    assert dead == [("pong_missed", "connected", ("is_retrying_off", "not is_retrying_off"))]
 
 
 class Leaking(ClientFSM):
