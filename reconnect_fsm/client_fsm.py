@@ -596,7 +596,7 @@ class ClientFSM(FSM[ClientStatus]):
         self.emit(NotifyRooms(event, self.pending_reason, self.pending_cause, stop))
 
     def fire_faulted(self, reason: str) -> list[Effect]:
-        return self.events["faulted"].fire(self, reason, True)
+        return self.events["faulted"].fire(self, reason, True)  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
 
     def last_resort(self, reason: str, old: ClientStatus) -> list[Effect]:
         self.pending_reason = self.reason = reason
