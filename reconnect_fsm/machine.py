@@ -334,11 +334,6 @@ class Event(Generic[P]):
         own = {id(each) for layer in self.layers for each in layer.rows}
         return own.issuperset(id(each) for layer in other.layers for each in layer.rows)
 
-    @property
-    def declared_in(self) -> str:
-        """The class that declared the uppermost rows."""
-        return self.layers[0].declared_in
-
     @overload
     def __get__(self, fsm: None, owner: type) -> Event[P]: ...
     @overload

@@ -339,14 +339,14 @@ def test_a_directory_that_cannot_be_written(capsys: Capture, tmp_path: Path) -> 
 
 @pytest.mark.dot
 def test_diagrams(capsys: Capture, tmp_path: Path) -> None:
-    """``diagrams`` draws both machines, to the byte as the library does."""
+    """``diagrams`` draws all three machines, to the byte as the library does."""
     assert main(["diagrams", str(tmp_path / "cli")]) == 0
     assert capsys.readouterr().err == ""
     for machine in diagrams.main_machines():
         diagrams.write(machine, tmp_path / "library")
     drawn = {each.name: each.read_bytes() for each in (tmp_path / "cli").iterdir()}
     assert drawn == {each.name: each.read_bytes() for each in (tmp_path / "library").iterdir()}
-    assert len(drawn) == 20
+    assert len(drawn) == 30
 
 
 @pytest.mark.parametrize(("missing", "remedy"), [("no_dot", "install Graphviz"), ("no_graphviz", "pip install")])
@@ -360,8 +360,8 @@ def test_diagrams_without_what_draws(
     (out / "client_fsm.svg").write_text("an old one")
     assert main(["diagrams", str(out)]) == 0
     captured = capsys.readouterr()
-    rooms = [name.replace("client", "room") for name in TEXTS]
-    assert names(out) == sorted([*TEXTS, *rooms, "client_fsm.svg"])
+    others = [name.replace("client", other) for other in ("room", "heartbeat") for name in TEXTS]
+    assert names(out) == sorted([*TEXTS, *others, "client_fsm.svg"])
     assert (out / "client_fsm.svg").read_text() == "an old one"
     assert "client_fsm.svg" not in captured.out
     assert "no SVG of ClientFSM" in captured.err

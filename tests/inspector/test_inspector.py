@@ -18,7 +18,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from chromium import WIDTHS, looking_at
 from kit import until, until_equal
-from reconnect_fsm import Client, ClientFSM, Connection, Keepalive, RetryPolicy
+from reconnect_fsm import Client, ClientFSM, ClientStatus, Connection, Keepalive, RetryPolicy
 from reconnect_fsm._asyncio.connection import connection_driver_of
 from reconnect_fsm.diagrams import picture
 from reconnect_fsm.diagrams.ink import COLOURS
@@ -764,10 +764,10 @@ def test_the_page_names_no_address() -> None:
 def test_the_colours_are_those_of_the_diagrams() -> None:
     """By status, light and dark, and the same in both."""
     light, dark = (PAGE_SIZE / "inspector.css").read_text(encoding="utf-8").split("prefers-color-scheme: dark", 1)
-    for status, colour in COLOURS.items():
-        if status != "joined":  # the same as connected
-            assert f"--{status}: {colour.line}; --{status}-fill: {colour.fill};" in light
-            assert f"--{status}: {colour.dark_line}; --{status}-fill: {colour.dark_fill};" in dark
+    for status in map(str, ClientStatus):  # those of rooms have the same
+        colour = COLOURS[status]
+        assert f"--{status}: {colour.line}; --{status}-fill: {colour.fill};" in light
+        assert f"--{status}: {colour.dark_line}; --{status}-fill: {colour.dark_fill};" in dark
 
 
 async def test_pictures_have_no_style_of_their_own_and_lose_none() -> None:

@@ -460,3 +460,8 @@ def test_a_graph_machine_with_graphviz() -> None:
     """The default engine."""
     pytest.importorskip("graphviz")
     assert "digraph" in Door.to_graph_machine().get_graph().source
+
+
+def test_the_last_resort_of_a_machine_that_declares_none_is_nothing() -> None:
+    """Ours say what must be done; a machine of another kind has nothing to release."""
+    assert Door().last_resort("it raised", "open") == []
